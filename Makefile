@@ -1,0 +1,40 @@
+# make run   upscales IN to OUT        make test   checks everything
+# Each sets itself up in .venv first; that needs Python 3.10 or newer, and happens again only when the needs change.
+
+PYTHON ?= python3
+IN ?= assets/demo.png
+OUT ?= out/demo_x4.png
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: run test test-hosts clean
+
+run: $(VENV)/.run
+	@mkdir -p "$(dir $(OUT))"
+	$(BIN)/python -m moesr upscale "$(IN)" -o "$(OUT)" --side-by-side $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -m "not slow" --ignore=tests/hosts
+
+# Against the genuine hosts, run beside the project.
+test-hosts: $(VENV)/.test
+	@if [ -d tests/hosts ]; then $(BIN)/python -m pytest tests/hosts; else echo "no tests/hosts: nothing to run"; fi
+
+clean:
+	rm -rf $(VENV) .cache build dist *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e ".[test]"
+	@touch $@ $(VENV)/.run
