@@ -1,0 +1,40 @@
+"""MoESR: diffusion super-resolution with time experts and a frequency-compensated decoder (arXiv 2310.12004).
+
+import moesr
+model = moesr.load()                       # the embedded x4 model
+result = moesr.upscale(model, image)       # PIL image, uint8 HWC array or float BHWC tensor; the same kind comes back
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import CheckpointError, ImageError, MoESRError, NumericsError, SettingError
+
+if TYPE_CHECKING:
+    from .model import SRModel, load
+    from .pipeline import Event, upscale
+
+__version__ = "0.1.0"
+__all__ = [
+    "CheckpointError",
+    "Event",
+    "ImageError",
+    "MoESRError",
+    "NumericsError",
+    "SRModel",
+    "SettingError",
+    "load",
+    "upscale",
+]
+
+_HOMES = {"load": "model", "SRModel": "model", "upscale": "pipeline", "Event": "pipeline"}
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that a host can import the package without paying for torch's import or ours.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,133 @@
+"""The frequency part of the decoder: adaptive filters in the Fourier domain and their U-Net (paper, section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import full_precision, group_norm
+
+
+class AdaptiveFrequencyFilter(nn.Module):
+    """x + irfft2(filter(X) * X), X = rfft2(x), where a small complex network of X itself makes the filter.
+
+    Two complex block-diagonal linear maps, leaky ReLU 0.1 between them, softshrink at 0.01. Any H and W; float32
+    inside. `expansion` widens the first map. The product is not Hermitian on the DC and Nyquist columns; irfft2 drops
+    that part.
+    """
+
+    def __init__(self, channels: int, expansion: int = 1, blocks: int = 8, threshold: float = 0.01) -> None:
+        super().__init__()
+        self.blocks, self.threshold = blocks, threshold
+        width = channels // blocks
+        std = 0.02
+        self.w1 = nn.Parameter(std * torch.randn(2, blocks, width, width * expansion))
+        self.b1 = nn.Parameter(std * torch.randn(2, blocks, width * expansion))
+        self.w2 = nn.Parameter(std * torch.randn(2, blocks, width * expansion, width))
+        self.b2 = nn.Parameter(std * torch.randn(2, blocks, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with full_precision(x):
+            return x + self._filter(x.float()).to(x.dtype)
+
+    def _filter(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        spectrum = torch.fft.rfft2(x, norm="ortho")  # [B, C, H, W/2 + 1]
+        parts = torch.stack([spectrum.real, spectrum.imag], dim=1).view(b, 2, self.blocks, c // self.blocks, -1)
+        stacked = parts.transpose(1, 2).flatten(2, 3)  # [B, blocks, re | im channels, frequencies]
+        hidden = F.leaky_relu(_complex_map(stacked, self.w1, self.b1), 0.1)
+        response = F.softshrink(_complex_map(hidden, self.w2, self.b2), self.threshold)
+        response = response.view(b, self.blocks, 2, c // self.blocks, -1).transpose(1, 2)
+        real, imag = response.reshape(b, 2, *spectrum.shape[1:]).unbind(1)
+        return torch.fft.irfft2(torch.complex(real, imag) * spectrum, s=(h, w), norm="ortho")
+
+
+def _complex_map(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A complex block-diagonal linear map as one real product. x: [B, blocks, 2 in, F] -> [B, blocks, 2 out, F]."""
+    real, imag = weight.float()  # each [blocks, in, out]
+    matrix = torch.cat([torch.cat([real, imag], dim=2), torch.cat([-imag, real], dim=2)], dim=1)
+    shift = torch.cat(list(bias.float()), dim=1)  # [blocks, 2 out]
+    return matrix.transpose(1, 2) @ x + shift[:, :, None]
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, then batch norm."""
+
+    def __init__(self, channels: int, out_channels: int, kernel: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.block = nn.Sequential()
+        self.block.add_module(
+            "conv", nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False)
+        )
+        self.block.add_module("norm", nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+class InvertedResidual(nn.Module):
+    """1 x 1 to four times the width, 3 x 3 depthwise, 1 x 1 back, leaky ReLU 0.1 between; skip if in == out."""
+
+    def __init__(self, channels: int, out_channels: int, expansion: int = 4) -> None:
+        super().__init__()
+        hidden = channels * expansion
+        self.skip = channels == out_channels
+        self.block = nn.ModuleDict(
+            {
+                "exp_1x1": ConvNorm(channels, hidden),
+                "conv_3x3": ConvNorm(hidden, hidden, 3, groups=hidden),
+                "red_1x1": ConvNorm(hidden, out_channels),
+            }
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.leaky_relu(self.block["exp_1x1"](x), 0.1)
+        h = F.leaky_relu(self.block["conv_3x3"](h), 0.1)
+        h = self.block["red_1x1"](h)
+        return x + h if self.skip else h
+
+
+class AFFBlock(nn.Module):
+    """u = InvertedResidual(GN(x)) + conv1x1(x); u + AdaptiveFrequencyFilter(GN(u)). [B, in, H, W] -> [B, out, H, W]."""
+
+    def __init__(self, channels: int, out_channels: int, expansion: int = 1, groups: int = 32) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels, 1e-5, groups)
+        self.mlp = InvertedResidual(channels, out_channels)
+        self.up_dim = nn.Conv2d(channels, out_channels, 1)
+        self.norm2 = group_norm(out_channels, 1e-5, groups)
+        self.filter = AdaptiveFrequencyFilter(out_channels, expansion)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.mlp(self.norm1(x)) + self.up_dim(x)
+        return u + self.filter(self.norm2(u))
+
+
+class AFFUNet(nn.Module):
+    """Nine AFF blocks on three scales, at full resolution and below (paper, fig. 4). Sides: multiples of 4."""
+
+    def __init__(
+        self, channels: int, mult: tuple[int, ...] = (1, 1, 2, 2), expansion: int = 1, groups: int = 32
+    ) -> None:
+        super().__init__()
+        c0, c1, c2, c3 = (channels * m for m in mult)
+
+        def shuffle_up(wide: int, out: int) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(wide, out * 4, 1), nn.PixelShuffle(2))
+
+        self.conv1 = AFFBlock(c0, c1, expansion, groups)
+        self.conv2 = AFFBlock(c1, c2, expansion, groups)
+        self.conv3 = AFFBlock(c2, c3, expansion, groups)
+        self.context_refine = nn.Sequential(*(AFFBlock(c3, c3, expansion, groups) for _ in range(4)))
+        self.up3 = shuffle_up(c3, c2)
+        self.up_conv3 = AFFBlock(c2 * 2, c2, expansion, groups)
+        self.up2 = shuffle_up(c2, c1)
+        self.up_conv2 = AFFBlock(c1 * 2, c0, expansion, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        full = self.conv1(x)
+        half = self.conv2(F.max_pool2d(full, 2))
+        quarter = self.context_refine(self.conv3(F.max_pool2d(half, 2)))
+        half = self.up_conv3(torch.cat([half, self.up3(quarter)], dim=1))
+        return self.up_conv2(torch.cat([full, self.up2(half)], dim=1))

@@ -1,0 +1,77 @@
+"""LR fusion: the decoder looks at the LR image, as much as the fidelity weight says (paper, section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import group_norm
+
+
+class FusionResBlock(nn.Module):
+    """Two convolutions after GroupNorm and SiLU, with a 1 x 1 skip (`conv_out`) where the width changes."""
+
+    def __init__(self, channels: int, out_channels: int, groups: int = 32) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels, 1e-6, groups)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels, 1e-6, groups)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_out = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return self.conv_out(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class DenseBlock(nn.Module):
+    """Five convolutions, each seeing all earlier features; leaky ReLU 0.2; residual x 0.2."""
+
+    def __init__(self, channels: int, growth: int = 32) -> None:
+        super().__init__()
+        widths = [channels + i * growth for i in range(5)]
+        self.conv1 = nn.Conv2d(widths[0], growth, 3, padding=1)
+        self.conv2 = nn.Conv2d(widths[1], growth, 3, padding=1)
+        self.conv3 = nn.Conv2d(widths[2], growth, 3, padding=1)
+        self.conv4 = nn.Conv2d(widths[3], growth, 3, padding=1)
+        self.conv5 = nn.Conv2d(widths[4], channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = x
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            seen = torch.cat([seen, F.leaky_relu(conv(seen), 0.2)], dim=1)
+        return x + 0.2 * self.conv5(seen)
+
+
+class RRDB(nn.Module):
+    """Three dense blocks with a residual x 0.2 around them."""
+
+    def __init__(self, channels: int, growth: int = 32) -> None:
+        super().__init__()
+        self.rdb1 = DenseBlock(channels, growth)
+        self.rdb2 = DenseBlock(channels, growth)
+        self.rdb3 = DenseBlock(channels, growth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.2 * self.rdb3(self.rdb2(self.rdb1(x)))
+
+
+class LRFusion(nn.Module):
+    """F = F_d + w C([F_lr, F_d]): decoder features corrected by those of the LR image.
+
+    decoded, lr: [B, channels, H, W]. fidelity w: 0 leaves the decoder alone (generative), 1 is the trained value
+    (faithful).
+    """
+
+    def __init__(self, channels: int, growth: int = 32, blocks: int = 2, groups: int = 32) -> None:
+        super().__init__()
+        self.encode_enc_1 = FusionResBlock(channels * 2, channels, groups)
+        self.encode_enc_2 = nn.Sequential(*(RRDB(channels, growth) for _ in range(blocks)))
+        self.encode_enc_3 = FusionResBlock(channels, channels, groups)
+
+    def forward(self, decoded: Tensor, lr: Tensor, fidelity: float) -> Tensor:
+        if fidelity == 0.0:
+            return decoded
+        correction = self.encode_enc_3(self.encode_enc_2(self.encode_enc_1(torch.cat([lr, decoded], dim=1))))
+        return decoded + fidelity * correction

@@ -1,0 +1,59 @@
+"""Parts that more than one network uses: attention, normalisation, time embedding, resampling."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Entries of one attention matrix that may exist at a time where no fused kernel is to be had (64 MiB of float32).
+ATTENTION_ENTRIES = 2**24
+
+
+def group_norm(channels: int, eps: float, groups: int = 32) -> nn.GroupNorm:
+    """GroupNorm, with the 32 groups of every released network by default. Raises ValueError if they do not divide."""
+    return nn.GroupNorm(groups, channels, eps=eps)
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Context in which nothing on x's device is autocast: for parts that must compute in float32."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention, scale dim^-0.5, without ever holding the N x N matrix for large N.
+
+    q, k, v: [batch, heads, N, dim]; returns the same shape. Queries go through the fused kernel in chunks, so that
+    devices without one for this head width stay within ATTENTION_ENTRIES too; each query's result is unchanged.
+    """
+    tokens = q.shape[-2]
+    per_query = k.shape[-2] * q.shape[0] * q.shape[1]
+    chunk = max(256, ATTENTION_ENTRIES // per_query)
+    if tokens <= chunk:
+        return F.scaled_dot_product_attention(q, k, v)
+    out = [F.scaled_dot_product_attention(part, k, v) for part in q.split(chunk, dim=-2)]
+    return torch.cat(out, dim=-2)
+
+
+def timestep_embedding(t: Tensor, channels: int) -> Tensor:
+    """Sinusoidal embedding of timesteps, cosines first (DDPM; frequencies 10000^(-k / half)).
+
+    t: [B] of any number type; returns float32 [B, channels], channels even.
+    """
+    half = channels // 2
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t.float()[:, None] * frequencies[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class Upsample(nn.Module):
+    """Nearest x2, then a 3 x 3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,84 @@
+"""Space MoE: FFN experts over an attention block's tokens, averaged into one for inference (paper, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class FeedForward(nn.Sequential):
+    """One expert: Linear, exact GELU, Linear. The Linears sit at 0 and 3, as in released checkpoints."""
+
+    def __init__(self, dim: int, mult: int = 4) -> None:
+        super().__init__(nn.Linear(dim, dim * mult), nn.GELU(), nn.Identity(), nn.Linear(dim * mult, dim))
+
+
+class SpaceMoE(nn.Module):
+    """y = x + FFN_i(LayerNorm(x)), where every token meets one of `experts` FFNs (paper, section 3.2).
+
+    With one expert this is the averaged form of inference. With more, tokens are shuffled, one permutation for the
+    whole batch, and cut into `experts` groups as even as can be, so that any number of tokens works. x: [B, C, H, W].
+    `permutation`: int64 [H * W], to fix the shuffle; None draws one from torch's generator.
+    """
+
+    def __init__(self, dim: int, experts: int) -> None:
+        super().__init__()
+        self.moe_norm = nn.LayerNorm(dim, eps=1e-5)
+        self.moe_blocks = nn.ModuleList([FeedForward(dim) for _ in range(experts)])
+
+    def forward(self, x: Tensor, permutation: Tensor | None = None) -> Tensor:
+        b, c, h, w = x.shape
+        tokens = self.moe_norm(x.flatten(2).transpose(1, 2))  # [B, HW, C]
+        if len(self.moe_blocks) == 1:
+            out = self.moe_blocks[0](tokens)
+        else:
+            if permutation is None:
+                permutation = torch.randperm(h * w, device=x.device)
+            groups = tokens[:, permutation].tensor_split(len(self.moe_blocks), dim=1)
+            mixed = torch.cat([block(group) for block, group in zip(self.moe_blocks, groups)], dim=1)
+            out = mixed[:, permutation.argsort()]
+        return x + out.transpose(1, 2).reshape(b, c, h, w)
+
+
+@torch.no_grad()
+def exchange_weights(network: nn.Module, gamma: float = 0.999) -> None:
+    """EWA, eq. 5: W_i <- gamma W_i + (1 - gamma) mean of the others, in place, for every Space MoE of `network`.
+
+    Call after each optimiser step. In place, because the optimiser must go on holding the same parameters.
+    """
+    for layer in network.modules():
+        if not isinstance(layer, SpaceMoE) or len(layer.moe_blocks) < 2:
+            continue
+        n = len(layer.moe_blocks)
+        for parameters in zip(*(block.parameters() for block in layer.moe_blocks)):
+            total = torch.stack(parameters).sum(0)
+            for p in parameters:
+                # mean of the others = (total - p) / (n - 1); `total` is of the old values, so the order does not matter
+                p.copy_(gamma * p + (1 - gamma) * (total - p) / (n - 1))
+
+
+def average_experts(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same state dict with every layer's FFN experts replaced by their arithmetic mean, as expert 0.
+
+    Keys that are not `....moe_blocks.<i>.<rest>` pass through. The mean is taken in float64 and cast back.
+    """
+    out: dict[str, Tensor] = {}
+    groups: dict[str, list[Tensor]] = {}
+    for key, value in weights.items():
+        head, found, tail = key.partition(".moe_blocks.")
+        if not found and key.startswith("moe_blocks."):
+            head, found, tail = "", "moe_blocks.", key[len("moe_blocks.") :]
+        if not found:
+            out[key] = value
+            continue
+        rest = tail.partition(".")[2]
+        groups.setdefault(f"{head}{found}0.{rest}", []).append(value)
+    for key, values in groups.items():
+        if len(values) == 1:
+            out[key] = values[0]
+            continue
+        total = values[0].double()
+        for value in values[1:]:
+            total = total + value.double()
+        out[key] = (total / len(values)).to(values[0].dtype)
+    return out

@@ -1,0 +1,140 @@
+"""The time expert: LDM's UNet with a Space MoE after every attention block (paper, section 3 and appendix A.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import UNetConfig
+from .layers import Upsample, attention, group_norm, timestep_embedding
+from .space_moe import SpaceMoE
+
+
+class ResBlock(nn.Module):
+    """h + Linear(SiLU(emb)) between the two convolutions, residual around both. x: [B, C, H, W], emb: [B, E]."""
+
+    def __init__(self, channels: int, out_channels: int, emb_channels: int, groups: int = 32) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            group_norm(channels, 1e-5, groups), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
+        self.out_layers = nn.Sequential(
+            group_norm(out_channels, 1e-5, groups),
+            nn.SiLU(),
+            nn.Identity(),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class AttentionBlock(nn.Module):
+    """Multi-head self-attention over all positions, heads split before q, k and v (LDM's legacy order)."""
+
+    def __init__(self, channels: int, head_channels: int, groups: int = 32) -> None:
+        super().__init__()
+        self.heads = channels // head_channels
+        self.norm = group_norm(channels, 1e-5, groups)
+        self.qkv = nn.Conv1d(channels, channels * 3, 1)
+        self.proj_out = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x).flatten(2))  # [B, 3C, HW], channels ordered head, then q | k | v
+        q, k, v = qkv.view(b, self.heads, 3, c // self.heads, h * w).transpose(-1, -2).unbind(2)
+        out = attention(q, k, v).transpose(-1, -2).reshape(b, c, h * w)
+        return x + self.proj_out(out).view(b, c, h, w)
+
+
+class Downsample(nn.Module):
+    """3 x 3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Block(nn.Sequential):
+    """Layers in a row; the residual blocks among them are given the time embedding too."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]  # nn.Sequential takes one input
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """Predicts noise, clean latent or residual (the process says which) from a noisy latent joined to its condition.
+
+    forward(x [B, in_channels, H, W], t [B]) -> [B, out_channels, H, W]; H and W multiples of `config.multiple`. Level
+    `i` works at 1 / 2^i of the latent; attention and Space MoE stand where the rate is in `attention_downsamples`, and
+    always in the middle.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        base, mult, n, groups = config.model_channels, config.channel_mult, config.num_res_blocks, config.norm_groups
+        emb = base * 4
+        self.time_embed = nn.Sequential(nn.Linear(base, emb), nn.SiLU(), nn.Linear(emb, emb))
+
+        def layers(channels: int, out: int, rate: int) -> list[nn.Module]:
+            attends = rate in config.attention_downsamples
+            return [ResBlock(channels, out, emb, groups), *(self._attention(out) if attends else [])]
+
+        blocks: list[nn.Module] = [Block(nn.Conv2d(config.in_channels, base, 3, padding=1))]
+        channels, skips, last = base, [base], len(mult) - 1
+        for level, m in enumerate(mult):
+            for _ in range(n):
+                blocks.append(Block(*layers(channels, m * base, 2**level)))
+                channels = m * base
+                skips.append(channels)
+            if level != last:
+                blocks.append(Block(Downsample(channels)))
+                skips.append(channels)
+        self.input_blocks = nn.ModuleList(blocks)
+
+        self.middle_block = Block(
+            ResBlock(channels, channels, emb, groups),
+            *self._attention(channels),
+            ResBlock(channels, channels, emb, groups),
+        )
+
+        blocks = []
+        for level in reversed(range(len(mult))):
+            for i in range(n + 1):
+                parts = layers(channels + skips.pop(), mult[level] * base, 2**level)
+                channels = mult[level] * base
+                if level and i == n:
+                    parts.append(Upsample(channels))
+                blocks.append(Block(*parts))
+        self.output_blocks = nn.ModuleList(blocks)
+        self.out = nn.Sequential(
+            group_norm(channels, 1e-5, groups), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1)
+        )
+
+    def _attention(self, channels: int) -> list[nn.Module]:
+        config = self.config
+        layers: list[nn.Module] = [AttentionBlock(channels, config.num_head_channels, config.norm_groups)]
+        if config.space_experts:
+            layers.append(SpaceMoE(channels, config.space_experts))
+        return layers
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x.dtype))
+        h, skips = x, []
+        for block in self.input_blocks:
+            h = block(h, emb)
+            skips.append(h)
+        h = self.middle_block(h, emb)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        return self.out(h)
