@@ -1,0 +1,97 @@
+"""PNG with 16 bits a sample, which Pillow can read and write for grey only."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # PNG colour type -> samples a pixel
+_COLOUR_TYPE = {channels: kind for kind, channels in _CHANNELS.items()}
+_ROWS = 64  # rows filtered at a time: bounds the memory
+
+
+def is_png16(data: bytes) -> bool:
+    """True if the file is a PNG with 16 bits a sample."""
+    return data[:8] == _SIGNATURE and data[12:16] == b"IHDR" and data[24:25] == b"\x10"
+
+
+def decode(data: bytes) -> np.ndarray:
+    """All 16 bits of a PNG for which `is_png16` holds: uint16 [H, W, C], C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGBA.
+
+    A transparent colour (tRNS) becomes an alpha channel. Interlaced files too. Checksums and trailing damage are not
+    looked at: let Pillow load the file first. Raises ValueError, struct.error or zlib's errors for damaged data.
+    """
+    width, height, _, kind, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
+    channels = _CHANNELS[kind]
+    chunks = list(_chunks(data))
+    pixels = b"".join(body for name, body in chunks if name == b"IDAT")
+    samples = _unpack(pixels, width, height, channels, interlace)
+    key = next((body for name, body in chunks if name == b"tRNS"), None)
+    if key is None or channels not in (1, 3):
+        return samples
+    colour = np.frombuffer(key[: 2 * channels], ">u2")
+    opaque = (samples != colour).any(axis=2, keepdims=True)
+    return np.concatenate([samples, opaque * np.uint16(65535)], axis=2)
+
+
+def encode(samples: np.ndarray, icc: bytes | None = None) -> bytes:
+    """A PNG file of uint16 [H, W, C] with C = 1 grey, 2 grey + alpha, 3 RGB or 4 RGBA, and its ICC profile if given."""
+    height, width, channels = samples.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, _COLOUR_TYPE[channels], 0, 0, 0)
+    packer = zlib.compressobj(6)
+    pixels = [packer.compress(rows) for rows in _filtered(samples)]
+    parts = [_SIGNATURE, _chunk(b"IHDR", header)]
+    if icc:
+        parts.append(_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc)))
+    parts += [_chunk(b"IDAT", b"".join([*pixels, packer.flush()])), _chunk(b"IEND", b"")]
+    return b"".join(parts)
+
+
+def _unpack(pixels: bytes, width: int, height: int, channels: int, interlace: int) -> np.ndarray:
+    """Inflated and unfiltered by Pillow's decoder, whose pixel formats take one byte of a sample: so in two halves."""
+    size = (width, height)
+    if channels == 2:  # 4 bytes a pixel: the same to the decoder as 8-bit RGBA
+        halves = np.asarray(Image.frombytes("RGBA", size, pixels, "zip", "RGBA", interlace))
+        high, low = halves[..., 0::2], halves[..., 1::2]
+    else:  # big-endian samples: read as big-endian gives the high byte, read as little-endian the low byte
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+        little = "L;16" if channels == 1 else f"{mode};16L"
+        high = np.asarray(Image.frombytes(mode, size, pixels, "zip", f"{mode};16B", interlace))
+        low = np.asarray(Image.frombytes(mode, size, pixels, "zip", little, interlace))
+    samples = high.astype(np.uint16) << 8 | low
+    return samples.reshape(height, width, channels)
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    start = len(_SIGNATURE)
+    while start + 8 <= len(data):
+        length, name = struct.unpack(">I4s", data[start : start + 8])
+        yield name, data[start + 8 : start + 8 + length]
+        start += length + 12
+
+
+def _chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def _filtered(samples: np.ndarray) -> Iterator[bytes]:
+    """Rows as bytes, each after the number of its filter: of Sub, Up and Average the one with the smallest residue."""
+    height, width, channels = samples.shape
+    step = 2 * channels
+    last = np.zeros((1, width * step), np.uint8)
+    for start in range(0, height, _ROWS):
+        part = np.ascontiguousarray(samples[start : start + _ROWS], dtype=">u2")
+        rows = part.view(np.uint8).reshape(len(part), -1)
+        up = np.concatenate([last, rows[:-1]])
+        left = np.pad(rows, ((0, 0), (step, 0)))[:, :-step]
+        mean = ((left.astype(np.uint16) + up) >> 1).astype(np.uint8)
+        choices = np.stack([rows - left, rows - up, rows - mean])  # modulo 256
+        best = np.abs(choices.view(np.int8).astype(np.int16)).sum(axis=2).argmin(axis=0)
+        chosen = choices[best, np.arange(len(rows))]
+        yield np.concatenate([(best + 1).astype(np.uint8)[:, None], chosen], axis=1).tobytes()
+        last = rows[-1:]

@@ -1,0 +1,108 @@
+"""MATLAB's bicubic `imresize`, separable and antialiased: the resize of the super-resolution field."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ImageError, SettingError
+
+_BLOCK = 64  # output samples that one small dense matrix makes
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic resize (a = -0.5, antialiased when shrinking) that equals MATLAB's `imresize(image, size)`.
+
+    image [B, C, H, W] of any floating type, or uint8; size (height, width). The type is kept. Floats are neither
+    clamped nor rounded; uint8 is rounded and clipped after each of the two 1-D passes, as MATLAB does.
+    Raises ImageError for an empty image and SettingError for a size below 1.
+    """
+    height, width = image.shape[-2:]
+    if not image.numel():
+        raise ImageError(f"image of {width} x {height} pixels: nothing to resize; give at least one pixel")
+    return _resample(image, size, (size[0] / height, size[1] / width))
+
+
+def resize_uint8(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`resize` for one uint8 picture, HW or HWC; size (height, width)."""
+    planes = _planes(array)
+    return _pixels(resize(planes, size), array.ndim)
+
+
+def rescale_uint8(array: np.ndarray, scale: float) -> np.ndarray:
+    """MATLAB's `imresize(array, scale)` for one uint8 picture, HW or HWC: sides are ceil(scale * side).
+
+    The kernel uses `scale` itself, not output / input, so it differs from `resize_uint8` where sides were rounded up.
+    """
+    planes = _planes(array)
+    height, width = planes.shape[-2:]
+    size = math.ceil(scale * height), math.ceil(scale * width)
+    return _pixels(_resample(planes, size, (scale, scale)), array.ndim)
+
+
+def _planes(array: np.ndarray) -> Tensor:
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
+        raise ImageError(f"array of {array.dtype} {array.shape}: expected uint8 of height x width (x channels)")
+    pixels = np.ascontiguousarray(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1))
+    return torch.from_numpy(pixels)[None]  # [1, C, H, W]
+
+
+def _pixels(planes: Tensor, ndim: int) -> np.ndarray:
+    pixels = np.ascontiguousarray(planes[0].permute(1, 2, 0).numpy())
+    return pixels[..., 0] if ndim == 2 else pixels
+
+
+def _resample(image: Tensor, size: tuple[int, int], scales: tuple[float, float]) -> Tensor:
+    if min(size) < 1:
+        raise SettingError(f"size {size[1]} x {size[0]}: an image has at least one pixel; use a larger scale")
+    result = image.float() if image.dtype in (torch.float16, torch.bfloat16) else image
+    # The smaller scale first: MATLAB's order, and less work. Rows first where they are equal.
+    for axis in (0, 1) if scales[0] <= scales[1] else (1, 0):
+        result = _resample_axis(result, axis, size[axis], scales[axis])
+    return result.to(image.dtype)
+
+
+def _resample_axis(image: Tensor, axis: int, count: int, scale: float) -> Tensor:
+    """One 1-D pass along rows (axis 0) or columns (axis 1), by products with small blocks of the banded matrix."""
+    dim = image.ndim - 2 + axis
+    length = image.shape[dim]
+    if count == length and scale == 1:
+        return image
+    index, weight = _taps(length, count, scale)
+    work = image.dtype if image.dtype == torch.float32 else torch.float64
+    result = image.new_empty([count if d == dim else n for d, n in enumerate(image.shape)])
+    for start in range(0, count, _BLOCK):
+        rows, values = index[start : start + _BLOCK], weight[start : start + _BLOCK]
+        low, high = int(rows.min()), int(rows.max()) + 1
+        block = values.new_zeros(len(rows), high - low).scatter_add_(1, rows - low, values)
+        block = block.to(image.device, work)  # [outputs, inputs]
+        part = image.narrow(dim, low, high - low).to(work)
+        part = block @ part if axis == 0 else part @ block.T
+        if image.dtype == torch.uint8:
+            part = part.round_().clamp_(0, 255)
+        result.narrow(dim, start, len(rows)).copy_(part)
+    return result
+
+
+def _taps(length: int, count: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Input positions (int64) and weights (float64, sum 1) of every output sample: both [count, taps]."""
+    shrink = min(scale, 1.0)  # below 1 the kernel is stretched by 1 / scale: that is the antialiasing
+    width = 4 / shrink
+    centre = (torch.arange(count, dtype=torch.float64) + 0.5) / scale - 0.5
+    first = torch.floor(centre - width / 2)
+    position = first[:, None] + torch.arange(math.ceil(width) + 2, dtype=torch.float64)
+    weight = _cubic((centre[:, None] - position) * shrink)
+    weight /= weight.sum(1, keepdim=True)
+    index = position.long() % (2 * length)  # symmetric reflection has period 2 * length, whatever the length
+    return torch.where(index < length, index, 2 * length - 1 - index), weight
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Keys' cubic convolution kernel with a = -0.5; zero outside [-2, 2]."""
+    x = x.abs()
+    inner = (1.5 * x - 2.5) * x * x + 1
+    outer = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x <= 1, inner, torch.where(x <= 2, outer, torch.zeros_like(x)))
