@@ -1,0 +1,161 @@
+"""Samplers: pure functions of a predictor, for any process z_t = a_t x0 + b_t y + s_t eps.
+
+Everything here lives on the canvas: a sampler knows nothing of networks, experts, tiles or devices. Coefficients are
+float64 numbers, states keep their dtype. `noise(i)` is the standard normal noise of step i (0 is the first to run); it
+is asked for in order, and only where a step adds noise.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import SettingError
+from .process import CLEAN, Process
+
+Predict = Callable[[Tensor, int], Tensor]  # canvas z, t -> predicted x0
+Noise = Callable[[int], Tensor]  # step index -> noise of the whole canvas
+Callback = Callable[[int, int, Tensor, Tensor], Any]  # step index, t, z after the step, predicted x0
+
+SAMPLERS = ("ddpm", "ddpm_large", "ddim", "dpmpp_2m")
+
+
+def ddpm(
+    predict: Predict,
+    process: Process,
+    timesteps: Sequence[int],
+    z: Tensor,
+    *,
+    noise: Noise,
+    last: int = CLEAN,
+    variance: str = "small",
+    y: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Ancestral sampling: z_prev = posterior mean(z, x0) + sigma n.
+
+    mean = k z + (a_prev - k a_t) x0 + (b_prev - k b_t) y with k = carry_t / carry_prev * s_prev^2 / s_t^2; for residual
+    shift that is eta_prev / eta_t z + (1 - eta_prev / eta_t) x0. variance "small" is the posterior's, "large" that of
+    the paper's eq. 3 (arXiv 2310.12004). No noise is added on the way to the clean end. `y` is for callers that treat
+    all samplers alike: its factor is 0 in both processes.
+    """
+    if variance not in ("small", "large"):
+        raise SettingError(f"variance {variance!r} is unknown: choose small or large")
+    a, s, carry = process.a.tolist(), process.s.tolist(), process.carry.tolist()
+    for i, (t, prev) in enumerate(_steps(process, timesteps, last)):
+        x0 = predict(z, t)
+        keep = carry[t] / carry[prev] * (s[prev] / s[t]) ** 2
+        # No term in y: b_prev - keep b_t is 0 for b = 0 and for b = s^2 / kappa^2 alike.
+        z = keep * z + (a[prev] - keep * a[t]) * x0
+        sigma = process.step_std(t, prev, large=variance == "large")
+        if sigma > 0:
+            z = z + sigma * noise(i)
+        if callback is not None:
+            callback(i, t, z, x0)
+    return z
+
+
+def ddim(
+    predict: Predict,
+    process: Process,
+    timesteps: Sequence[int],
+    z: Tensor,
+    *,
+    noise: Noise,
+    last: int = CLEAN,
+    eta: float = 1.0,
+    y: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """DDIM (arXiv 2010.02502, eq. 12): z_prev = a_prev x0 + b_prev y + sqrt(s_prev^2 - sigma^2) eps + sigma n.
+
+    eps = (z - a_t x0 - b_t y) / s_t and sigma = eta * step_std: eta 1 is the ancestral step with the posterior's
+    variance, eta 0 is deterministic, for either process.
+    """
+    if not 0.0 <= eta < math.inf:
+        raise SettingError(f"eta {eta}: it must be 0 (deterministic) or more, 1 is ancestral sampling")
+    a, s = process.a.tolist(), process.s.tolist()
+    for i, (t, prev) in enumerate(_steps(process, timesteps, last)):
+        x0 = predict(z, t)
+        sigma = eta * process.step_std(t, prev)
+        eps = (z - a[t] * x0 - process.shift(y, t, z)) / s[t]
+        z = a[prev] * x0 + process.shift(y, prev, z) + math.sqrt(max(s[prev] ** 2 - sigma**2, 0.0)) * eps
+        if sigma > 0:
+            z = z + sigma * noise(i)
+        if callback is not None:
+            callback(i, t, z, x0)
+    return z
+
+
+def dpmpp_2m(
+    predict: Predict,
+    process: Process,
+    timesteps: Sequence[int],
+    z: Tensor,
+    *,
+    last: int = CLEAN,
+    y: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): second-order, deterministic, on w = z - b y.
+
+    w_prev = s_prev / s_t w - a_prev (e^-h - 1) d with h the step in lambda = log(a / s); d is x0, extrapolated from the
+    step before, except on the first step and on the way to the clean end, which are of first order.
+    """
+    a, s = process.a.tolist(), process.s.tolist()
+    before: tuple[Tensor, float] | None = None  # x0 and h of the step before
+    for i, (t, prev) in enumerate(_steps(process, timesteps, last)):
+        x0 = predict(z, t)
+        h = math.inf if prev == CLEAN else math.log(a[prev] / s[prev]) - math.log(a[t] / s[t])
+        d = x0
+        if before is not None and prev != CLEAN:
+            d = x0 + 0.5 * h / before[1] * (x0 - before[0])
+        w = z - process.shift(y, t, z)
+        z = s[prev] / s[t] * w - a[prev] * math.expm1(-h) * d + process.shift(y, prev, z)
+        before = (x0, h)
+        if callback is not None:
+            callback(i, t, z, x0)
+    return z
+
+
+def sample(
+    name: str,
+    predict: Predict,
+    process: Process,
+    timesteps: Sequence[int],
+    z: Tensor,
+    *,
+    noise: Noise,
+    eta: float = 1.0,
+    last: int = CLEAN,
+    y: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Run the sampler called `name` from state z over `timesteps` (high to low) and on to `last`.
+
+    `eta` is for ddim alone. Raises SettingError for an unknown name, listing the known ones, and for timesteps that are
+    not descending or not the process's.
+    """
+    rest: dict[str, Any] = {"last": last, "y": y, "callback": callback}
+    if name in ("ddpm", "ddpm_large"):
+        variance = "large" if name == "ddpm_large" else "small"
+        return ddpm(predict, process, timesteps, z, noise=noise, variance=variance, **rest)
+    if name == "ddim":
+        return ddim(predict, process, timesteps, z, noise=noise, eta=eta, **rest)
+    if name == "dpmpp_2m":
+        return dpmpp_2m(predict, process, timesteps, z, **rest)
+    raise SettingError(f"sampler {name!r} is unknown: choose one of {', '.join(SAMPLERS)}")
+
+
+def _steps(process: Process, timesteps: Sequence[int], last: int) -> list[tuple[int, int]]:
+    """(t, prev) of every step, checked: each step goes to less noise."""
+    steps = list(itertools.pairwise([*timesteps, last]))
+    if any(not CLEAN <= prev < t < process.total for t, prev in steps):
+        raise SettingError(
+            f"timesteps {list(timesteps)}, then {last}: they must fall from below {process.total} to -1 (clean)"
+        )
+    return steps

@@ -1,0 +1,230 @@
+"""Windows, blending, and the tiled predictor: exact where it can be, equal to the untiled one where it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moesr.diffusion.tiled import tiled
+from moesr.errors import SettingError
+from moesr.images.windows import Blender, Window, crop, tile_windows
+
+# height, width, tile, overlap, multiple
+SIZES = [(64, 64, 32, 8, 8), (104, 40, 48, 16, 8), (37, 91, 24, 7, 1), (16, 72, 16, 15, 1), (80, 80, 32, 0, 8)]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        yield
+
+
+def identity(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]) -> Tensor:
+    return z
+
+
+# ---- geometry
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize(("height", "width", "tile", "overlap", "multiple"), SIZES)
+def test_windows_cover_with_the_overlap_asked_for(
+    height: int, width: int, tile: int, overlap: int, multiple: int, wrap: bool
+) -> None:
+    windows = tile_windows(height, width, tile, overlap, multiple, wrap)
+    assert len({(window.h, window.w) for window in windows}) == 1
+    assert (windows[0].h, windows[0].w) == (min(tile, height), min(tile, width))
+    assert windows[0].y0 == windows[0].x0 == 0
+    for starts, size, side in (
+        (sorted({window.y0 for window in windows}), windows[0].h, height),
+        (sorted({window.x0 for window in windows}), windows[0].w, width),
+    ):
+        assert all(start % multiple == 0 for start in starts) or side <= tile
+        following = [*starts[1:], side + starts[0]] if wrap else starts[1:]
+        steps = [after - start for start, after in zip(starts, following)]
+        assert all(0 < step <= size - min(overlap, size // 2 if side <= tile else overlap) for step in steps)
+        assert max(steps, default=0) - min(steps, default=0) <= multiple
+        if not wrap:
+            assert starts[-1] + size == side
+    assert len(windows) == len({window.y0 for window in windows}) * len({window.x0 for window in windows})
+
+
+def test_a_small_canvas_is_one_window() -> None:
+    assert tile_windows(40, 24, 64, 16, 8) == [Window(0, 0, 40, 24)]
+    assert tile_windows(50, 50, 64, 16, 8) == [Window(0, 0, 50, 50)]
+
+
+def test_wrap_puts_the_border_inside_of_a_window_even_for_one_tile() -> None:
+    assert tile_windows(32, 16, 64, 8, 8, wrap=True) == [
+        Window(0, 0, 32, 16), Window(0, 8, 32, 16), Window(16, 0, 32, 16), Window(16, 8, 32, 16),
+    ]  # fmt: skip
+    assert tile_windows(8, 8, 64, 8, 8, wrap=True)[-1] == Window(4, 4, 8, 8)
+
+
+def test_impossible_geometry_is_named() -> None:
+    with pytest.raises(SettingError, match=r"50.*multiple of 8"):
+        tile_windows(64, 50, 32, 8, 8)
+    with pytest.raises(SettingError, match=r"overlap of 32.*tile of 32"):
+        tile_windows(64, 64, 32, 32)
+    with pytest.raises(SettingError, match="overlap -1"):
+        tile_windows(64, 64, 32, -1)
+
+
+def test_crop_goes_around_the_border() -> None:
+    canvas = torch.arange(30.0).reshape(1, 1, 5, 6)
+    assert torch.equal(crop(canvas, Window(1, 2, 3, 4)), canvas[..., 1:4, 2:6])
+    around = crop(canvas, Window(3, 4, 4, 5))
+    assert torch.equal(around, canvas.roll((-3, -4), (-2, -1))[..., :4, :5])
+
+
+def test_a_scaled_window_is_the_same_place() -> None:
+    assert Window(3, 5, 8, 16).scaled(4) == Window(12, 20, 32, 64)
+
+
+# ---- blending
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("factor", [1, 4])
+@pytest.mark.parametrize(("height", "width", "tile", "overlap", "multiple"), SIZES)
+def test_tiles_cut_from_a_picture_give_it_back(
+    height: int, width: int, tile: int, overlap: int, multiple: int, factor: int, wrap: bool
+) -> None:
+    windows = [w.scaled(factor) for w in tile_windows(height, width, tile, overlap, multiple, wrap)]
+    picture = torch.randn(2, 3, height * factor, width * factor)
+    blender, canvas, weights = (
+        Blender(windows, *picture.shape[-2:]),
+        torch.zeros_like(picture),
+        torch.zeros(picture.shape[-2:]),
+    )
+    for window in windows:
+        assert blender.weight(window).min().item() > 0
+        blender.add(canvas, crop(picture, window), window)
+        blender.add(weights, torch.ones(window.h, window.w), window)
+    assert torch.allclose(weights, torch.ones_like(weights), rtol=0, atol=1e-6)
+    assert (canvas - picture).abs().max().item() <= 1e-6 * picture.abs().max().item()
+
+
+def test_weights_are_smooth_inside_flat_at_true_borders_and_faint_at_seams() -> None:
+    windows = tile_windows(32, 96, 48, 16)
+    blender = Blender(windows, 32, 96)
+    first, middle = blender.weight(windows[0]), blender.weight(windows[1])
+    assert torch.equal(first, first[:1].expand_as(first))  # one row of windows: no ramp up and down
+    assert torch.equal(first[0, :24], torch.ones(24))
+    assert middle[0, 0].item() < 1e-5
+    assert middle[0, -1].item() < 1e-5
+    rise = first[0].diff()
+    assert bool((rise <= 0).all())
+    assert rise.abs().max().item() < 0.2
+
+
+def test_a_gap_is_an_error() -> None:
+    with pytest.raises(SettingError, match="do not cover"):
+        Blender([Window(0, 0, 8, 8), Window(0, 10, 8, 8)], 8, 18)
+    with pytest.raises(SettingError, match="full grid"):
+        Blender(tile_windows(16, 16, 8, 0)[:3], 16, 16)
+
+
+# ---- the tiled predictor
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("tile_batch", [1, 3, 100])
+def test_identity_and_constants_are_exact(tile_batch: int, wrap: bool) -> None:
+    windows = tile_windows(72, 40, 32, 8, 8, wrap)
+    z = torch.randn(3, 3, 72, 40)
+    assert torch.allclose(tiled(identity, windows, tile_batch)(z, 5), z, rtol=1e-6, atol=1e-6)
+    constant = tiled(lambda z, *_: torch.full_like(z, 0.7), windows, tile_batch)(z, 5)
+    assert torch.allclose(constant, torch.full_like(z, 0.7), rtol=0, atol=1e-6)
+
+
+def convolutions(padding_mode: Literal["zeros", "circular"]) -> nn.Module:
+    torch.manual_seed(3)
+    layers: list[nn.Module] = [nn.Conv2d(3, 8, 3, padding=1, padding_mode=padding_mode), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Conv2d(8, 3, 3, padding=1, padding_mode=padding_mode)).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (40, 40), (24, 88)])
+def test_a_network_that_sees_less_than_the_margin_is_as_if_untiled(height: int, width: int) -> None:
+    network, z = convolutions("zeros"), torch.randn(2, 3, height, width)
+    windows = tile_windows(height, width, 32, 12, 8)
+    assert len(windows) > 1
+    x0 = tiled(lambda z, *_: network(z), windows, 2)(z, 5)
+    assert torch.allclose(x0, network(z), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("height", "width", "tile"), [(64, 96, 32), (32, 32, 32), (16, 64, 48)])
+def test_wrap_makes_the_border_a_place_like_any_other(height: int, width: int, tile: int) -> None:
+    network, z = convolutions("zeros"), torch.randn(1, 3, height, width)
+    ring = convolutions("circular")  # the same weights; its padding is the true continuation
+    x0 = tiled(lambda z, *_: network(z), tile_windows(height, width, tile, 12, 8, wrap=True), 3)(z, 5)
+    assert torch.allclose(x0, ring(z), rtol=0, atol=1e-5)
+    assert not torch.allclose(network(z), ring(z), rtol=0, atol=1e-2)
+
+
+def test_predictor_is_told_which_window_of_which_image_it_gets() -> None:
+    z = torch.arange(2 * 3 * 48 * 32.0).reshape(2, 3, 48, 32)
+    windows = tile_windows(48, 32, 24, 8, 8)
+    seen: list[tuple[int, Window]] = []
+    sizes: list[int] = []
+
+    def predict(tiles: Tensor, t: int, where: Sequence[Window], images: Sequence[int]) -> Tensor:
+        assert t == 123
+        for tile, window, image in zip(tiles, where, images):
+            assert torch.equal(tile, crop(z[image], window))
+        seen.extend(zip(images, where))
+        sizes.append(len(tiles))
+        return tiles
+
+    checks: list[int] = []
+    tiled(predict, windows, 5, lambda: checks.append(len(sizes)))(z, 123)
+    assert sorted(seen, key=str) == sorted(((image, window) for image in (0, 1) for window in windows), key=str)
+    jobs = 2 * len(windows)
+    assert sizes == [5] * (jobs // 5) + [jobs % 5] * (jobs % 5 > 0)
+    assert checks == list(range(len(sizes)))  # once before every batch
+
+
+def test_one_window_of_the_whole_canvas_is_passed_through() -> None:
+    z, checks = torch.randn(2, 3, 16, 24), []
+
+    def predict(tiles: Tensor, t: int, where: Sequence[Window], images: Sequence[int]) -> Tensor:
+        assert list(where) == [Window(0, 0, 16, 24)] * 2
+        assert list(images) == [0, 1]
+        return tiles
+
+    assert tiled(predict, tile_windows(16, 24, 64, 8), 2, lambda: checks.append(0))(z, 1) is z
+    assert len(checks) == 1
+    assert torch.equal(tiled(identity, tile_windows(16, 24, 64, 8), 1)(z, 1), z)  # two batches, still the whole canvas
+
+
+def test_check_stops_the_run() -> None:
+    def cancelled() -> None:
+        raise InterruptedError
+
+    for tile in (16, 64):
+        with pytest.raises(InterruptedError):
+            tiled(lambda *_: pytest.fail("ran on"), tile_windows(32, 32, tile, 8), 1, cancelled)(
+                torch.zeros(1, 3, 32, 32), 1
+            )
+
+
+def test_half_precision_is_blended_in_float32() -> None:
+    z = torch.randn(1, 3, 32, 32).half()
+    windows = tile_windows(32, 32, 16, 15)
+    x0 = tiled(identity, windows, 4)(z, 1)
+    assert x0.dtype == torch.float16
+    assert torch.allclose(x0.float(), z.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(SettingError, match="tile batch 0"):
+        tiled(identity, tile_windows(32, 32, 16, 8), 0)
+    with pytest.raises(SettingError, match="0 windows"):
+        tiled(identity, [], 1)
