@@ -1,0 +1,1 @@
+"""Reading weights safely, telling what they are from their keys and shapes, writing them as one file."""

@@ -1,0 +1,118 @@
+"""What a checkpoint is, from its keys and shapes alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from ..config import AutoencoderConfig, UNetConfig
+from ..errors import CheckpointError
+from .reading import Shapes
+
+#: Where a Lightning checkpoint of the release keeps its UNet, its EMA copy and its first stage.
+UNET = "model.diffusion_model."
+EMA = "model_ema."
+FIRST_STAGE = "first_stage_model."
+
+
+def under(shapes: Shapes, prefix: str) -> Shapes:
+    """The entries whose keys begin with the prefix, without it."""
+    return {k[len(prefix) :]: v for k, v in shapes.items() if k.startswith(prefix)}
+
+
+def unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
+    """The UNet that has exactly these keys: widths, levels, attention and Space MoE read off the shapes.
+
+    shapes: without prefix. The head width cannot be read; it is 32 in every released file. Raises CheckpointError if
+    the keys are not an LDM UNet's.
+    """
+    try:
+        base, in_channels = shapes["input_blocks.0.0.weight"][:2]
+        out_channels = shapes["out.2.weight"][0]
+        widths: list[int] = [0]  # output channels of each level
+        blocks, attention, rate = 0, set(), 1
+        for i in range(1, 1 + _count(shapes, "input_blocks")):
+            if i == _count(shapes, "input_blocks"):
+                break
+            if f"input_blocks.{i}.0.op.weight" in shapes:
+                rate *= 2
+                widths.append(0)
+                continue
+            widths[-1] = shapes[f"input_blocks.{i}.0.in_layers.2.weight"][0]
+            blocks += len(widths) == 1
+            if f"input_blocks.{i}.1.qkv.weight" in shapes:
+                attention.add(rate)
+        experts = len({k.split(".")[3] for k in shapes if re.match(r"middle_block\.2\.moe_blocks\.\d+\.", k)})
+    except (KeyError, IndexError, ValueError) as error:
+        raise CheckpointError(f"not an LDM UNet: {error} is missing; give a MoESR or LDM-SR checkpoint") from error
+    return UNetConfig(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        model_channels=base,
+        channel_mult=tuple(w // base for w in widths),
+        num_res_blocks=blocks,
+        attention_downsamples=tuple(sorted(attention)),
+        num_head_channels=head_channels,
+        space_experts=experts,
+    )
+
+
+def autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
+    """The autoencoder that has exactly these keys. Raises CheckpointError if they are not LDM's."""
+    try:
+        levels = _count(shapes, "encoder.down")
+        ch = shapes["encoder.conv_in.weight"][0]
+        widths = [shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(levels)]
+        kind = "vq" if "quantize.embedding.weight" in shapes else "kl"
+        z = shapes["decoder.conv_in.weight"][1]
+        fusion = "decoder.fusion_layer_1.encode_enc_1.conv1.weight" in shapes
+        refine = "decoder.unet_1.conv1.norm1.weight" in shapes
+        rdb = "decoder.fusion_layer_1.encode_enc_2"
+        unet = "decoder.unet_1"
+        filters = shapes[f"{unet}.conv1.filter.w1"] if refine else (2, 8, 1, 1)
+        return AutoencoderConfig(
+            kind=kind,
+            in_channels=shapes["encoder.conv_in.weight"][1],
+            out_channels=shapes["decoder.conv_out.weight"][0],
+            ch=ch,
+            ch_mult=tuple(w // ch for w in widths),
+            num_res_blocks=_count(shapes, "encoder.down.0.block"),
+            z_channels=z,
+            embed_dim=shapes["post_quant_conv.weight"][1],
+            n_embed=shapes["quantize.embedding.weight"][0] if kind == "vq" else 8192,
+            lr_fusion=fusion,
+            refine=refine,
+            refine_mult=_refine_mult(shapes, unet, ch) if refine else (1, 1, 2, 2),
+            filter_expansion=filters[3] // filters[2],
+            fusion_growth=shapes[f"{rdb}.0.rdb1.conv1.weight"][0] if fusion else 32,
+            fusion_blocks=_count(shapes, rdb) if fusion else 2,
+            scale_factor=1.0 if kind == "vq" else 0.18215,
+        )
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"not an LDM autoencoder: {error} is missing; give a VQ f4 or KL f8 file") from error
+
+
+def check(expected: Shapes, found: Shapes, what: str) -> None:
+    """Raise CheckpointError, naming the first few, if a tensor is missing or has another shape than the network's."""
+    missing = [k for k in expected if k not in found]
+    if missing:
+        raise CheckpointError(f"{what}: {_some(missing)} missing; the file is incomplete or of another model")
+    wrong = [f"{k} {list(found[k])} instead of {list(s)}" for k, s in expected.items() if tuple(found[k]) != tuple(s)]
+    if wrong:
+        raise CheckpointError(f"{what}: shape of {_some(wrong)}; the file is of another model")
+
+
+def _refine_mult(shapes: Shapes, unet: str, ch: int) -> tuple[int, ...]:
+    outs = [shapes[f"{unet}.conv{i}.up_dim.weight"][0] // ch for i in (1, 2, 3)]
+    return (shapes[f"{unet}.conv1.up_dim.weight"][1] // ch, *outs)
+
+
+def _count(shapes: Shapes, prefix: str) -> int:
+    """How many numbered children a prefix has."""
+    n = len(prefix) + 1
+    return len({k[n:].split(".", 1)[0] for k in shapes if k.startswith(prefix + ".")})
+
+
+def _some(items: Collection[str]) -> str:
+    names = list(items)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

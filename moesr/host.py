@@ -1,0 +1,100 @@
+"""What the pipeline asks of the program it runs in: cancelled? how much memory is free? was that "out of memory"?"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import torch
+
+from .errors import SettingError
+
+R = TypeVar("R")
+
+#: Assumed where the system does not tell how much memory is free.
+UNKNOWN_FREE = 4 * 2**30
+
+
+class Host(Protocol):
+    """The surroundings of a run. ComfyUI and the WebUIs bring their own; NullHost is the plain process."""
+
+    def check(self) -> None:
+        """Raise if the user cancelled. Called before every tile of every step."""
+        ...
+
+    def free_memory(self, device: torch.device) -> int:
+        """Bytes that may be used on the device."""
+        ...
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether the error means that a smaller tile could succeed."""
+        ...
+
+    def release(self) -> None:
+        """Give cached memory back after an allocation failed."""
+        ...
+
+
+class NullHost:
+    """A plain Python process: nothing cancels it, torch and the system say what is free."""
+
+    def check(self) -> None:
+        """Never cancels."""
+
+    def free_memory(self, device: torch.device) -> int:
+        """Bytes free on the device; for the CPU, what the system can give without swapping."""
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            return free + cached
+        if device.type == "mps":
+            return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return _free_system_memory()
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """torch's own error, MemoryError, and the messages of allocators that raise a plain RuntimeError."""
+        if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+            return True
+        text = str(error).lower()
+        return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+    def release(self) -> None:
+        """Collect garbage and empty the device's cache."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def shrinking(host: Host, tile: int, smallest: int, attempt: Callable[[int], R]) -> tuple[R, int]:
+    """The result of `attempt(tile)` and the tile it succeeded with: out of memory halves the tile and tries again.
+
+    Raises SettingError when the smallest tile does not fit either; other errors pass through.
+    """
+    while True:
+        try:
+            return attempt(tile), tile
+        except Exception as error:
+            if not host.is_out_of_memory(error):
+                raise
+            if tile <= smallest:
+                raise SettingError(
+                    f"out of memory even with tiles of {tile}: free some memory or use --dtype fp16"
+                ) from error
+        # Outside of the handler, so that the failed attempt's tensors are gone when memory is counted again.
+        host.release()
+        tile = max(smallest, tile // 2)
+
+
+def _free_system_memory() -> int:
+    try:
+        with open("/proc/meminfo") as file:
+            rows = dict(line.split(":", 1) for line in file)
+        return int(rows["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return UNKNOWN_FREE

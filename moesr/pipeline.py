@@ -1,0 +1,322 @@
+"""upscale(): LR image -> condition -> latent -> experts -> decoder -> SR image. The one place where the parts meet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .diffusion.samplers import sample
+from .diffusion.tiled import tiled
+from .errors import ImageError, NumericsError, SettingError
+from .host import shrinking
+from .images.alpha import fill_transparent
+from .images.canvas import Canvas, as_canvas
+from .images.colour import COLOUR_FIXES, colour_fix
+from .images.condition import Condition, periodic_resize
+from .images.resize import resize
+from .images.windows import Blender, Window, crop, tile_windows
+from .model import SRModel
+
+#: Largest tile that "auto" takes, in output pixels: networks are trained on crops of this order.
+LARGEST_TILE = 768
+SMALLEST_TILE = 64
+#: Below this count DDPM's leading steps start far from pure noise, so the few-step solver takes over.
+FEW_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Event:
+    """Where a run is. `phase`: encode, sample or decode; counts start at 1; `preview()` draws the image so far."""
+
+    phase: str
+    step: int
+    steps: int
+    t: int
+    expert: int
+    tile: int
+    tiles: int
+    preview: Callable[[], Image.Image] | None = None
+
+
+Callback = Callable[[Event], Any]
+
+
+def upscale(
+    model: SRModel,
+    image: Any,
+    *,
+    scale: float | None = None,
+    steps: int | None = None,
+    sampler: str = "auto",
+    spacing: str = "auto",
+    eta: float = 1.0,
+    seed: int = 0,
+    batch_seed: str = "per_image",
+    fidelity: float = 1.0,
+    color_fix: str = "adain",
+    tile: int | str = "auto",
+    tile_batch: int | str = "auto",
+    wrap: bool = False,
+    mask: Any = None,
+    callback: Callback | None = None,
+) -> Any:
+    """The image, `scale` times as large (the model's own scale by default), in the kind it was given.
+
+    image: a PIL image, a uint8 array [H, W, C], or a float tensor [B, H, W, C] in [0, 1]; any size. steps, sampler and
+    spacing: None and "auto" are the model's own. eta: noise of each step, 0 deterministic to 1 ancestral. seed: noise
+    is drawn on the CPU for the whole image from (seed, its index in the batch), or from the seed alone with batch_seed
+    "same". fidelity: weight of the LR image in the decoder, 0 generative to 1 faithful. color_fix: adain, wavelet or
+    none. tile: side of a square window of the output in pixels, 0 for none. wrap: opposite borders are neighbours
+    (seamless textures). mask [H, W]: where the result counts, elsewhere it is bicubic. callback(Event): called before
+    every batch of tiles; what it raises stops the run. Raises SettingError, ImageError or NumericsError.
+    """
+    _check(fidelity, color_fix, batch_seed, tile, tile_batch, scale)
+    canvas = as_canvas(image)
+    with torch.inference_mode():
+        rgb = canvas.rgb if canvas.alpha is None else fill_transparent(canvas.rgb, canvas.alpha)
+        lr = rgb.to(model.device) * 2 - 1
+        run = _Run(model, lr, wrap, tile, tile_batch, callback)
+
+        y = run.encode() if model.process.kind == "residual_shift" else None
+        z = run.sample(y, steps or model.config.steps, sampler, spacing, eta, _generators(seed, batch_seed, len(lr)))
+        sr = run.decode(z, fidelity)
+        sr = _fix_colour(color_fix, sr, lr)
+        return _finish(canvas, lr, sr, scale, mask, wrap)
+
+
+class _Run:
+    """One call of `upscale`: the condition, the tiles, and what the callback is told."""
+
+    def __init__(
+        self, model: SRModel, lr: Tensor, wrap: bool, tile: int | str, tile_batch: int | str, callback: Callback | None
+    ) -> None:
+        self.model, self.callback, self.wrap = model, callback, wrap
+        self.factor = model.config.autoencoder.factor
+        self.multiple = model.config.unet.multiple
+        self.condition = Condition(lr, model.scale, self.factor, self.multiple, wrap)
+        self.smallest = max(SMALLEST_TILE // self.factor, 2 * self.multiple)
+        self.tile = self._first_tile(tile)  # in latent cells; only ever shrinks
+        self.tile_batch = 1 if tile_batch == "auto" else int(tile_batch)
+        self.at = Event("encode", 0, 0, 0, 0, 0, 0)
+        self.latest: Tensor | None = None  # predicted x0 of the whole canvas
+
+    def encode(self) -> Tensor:
+        """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]."""
+
+        def tile(image: int, window: Window) -> Tensor:
+            return self.model.autoencoder.encode(self._upsampled(image, window))
+
+        return self._tiles("encode", tile, self.model.config.autoencoder.embed_dim, 1)
+
+    def sample(
+        self, y: Tensor | None, steps: int, sampler: str, spacing: str, eta: float, generators: list[torch.Generator]
+    ) -> Tensor:
+        """A clean latent [B, C, h, w], denoised by the experts in turn (paper, section 3.1)."""
+        process, bank = self.model.process, self.model.bank
+        sampler, spacing = _choose(self.model, steps, sampler, spacing)
+        timesteps = process.timesteps(steps, spacing)
+        bank.start(timesteps)
+        shape = (self.model.config.unet.out_channels, *self.condition.cells)
+
+        def noise(_: int) -> Tensor:
+            return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.model.device)
+
+        def predict_tile(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]) -> Tensor:
+            self._advance(len(windows))
+            cond = torch.cat([self.condition.crop(i, w) for i, w in zip(images, windows)])
+            shift = None if y is None else torch.cat([_crop(y, i, w) for i, w in zip(images, windows)])
+            x = torch.cat([process.scale_input(z, t), cond], dim=1).to(self.model.dtype)
+            with bank.stage(t) as expert:
+                out = expert(x, torch.full((len(x),), t, device=x.device))
+            return process.x0(out.float(), z, t, shift)
+
+        def predict(z: Tensor, t: int) -> Tensor:
+            step = timesteps.index(t) + 1
+            expert = bank.index(t)
+
+            def attempt(tile: int) -> Tensor:
+                windows = self._windows(tile)
+                self.at = Event("sample", step, steps, t, expert, 0, len(windows) * len(z), self._preview)
+                return tiled(predict_tile, windows, self.tile_batch, self.model.host.check)(z, t)
+
+            x0 = self._shrinking(attempt)
+            self.latest = x0
+            return x0
+
+        z = process.prior(noise(-1), y, timesteps[0])
+        z = sample(
+            sampler, predict, process, timesteps, z, eta=eta, noise=noise, last=process.last(steps, spacing), y=y
+        )
+        return _finite(z, "the sampled latent")
+
+    def decode(self, z: Tensor, fidelity: float) -> Tensor:
+        """The image [B, 3, H, W] in about [-1, 1], at the model's scale, of a latent (paper, section 3.3)."""
+        autoencoder = self.model.autoencoder
+
+        def tile(image: int, window: Window) -> Tensor:
+            features = None
+            if fidelity and autoencoder.config.lr_fusion:
+                features = autoencoder.features(self._upsampled(image, window))
+            return autoencoder.decode(_crop(z, image, window).to(self.model.dtype), features, fidelity)
+
+        self.latest = z
+        out = self._tiles("decode", tile, 3, self.factor)
+        return _finite(self.condition.finish(out), "the decoded image")
+
+    def _tiles(self, phase: str, make: Callable[[int, Window], Tensor], channels: int, rate: int) -> Tensor:
+        """What `make` gives for every window of every image, blended, on a canvas of `rate` pixels a cell."""
+        height, width = self.condition.cells
+        images = len(self.condition.latent)
+
+        def attempt(tile: int) -> Tensor:
+            windows = self._windows(tile)
+            self.at = Event(phase, 0, 0, 0, 0, 0, len(windows) * images, self._preview)
+            blender = Blender([w.scaled(rate) for w in windows], height * rate, width * rate)
+            out = torch.zeros(images, channels, height * rate, width * rate, device=self.model.device)
+            for image in range(images):
+                for window in windows:
+                    self.model.host.check()
+                    self._advance(1)
+                    blender.add(out[image], make(image, window)[0].float(), window.scaled(rate))
+            return out
+
+        return self._shrinking(attempt)
+
+    def _windows(self, tile: int) -> list[Window]:
+        overlap = max(self.multiple, tile // 8)
+        return tile_windows(*self.condition.cells, tile, overlap, self.multiple, self.wrap)
+
+    def _upsampled(self, image: int, window: Window) -> Tensor:
+        return self.condition.upsampled(image, window).to(self.model.dtype)
+
+    def _shrinking(self, attempt: Callable[[int], Tensor]) -> Tensor:
+        smallest = min(self.smallest, self.tile)
+        result, self.tile = shrinking(self.model.host, self.tile, smallest, attempt)
+        return result
+
+    def _first_tile(self, tile: int | str) -> int:
+        """Side of a tile in latent cells: as asked, or the largest that fits in half of the free memory."""
+        height, width = self.condition.cells
+        whole = max(height, width)
+        if tile == 0:
+            return whole
+        if tile == "auto":
+            channels = self.model.config.autoencoder.ch
+            pixel = 24 * channels * self.model.dtype.itemsize  # bytes a pixel in the decoder's widest layers
+            free = self.model.host.free_memory(self.model.device)
+            tile = min(LARGEST_TILE, int(math.sqrt(free / 2 / pixel)))
+        cells = int(tile) // self.factor // self.multiple * self.multiple
+        return min(whole, max(self.smallest, cells))
+
+    def _advance(self, tiles: int) -> None:
+        at = self.at
+        self.at = Event(at.phase, at.step, at.steps, at.t, at.expert, at.tile + tiles, at.tiles, at.preview)
+        if self.callback is not None:
+            self.callback(self.at)
+
+    def _preview(self) -> Image.Image:
+        """The first image so far, at latent size: colours are an affine map of the latent, fitted to the LR image."""
+        cond = self.condition.latent[0]
+        shown = cond if self.latest is None else _affine(self.latest[0], cond)
+        pixels = ((shown.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+        return Image.fromarray(pixels.cpu().numpy())
+
+
+def _choose(model: SRModel, steps: int, sampler: str, spacing: str) -> tuple[str, str]:
+    """Sampler and spacing where the caller left them open."""
+    if sampler == "auto":
+        sampler = model.config.sampler
+    if sampler == "auto":
+        few = model.process.kind == "ddpm" and steps < FEW_STEPS
+        sampler = "dpmpp_2m" if few else "ddim"
+    if spacing == "auto" and sampler == "dpmpp_2m":
+        spacing = "trailing"
+    return sampler, spacing
+
+
+def _fix_colour(name: str, sr: Tensor, lr: Tensor) -> Tensor:
+    """Colours of the whole image, never of a tile, moved to those of the LR image."""
+    style = resize(lr, (sr.shape[-2], sr.shape[-1])).clamp(-1, 1) if name == "wavelet" else lr
+    return colour_fix(name, sr, style)
+
+
+def _finish(canvas: Canvas, lr: Tensor, sr: Tensor, scale: float | None, mask: Any, wrap: bool) -> Any:
+    """The result in [0, 1], at exactly the asked size, masked, with its alpha, in the caller's kind."""
+    sr = ((sr + 1) / 2).clamp(0, 1)
+    height, width = lr.shape[-2:]
+    size = (sr.shape[-2], sr.shape[-1])
+    if scale is not None:
+        size = (max(1, math.floor(height * scale + 0.5)), max(1, math.floor(width * scale + 0.5)))
+        if size != sr.shape[-2:]:
+            sr = _resize(sr, size, wrap).clamp(0, 1)
+    if mask is not None:
+        weight = resize(_mask(mask, lr), size).clamp(0, 1)
+        plain = _resize((lr + 1) / 2, size, wrap).clamp(0, 1)
+        sr = plain + weight * (sr - plain)
+    alpha = None if canvas.alpha is None else _resize(canvas.alpha, size, wrap).clamp(0, 1).to(sr.device)
+    return canvas.restore(sr, alpha)
+
+
+def _resize(image: Tensor, size: tuple[int, int], wrap: bool) -> Tensor:
+    return periodic_resize(image, size) if wrap else resize(image, size)
+
+
+def _mask(mask: Any, lr: Tensor) -> Tensor:
+    """[1 or B, 1, H, W] in [0, 1] on lr's device, from a PIL image, an array or a tensor [H, W] or [B, H, W]."""
+    if isinstance(mask, Image.Image):
+        mask = np.asarray(mask.convert("L"))
+    values = torch.as_tensor(np.asarray(mask) if not isinstance(mask, Tensor) else mask)
+    values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
+    if values.ndim not in (2, 3) or values.numel() == 0 or (values.ndim == 3 and values.shape[0] not in (1, len(lr))):
+        raise ImageError(f"mask of shape {list(values.shape)}: give height x width, or one for each image of the batch")
+    return values.reshape(-1, 1, *values.shape[-2:]).to(lr.device)
+
+
+def _crop(canvas: Tensor, image: int, window: Window) -> Tensor:
+    return crop(canvas[image : image + 1], window)
+
+
+def _generators(seed: int, batch_seed: str, images: int) -> list[torch.Generator]:
+    """A CPU generator for each image, seeded with (seed, image index): noise belongs to the image, not to the batch."""
+    keys = [(seed % 2**64, 0 if batch_seed == "same" else i) for i in range(images)]
+    words = [int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) for key in keys]
+    return [torch.Generator().manual_seed(word % 2**63) for word in words]
+
+
+def _affine(latent: Tensor, colours: Tensor) -> Tensor:
+    """The colours [3, h, w] that an affine map of the latent's channels predicts, fitted by least squares."""
+    channels = latent.float().cpu().flatten(1).T  # [hw, C]
+    design = torch.cat([channels, torch.ones(len(channels), 1)], dim=1)
+    target = colours.float().cpu().flatten(1).T
+    normal = design.T @ design + 1e-4 * len(design) * torch.eye(design.shape[1])
+    return (design @ torch.linalg.solve(normal, design.T @ target)).T.view(-1, *latent.shape[1:])
+
+
+def _finite(values: Tensor, what: str) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        raise NumericsError(f"{what} is not a number everywhere: use --dtype fp32 or bf16, or check the model's files")
+    return values
+
+
+def _check(
+    fidelity: float, color_fix: str, batch_seed: str, tile: int | str, tile_batch: int | str, scale: float | None
+) -> None:
+    if not 0.0 <= fidelity <= 2.0:
+        raise SettingError(f"fidelity {fidelity}: choose 0 (generative) to 1 (faithful); up to 2 exaggerates")
+    if color_fix not in COLOUR_FIXES:
+        raise SettingError(f"color_fix {color_fix!r} is unknown: choose one of {', '.join(COLOUR_FIXES)}")
+    if batch_seed not in ("per_image", "same"):
+        raise SettingError(f"batch_seed {batch_seed!r} is unknown: choose per_image or same")
+    if tile != "auto" and (isinstance(tile, str) or tile < 0):
+        raise SettingError(f"tile {tile!r}: give a side in pixels, 0 for no tiles, or auto")
+    if tile_batch != "auto" and (isinstance(tile_batch, str) or tile_batch < 1):
+        raise SettingError(f"tile_batch {tile_batch!r}: give 1 or more, or auto")
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise SettingError(f"scale {scale}: give a number above 0")
