@@ -1,0 +1,136 @@
+"""Stage 2: the frequency-compensated decoder on latents that stage 1 sampled (paper, eq. 6 and appendix A.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import AutoencoderConfig
+from ..evaluation.lpips import LPIPS
+from ..images.resize import resize
+from ..networks.autoencoder import Autoencoder
+from . import losses, weights
+from .ema import EMA
+from .loop import Batch, LoopConfig, Stateful, autocast, rate
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """L1 + LPIPS + GAN + 10 x focal frequency loss.
+
+    `train` is "fcd" (the paper: fusion and AFF U-Net, the first stage frozen) or "decoder" (all of the decoder, for a
+    small first stage). `consistency` weighs an L1 between the LR image and the downscaled result. `lpips` maps a
+    network's name to its weight. From `freeze_norms` on, batch norms use and keep their running statistics.
+    """
+
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    crop: int = 256
+    cache: int = 2048
+    sample_steps: int = 50
+    sampler: str = "auto"
+    train: str = "fcd"
+    l1_weight: float = 1.0
+    lpips: dict[str, float] = field(default_factory=lambda: {"vgg": 1.0})
+    frequency_weight: float = 10.0
+    consistency: float = 0.0
+    gan_start: int = 1000
+    gan_weight: float = 0.1
+    freeze_norms: int = 10_000_000
+    ema: float = 0.999
+
+
+class FCD:
+    """Trains the decoder. Batches hold lr, z (sampled latents) and hr. See loop.Task."""
+
+    def __init__(
+        self,
+        model: AutoencoderConfig,
+        config: DecoderConfig,
+        first_stage: dict[str, Tensor],
+        metrics: str | Path | None,
+    ) -> None:
+        torch.manual_seed(config.loop.seed)
+        self.config = config
+        self.network = Autoencoder(model)
+        missing = self.network.load_state_dict(first_stage, strict=False).missing_keys
+        trained = [self.network.decoder.fusion_layer_1, self.network.decoder.unet_1]
+        if config.train == "decoder":
+            trained = [self.network.decoder, self.network.post_quant_conv]
+        assert all(k.startswith(("decoder.fusion_layer_1.", "decoder.unet_1.")) for k in missing), missing
+        self.network.requires_grad_(False)
+        for module in trained:
+            module.requires_grad_(True)
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.distances = {name: LPIPS(name, metrics) for name in config.lpips}
+        self.adversary = losses.PatchDiscriminator()
+        self.optimiser = torch.optim.AdamW(self.parameters, config.loop.lr, betas=(0.9, 0.99), weight_decay=0)
+        self.opponent = torch.optim.AdamW(self.adversary.parameters(), config.loop.lr, betas=(0.5, 0.9), weight_decay=0)
+        self.ema = EMA(self.network, config.ema)
+        self.parts: dict[str, Stateful] = {
+            "network": self.network, "adversary": self.adversary, "optimiser": self.optimiser,
+            "opponent": self.opponent, "ema": self.ema,
+        }  # fmt: skip
+
+    def step(self, batch: Batch, index: int) -> dict[str, float]:
+        config, hr, lr = self.config, batch["hr"], batch["lr"]
+        for group in (*self.optimiser.param_groups, *self.opponent.param_groups):
+            group["lr"] = rate(config.loop, index)
+        if index >= config.freeze_norms:
+            freeze_norms(self.network)
+        out = self.predict(batch)
+        l1 = F.l1_loss(out, hr)
+        frequency = losses.focal_frequency_loss(out, hr)
+        loss = config.l1_weight * l1 + config.frequency_weight * frequency
+        report = {"l1": l1.item(), "ffl": frequency.item()}
+        with autocast(config.loop, hr.device):
+            for name, distance in self.distances.items():
+                perceptual = distance(out, hr).mean()
+                loss = loss + config.lpips[name] * perceptual
+                report[name] = perceptual.item()
+        if config.consistency:
+            consistent = F.l1_loss(resize(out, (lr.shape[-2], lr.shape[-1])), lr)
+            loss = loss + config.consistency * consistent
+            report["lr"] = consistent.item()
+        if index >= config.gan_start:
+            self.adversary.requires_grad_(False)
+            with autocast(config.loop, hr.device):
+                adversarial = -self.adversary(out).float().mean()
+            self.adversary.requires_grad_(True)
+            loss = loss + config.gan_weight * adversarial
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimiser.step()
+        self.ema.update(self.network)
+        if index >= config.gan_start:
+            with autocast(config.loop, hr.device):
+                scores = self.adversary(torch.cat([hr, out.detach()])).float()
+            against = losses.hinge_discriminator(*scores.chunk(2))
+            self.opponent.zero_grad(set_to_none=True)
+            against.backward()
+            self.opponent.step()
+            report["adversary"] = against.item()
+        return report
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Images [B, 3, H, W] decoded from the batch's latents at full fidelity."""
+        net, lr, hr = self.network, batch["lr"], batch["hr"]
+        lr_up = resize(lr, (hr.shape[-2], hr.shape[-1])).clamp(-1, 1)
+        with autocast(self.config.loop, hr.device):
+            with torch.no_grad():
+                features = net.features(lr_up)
+            return net.decode(batch["z"], features, 1.0).float()
+
+    def export(self, folder: Path) -> None:
+        weights.save(self.ema.weights(self.network), folder / "decoder.safetensors")
+
+
+def freeze_norms(network: nn.Module) -> None:
+    """Batch norms use and keep the statistics they have."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()

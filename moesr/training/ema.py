@@ -1,0 +1,44 @@
+"""Exponential moving average of parameters, with the warm-up that released checkpoints were made with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """shadow <- shadow - (1 - d)(shadow - parameter), d = min(decay, (1 + n) / (10 + n)) at the n-th update.
+
+    Follows the parameters that require a gradient; buffers (batch norms' statistics) are taken as they are.
+    """
+
+    def __init__(self, module: nn.Module, decay: float = 0.9999) -> None:
+        self.decay, self.updates = decay, 0
+        self.shadow = {k: p.detach().clone() for k, p in module.named_parameters() if p.requires_grad}
+
+    def rate(self) -> float:
+        """The decay d of the current update."""
+        return min(self.decay, (1 + self.updates) / (10 + self.updates))
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Take one step towards the module's parameters, in place."""
+        self.updates += 1
+        for name, parameter in module.named_parameters():
+            if name in self.shadow:
+                self.shadow[name].lerp_(parameter, 1 - self.rate())
+
+    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+        """The module's state dict with averaged parameters in place of its own."""
+        return {**module.state_dict(), **self.shadow}
+
+    def state_dict(self) -> dict[str, object]:
+        return {"updates": self.updates, "shadow": self.shadow}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        updates, shadow = state["updates"], state["shadow"]
+        assert isinstance(updates, int)
+        assert isinstance(shadow, dict)
+        self.updates = updates
+        for name, value in shadow.items():
+            self.shadow[name].copy_(value)

@@ -1,0 +1,74 @@
+"""Losses of both stages (paper, eq. 6, and VQ-GAN)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def focal_frequency_loss(
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 1.0,
+    patches: int = 1,
+    average_spectrum: bool = False,
+    log_weights: bool = False,
+    batch_weights: bool = False,
+) -> Tensor:
+    """Focal frequency loss (Jiang et al., arXiv 2012.12821; the paper's eq. 6 uses it times 10): a scalar.
+
+    mean of w |F(prediction) - F(target)|^2 with an ortho FFT and w = |difference|^alpha, detached and divided by its
+    maximum over each image's channel (or over everything, `batch_weights`). `patches` splits each side.
+    prediction, target: [B, C, H, W] with H and W multiples of `patches`.
+    """
+    difference = _spectrum(prediction, patches) - _spectrum(target, patches)  # [B, P, C, h, w] complex
+    if average_spectrum:
+        difference = difference.mean(dim=0, keepdim=True)
+    distance = difference.real.square() + difference.imag.square()
+    with torch.no_grad():
+        weight = distance.sqrt() ** alpha
+        if log_weights:
+            weight = torch.log(weight + 1)
+        peak = weight.max() if batch_weights else weight.amax(dim=(-2, -1), keepdim=True)
+        weight = torch.nan_to_num(weight / peak, nan=0.0).clamp(0, 1)
+    return (weight * distance).mean()
+
+
+def _spectrum(image: Tensor, patches: int) -> Tensor:
+    b, c, h, w = image.shape
+    split = image.float().view(b, c, patches, h // patches, patches, w // patches)
+    return torch.fft.fft2(split.permute(0, 2, 4, 1, 3, 5).flatten(1, 2), norm="ortho")
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of a discriminator's scores, any shape: a scalar."""
+    return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
+    """VQ-GAN's weight: the ratio of the reconstruction's gradient to the adversary's, at the last layer's weight."""
+    r = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].norm()
+    a = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
+    return (r / (a + 1e-4)).clamp(0, 1e4).detach()
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN: scores of overlapping patches of an image [B, 3, H, W] -> [B, 1, h, w]."""
+
+    def __init__(self, channels: int = 64, layers: int = 3) -> None:
+        super().__init__()
+        parts: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        width = channels
+        for i in range(1, layers + 1):
+            out = channels * min(2**i, 8)
+            stride = 2 if i < layers else 1
+            parts += [nn.Conv2d(width, out, 4, stride=stride, padding=1, bias=False), nn.GroupNorm(1, out)]
+            parts.append(nn.LeakyReLU(0.2))
+            width = out
+        parts.append(nn.Conv2d(width, 1, 4, padding=1))
+        self.layers = nn.Sequential(*parts)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers(image)
