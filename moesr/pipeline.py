@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .diffusion.samplers import sample
+from .diffusion.samplers import choose, sample
 from .diffusion.tiled import tiled
 from .errors import ImageError, NumericsError, SettingError
 from .host import shrinking
@@ -27,8 +27,6 @@ from .model import SRModel
 #: Largest tile that "auto" takes, in output pixels: networks are trained on crops of this order.
 LARGEST_TILE = 768
 SMALLEST_TILE = 64
-#: Below this count DDPM's leading steps start far from pure noise, so the few-step solver takes over.
-FEW_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def upscale(
     (seamless textures). mask [H, W]: where the result counts, elsewhere it is bicubic. callback(Event): called before
     every batch of tiles; what it raises stops the run. Raises SettingError, ImageError or NumericsError.
     """
-    _check(fidelity, color_fix, batch_seed, tile, tile_batch, scale)
+    _check(fidelity, color_fix, batch_seed, tile, tile_batch, scale, eta)
     canvas = as_canvas(image)
     with torch.inference_mode():
         rgb = canvas.rgb if canvas.alpha is None else fill_transparent(canvas.rgb, canvas.alpha)
@@ -120,7 +118,8 @@ class _Run:
     ) -> Tensor:
         """A clean latent [B, C, h, w], denoised by the experts in turn (paper, section 3.1)."""
         process, bank = self.model.process, self.model.bank
-        sampler, spacing = _choose(self.model, steps, sampler, spacing)
+        sampler = self.model.config.sampler if sampler == "auto" else sampler
+        sampler, spacing = choose(process, steps, sampler, spacing)
         timesteps = process.timesteps(steps, spacing)
         bank.start(timesteps)
         shape = (self.model.config.unet.out_channels, *self.condition.cells)
@@ -229,18 +228,6 @@ class _Run:
         return Image.fromarray(pixels.cpu().numpy())
 
 
-def _choose(model: SRModel, steps: int, sampler: str, spacing: str) -> tuple[str, str]:
-    """Sampler and spacing where the caller left them open."""
-    if sampler == "auto":
-        sampler = model.config.sampler
-    if sampler == "auto":
-        few = model.process.kind == "ddpm" and steps < FEW_STEPS
-        sampler = "dpmpp_2m" if few else "ddim"
-    if spacing == "auto" and sampler == "dpmpp_2m":
-        spacing = "trailing"
-    return sampler, spacing
-
-
 def _fix_colour(name: str, sr: Tensor, lr: Tensor) -> Tensor:
     """Colours of the whole image, never of a tile, moved to those of the LR image."""
     style = resize(lr, (sr.shape[-2], sr.shape[-1])).clamp(-1, 1) if name == "wavelet" else lr
@@ -306,7 +293,13 @@ def _finite(values: Tensor, what: str) -> Tensor:
 
 
 def _check(
-    fidelity: float, color_fix: str, batch_seed: str, tile: int | str, tile_batch: int | str, scale: float | None
+    fidelity: float,
+    color_fix: str,
+    batch_seed: str,
+    tile: int | str,
+    tile_batch: int | str,
+    scale: float | None,
+    eta: float,
 ) -> None:
     if not 0.0 <= fidelity <= 2.0:
         raise SettingError(f"fidelity {fidelity}: choose 0 (generative) to 1 (faithful); up to 2 exaggerates")
@@ -320,3 +313,5 @@ def _check(
         raise SettingError(f"tile_batch {tile_batch!r}: give 1 or more, or auto")
     if scale is not None and not (math.isfinite(scale) and scale > 0):
         raise SettingError(f"scale {scale}: give a number above 0")
+    if not (math.isfinite(eta) and eta >= 0):
+        raise SettingError(f"eta {eta}: 0 is deterministic, 1 is ancestral sampling; it cannot be negative")

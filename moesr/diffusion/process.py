@@ -19,7 +19,7 @@ CLEAN = -1  # index of the terminal entry of every array: z = x0
 PREDICTIONS = ("eps", "x0", "residual", "eps_scale")
 SPACINGS = ("auto", "leading", "trailing")
 
-_FEW_STEPS = 20  # below this "leading" starts far from pure noise, so "auto" takes "trailing"
+FEW_STEPS = 20  # below this "leading" starts far from pure noise, so "auto" takes "trailing"
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ class Process:
             raise SettingError(f"spacing {spacing!r} is unknown: choose one of {', '.join(SPACINGS)}")
         if spacing != "auto":
             return spacing
-        return "trailing" if self.kind == "residual_shift" or steps < _FEW_STEPS else "leading"
+        return "trailing" if self.kind == "residual_shift" or steps < FEW_STEPS else "leading"
 
 
 def ddpm(config: ProcessConfig) -> Process:

@@ -173,8 +173,9 @@ class Codebook(nn.Module):
 
     def __init__(self, n_embed: int, embed_dim: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(n_embed, embed_dim)
-        nn.init.uniform_(self.embedding.weight, -1.0 / n_embed, 1.0 / n_embed)
+        # uniform, not nn.Embedding's normal numbers: drawing those on the meta device costs tens of megabytes
+        start = torch.empty(n_embed, embed_dim).uniform_(-1.0 / n_embed, 1.0 / n_embed)
+        self.embedding = nn.Embedding(n_embed, embed_dim, _weight=start)
 
     @torch.no_grad()
     def indices(self, z: Tensor) -> Tensor:

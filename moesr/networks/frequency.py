@@ -21,11 +21,10 @@ class AdaptiveFrequencyFilter(nn.Module):
         super().__init__()
         self.blocks, self.threshold = blocks, threshold
         width = channels // blocks
-        std = 0.02
-        self.w1 = nn.Parameter(std * torch.randn(2, blocks, width, width * expansion))
-        self.b1 = nn.Parameter(std * torch.randn(2, blocks, width * expansion))
-        self.w2 = nn.Parameter(std * torch.randn(2, blocks, width * expansion, width))
-        self.b2 = nn.Parameter(std * torch.randn(2, blocks, width))
+        self.w1 = _small(2, blocks, width, width * expansion)
+        self.b1 = _small(2, blocks, width * expansion)
+        self.w2 = _small(2, blocks, width * expansion, width)
+        self.b2 = _small(2, blocks, width)
 
     def forward(self, x: Tensor) -> Tensor:
         with full_precision(x):
@@ -41,6 +40,11 @@ class AdaptiveFrequencyFilter(nn.Module):
         response = response.view(b, self.blocks, 2, c // self.blocks, -1).transpose(1, 2)
         real, imag = response.reshape(b, 2, *spectrum.shape[1:]).unbind(1)
         return torch.fft.irfft2(torch.complex(real, imag) * spectrum, s=(h, w), norm="ortho")
+
+
+def _small(*shape: int) -> nn.Parameter:
+    """Uniform numbers with a standard deviation of 0.02."""
+    return nn.Parameter(torch.empty(shape).uniform_(-0.0346, 0.0346))
 
 
 def _complex_map(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

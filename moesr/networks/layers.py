@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,12 @@ def group_norm(channels: int, eps: float, groups: int = 32) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=eps)
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Context in which nothing on x's device is autocast: for parts that must compute in float32."""
-    return torch.autocast(x.device.type, enabled=False)
+    try:
+        return torch.autocast(x.device.type, enabled=False)
+    except RuntimeError:  # no autocast on this kind of device (meta, MPS in older torch): nothing to turn off
+        return nullcontext()
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -75,8 +75,8 @@ def run(task: Task, data: Dataset[Batch], config: LoopConfig, folder: Path, work
     NumericsError on a loss that is not finite; the last good state stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
     start = _restore(task, folder / "state.pt")
-    torch.manual_seed(config.seed * 1_000_003 + start)
     bar = tqdm(_batches(data, config, start, workers), total=config.steps, initial=start, desc=folder.name)
     totals: dict[str, float] = {}
     since = time.perf_counter()
@@ -122,11 +122,13 @@ def _restore(task: Task, path: Path) -> int:
     state = torch.load(path, map_location="cpu", weights_only=True)
     for name, part in task.parts.items():
         part.load_state_dict(state["parts"][name])
+    torch.set_rng_state(state["rng"])
     log.info("resuming %s at step %d", path, state["step"])
     return int(state["step"])
 
 
 def _save(task: Task, step: int, path: Path) -> None:
     partial = path.with_suffix(".partial")
-    torch.save({"step": step, "parts": {k: dict(p.state_dict()) for k, p in task.parts.items()}}, partial)
+    parts = {k: dict(p.state_dict()) for k, p in task.parts.items()}
+    torch.save({"step": step, "rng": torch.get_rng_state(), "parts": parts}, partial)
     os.replace(partial, path)

@@ -12,7 +12,7 @@ import torch
 from ..config import ModelConfig
 from ..diffusion.experts import All, ExpertBank
 from ..diffusion.process import from_config
-from ..diffusion.samplers import sample
+from ..diffusion.samplers import choose, sample
 from ..errors import SettingError
 from ..images.resize import resize
 from ..networks.autoencoder import Autoencoder
@@ -25,7 +25,7 @@ from .degradation import degradation
 from .experts import Expert
 from .first_stage import FirstStage
 from .latents import LatentCrops, cached, to_bytes
-from .loop import Batch, run
+from .loop import Batch, autocast, run
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ def train_experts(config: TrainingConfig, data: Path, out: Path, metrics: Path |
 
     def encode(batch: Batch) -> Batch:
         lr_up = resize(batch["lr"], (batch["hr"].shape[-2], batch["hr"].shape[-1])).clamp(-1, 1)
-        return {"x0": network.encode(batch["hr"]), "y": network.encode(lr_up), "lr": batch["lr"]}
+        with autocast(stage.loop, lr_up.device):
+            return {"x0": network.encode(batch["hr"]), "y": network.encode(lr_up), "lr": batch["lr"]}
 
     tensors = cached(out / "latents.safetensors", crops, CACHE_BATCH, encode)
     size = stage.crop // model.autoencoder.factor // 2
@@ -93,24 +94,26 @@ def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path |
     network = _first_stage(model, out)
     process = from_config(model.process)
     bank = ExpertBank(model.stages, All([_expert(model, out, i) for i in range(len(model.stages))]))
-    timesteps = process.timesteps(stage.sample_steps)
+    sampler, spacing = choose(process, stage.sample_steps, stage.sampler, "auto")
+    timesteps = process.timesteps(stage.sample_steps, spacing)
     generator = torch.Generator().manual_seed(stage.loop.seed)
 
     def draw(batch: Batch) -> Batch:
         hr, lr = batch["hr"], batch["lr"]
-        y = network.encode(resize(lr, (hr.shape[-2], hr.shape[-1])).clamp(-1, 1))
+        with autocast(stage.loop, lr.device):
+            y = network.encode(resize(lr, (hr.shape[-2], hr.shape[-1])).clamp(-1, 1)).float()
 
         def noise(_: int) -> torch.Tensor:
             return torch.randn(y.shape, generator=generator)
 
         def predict(z: torch.Tensor, t: int) -> torch.Tensor:
-            with bank.stage(t) as expert, torch.autocast(z.device.type, torch.bfloat16, stage.loop.precision == "bf16"):
+            with bank.stage(t) as expert, autocast(stage.loop, z.device):
                 out = expert(torch.cat([process.scale_input(z, t), lr], dim=1), torch.full((len(z),), t))
             return process.x0(out.float(), z, t, y)
 
         start = process.prior(noise(-1), y, timesteps[0])
-        last = process.last(stage.sample_steps)
-        z = sample(stage.sampler, predict, process, timesteps, start, noise=noise, last=last, y=y)
+        last = process.last(stage.sample_steps, spacing)
+        z = sample(sampler, predict, process, timesteps, start, noise=noise, last=last, y=y)
         return {"z": z, "lr": to_bytes(lr), "hr": to_bytes(hr)}
 
     crops = _crops(config, data, stage.crop, stage.cache, stage.loop.seed + 7)

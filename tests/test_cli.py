@@ -1,0 +1,133 @@
+"""The command line as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from moesr.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.jpg", "more/a.webp"):
+        Image.fromarray(rng.integers(0, 255, (6, 8, 3), np.uint8)).save(folder / name)
+    return folder
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_alone_it_shows_help_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert "upscale" in shown
+    assert "python -m moesr upscale photo.jpg -o large.png" in shown
+
+
+def test_one_file(nano: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "er.jpg"
+    assert main(["upscale", str(photos / "a.png"), "-o", str(out), "--model", str(nano), "--steps", "1"]) == 0
+    assert size(out) == (32, 24)
+    assert list(out.parent.iterdir()) == [out]
+    assert "32 x 24" in capsys.readouterr().out
+
+
+def test_folders_clashes_and_bad_files(
+    nano: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing else")
+    out = tmp_path / "out"
+    inputs = [str(photos), str(photos / "more" / "a.webp"), str(tmp_path / "none.png")]
+    assert main(["upscale", *inputs, "-o", str(out), "--model", str(nano), "--steps", "1", "--scale", "2"]) == 1
+    assert sorted(p.name for p in out.iterdir()) == ["a-2.png", "a.png", "b.png"]
+    assert size(out / "a.png") == (16, 12)
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    assert "bad.png" in shown
+    assert "none.png" in shown
+
+
+def test_side_by_side(nano: Path, photos: Path, tmp_path: Path) -> None:
+    arguments = ["upscale", str(photos / "a.png"), "-o", str(tmp_path / "x.png"), "--model", str(nano), "--steps", "1"]
+    assert main([*arguments, "--side-by-side"]) == 0
+    assert size(tmp_path / "x_compare.png") == (3 * 32 + 16, 24 + 24)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "5000"], "5000 steps"),
+        (["--sampler", "euler"], "euler"),
+        (["--model", "nonesuch"], "nonesuch"),
+        (["--device", "abacus"], "abacus"),
+        (["--dtype", "int4"], "int4"),
+    ],
+)
+def test_errors_are_one_line(
+    nano: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    model = [] if "--model" in arguments else ["--model", str(nano)]
+    assert main(["upscale", str(photos / "a.png"), "-o", str(tmp_path / "o.png"), *model, *arguments]) == 1
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(shown) == 1
+    assert said in shown[0]
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_one_file_for_many_pictures_is_refused(nano: Path, photos: Path, tmp_path: Path) -> None:
+    assert main(["upscale", str(photos), "-o", str(tmp_path / "o.png"), "--model", str(nano)]) == 1
+
+
+def test_info(nano: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(nano)]) == 0
+    assert "4, timesteps 0 to 249" in capsys.readouterr().out
+    assert main(["info", str(nano), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["experts"] == 4
+    assert facts["scale"] == 4
+    assert facts["parameters"]["all"] == 4 * facts["parameters"]["expert"] + facts["parameters"]["decoder"]
+
+
+def test_info_of_what_is_no_model(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(photos / "a.png")]) == 1
+    assert "a.png" in capsys.readouterr().err
+
+
+def test_interrupt_leaves_no_partial_file(nano: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    command = ["upscale", str(photos / "a.png"), "-o", str(out), "--model", str(nano), "--steps", "1000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moesr", *command],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    os.set_blocking(process.stderr.fileno(), False)
+    shown, end = b"", time.monotonic() + 60
+    while b"step" not in shown and time.monotonic() < end:
+        time.sleep(0.05)
+        shown += process.stderr.read() or b""
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    shown += process.stderr.read() or b""
+    assert b"Traceback" not in shown
+    assert b"interrupted" in shown
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]

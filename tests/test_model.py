@@ -1,0 +1,138 @@
+"""Loading: residency and what it costs in memory, options, files that are not whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import moesr
+from moesr.checkpoints.files import save_model
+from moesr.config import AutoencoderConfig, ModelConfig, UNetConfig
+from moesr.errors import CheckpointError, SettingError
+from moesr.host import NullHost
+from moesr.networks.autoencoder import Autoencoder
+from moesr.networks.unet import UNet
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Prints the anonymous memory, in MiB above that after `import torch`, at its peak while every expert works once.
+MEASURE = """
+import sys, torch, moesr, moesr.model, moesr.pipeline
+def anonymous():
+    rows = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(rows["RssAnon"].split()[0]) / 1024
+base = anonymous()
+model = moesr.load(sys.argv[1], residency=sys.argv[2], dtype=sys.argv[3], device="cpu")
+peak = anonymous()
+model.bank.start([999, 700, 400, 100])
+for t in (999, 700, 400, 100):
+    with model.bank.stage(t) as expert:
+        touched = [p.sum() for p in expert.parameters()]
+        peak = max(peak, anonymous())
+print(peak - base)
+"""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A fp16 model whose experts are large enough to be seen in a process's memory, and the MiB of one in float32."""
+    config = ModelConfig(
+        scale=4,
+        unet=UNetConfig(model_channels=128, channel_mult=(1, 2), num_res_blocks=1, attention_downsamples=(2,)),
+        autoencoder=AutoencoderConfig(ch=32, num_res_blocks=1, n_embed=16, fusion_growth=8, fusion_blocks=1),
+    )
+    path = tmp_path_factory.mktemp("wide") / "wide.safetensors"
+    expert = UNet(config.unet)
+    experts = [expert.state_dict()] * 4
+    save_model(path, config, experts, Autoencoder(config.autoencoder).state_dict(), torch.float16)
+    return path, sum(p.numel() for p in expert.parameters()) * 4 / 2**20
+
+
+def anonymous(path: Path, residency: str, dtype: str) -> float:
+    command = [sys.executable, "-c", MEASURE, str(path), residency, dtype]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+def test_stream_holds_two_experts_and_all_holds_four(wide: tuple[Path, float]) -> None:
+    path, expert = wide
+    everything, streamed = (anonymous(path, residency, "fp32") for residency in ("all", "stream"))
+    assert everything > 3.5 * expert
+    assert streamed < 2.8 * expert
+    assert streamed < 0.75 * everything
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+def test_weights_that_need_no_conversion_stay_in_the_file(wide: tuple[Path, float]) -> None:
+    path, expert = wide
+    assert anonymous(path, "stream", "fp16") < expert / 2
+
+
+class Poor(NullHost):
+    """A host with little memory."""
+
+    def free_memory(self, device: torch.device) -> int:
+        return 2**20
+
+
+def test_auto_residency_asks_the_host(nano: Path) -> None:
+    assert type(moesr.load(nano).bank.residency).__name__ == "All"
+    assert type(moesr.load(nano, host=Poor()).bank.residency).__name__ == "Stream"
+
+
+def test_dtypes(nano: Path) -> None:
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        model = moesr.load(nano, dtype=name)
+        assert next(model.autoencoder.parameters()).dtype == dtype
+        with model.bank.stage(0) as expert:
+            assert next(expert.parameters()).dtype == dtype
+    assert moesr.upscale(moesr.load(nano, dtype="bf16"), torch.rand(1, 6, 6, 3), steps=2).shape == (1, 24, 24, 3)
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"device": "abacus"}, {"residency": "some"}])
+def test_wrong_options_are_one_line(nano: Path, wrong: dict[str, str]) -> None:
+    with pytest.raises(SettingError) as error:
+        moesr.load(nano, **wrong)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("residency", ["all", "stream"])
+def test_missing_and_misshapen_weights_are_named(nano: Path, tmp_path: Path, residency: str) -> None:
+    from safetensors import safe_open
+
+    with safe_open(str(nano), "pt") as file:
+        metadata = file.metadata()
+    path = tmp_path / "broken.safetensors"
+    weights = load_file(nano)
+    key = "first_stage_model.decoder.conv_out.weight"
+    save_file({k: v for k, v in weights.items() if k != key}, path, metadata)
+    with pytest.raises(CheckpointError, match=r"decoder.conv_out.weight missing"):
+        moesr.load(path, residency=residency)
+    save_file({**weights, key: torch.zeros(3, 3)}, path, metadata)
+    with pytest.raises(CheckpointError, match=r"decoder.conv_out.weight \[3, 3\] instead of \[3, 32, 3, 3\]"):
+        moesr.load(path, residency=residency)
+
+
+def test_files_that_are_no_model(tmp_path: Path) -> None:
+    for name, content in (("a.safetensors", b"<html>"), ("b.ckpt", b"version https://git-lfs"), ("c.pth", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError) as error:
+            moesr.load(tmp_path / name)
+        assert "\n" not in str(error.value)
+        assert name in str(error.value)
+    with pytest.raises(CheckpointError, match="nonesuch"):
+        moesr.load("nonesuch")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="no checkpoint there"):
+        moesr.load(tmp_path / "empty")
+
+
+def test_import_costs_no_torch() -> None:
+    code = "import sys, moesr; assert 'torch' not in sys.modules; assert moesr.MoESRError"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
