@@ -1,0 +1,160 @@
+"""The keys, shapes, sizes and costs of the checkpoints that users have, without any of their weights.
+
+tests/keys holds {key: shape} of every such file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from moesr.checkpoints.detect import EMA, FIRST_STAGE, UNET, autoencoder_config, under, unet_config
+from moesr.config import AutoencoderConfig, UNetConfig
+from moesr.networks.autoencoder import Autoencoder
+from moesr.networks.unet import UNet
+
+Shapes = dict[str, tuple[int, ...]]
+
+FOLDER = Path(__file__).parent / "keys"
+BUFFERS = (
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+)  # fmt: skip
+
+#: file: (channel_mult, Space MoE experts, parameters)
+UNETS = {
+    "unet_1224_1ffn": ((1, 2, 2, 4), 1, 133_310_243),
+    "unet_1224_4ffn": ((1, 2, 2, 4), 4, 192_350_243),
+    "unet_1224_16ffn": ((1, 2, 2, 4), 16, 428_510_243),
+    "unet_1244_1ffn": ((1, 2, 4, 4), 1, 177_664_163),
+    "unet_1244_4ffn": ((1, 2, 4, 4), 4, 236_704_163),
+    "unet_1244_16ffn": ((1, 2, 4, 4), 16, 472_864_163),
+}
+#: file: its config
+AUTOENCODERS = {
+    "vqmodel_resiunet_fa_vae": AutoencoderConfig(),
+    "vqmodelinterface_first_stage": AutoencoderConfig(lr_fusion=False, refine=False),
+    "autoencoder_klaff_fa_vae": AutoencoderConfig(
+        kind="kl", ch_mult=(1, 2, 4, 4), z_channels=4, embed_dim=4, lr_fusion=False, scale_factor=0.18215
+    ),
+}
+#: file: (Space MoE experts, width of the UNet, width of the first stage, number of keys)
+STAGES = {
+    "stage_checkpoint": (16, 160, 128, 1623),
+    "small_stage_checkpoint": (16, 32, 32, 1623),
+    "ldm_bsr_sr_checkpoint": (0, 160, 128, 831),
+}
+
+
+def table(name: str) -> Shapes:
+    content: dict[str, list[int]] = json.loads(gzip.decompress((FOLDER / f"{name}.json.gz").read_bytes()))
+    return {key: tuple(shape) for key, shape in content.items()}
+
+
+def on_meta(kind: Callable[[Any], nn.Module], config: object) -> Any:
+    with torch.device("meta"):
+        return kind(config).eval()
+
+
+def shapes_of(kind: Callable[[Any], nn.Module], config: object) -> Shapes:
+    return {k: tuple(v.shape) for k, v in on_meta(kind, config).state_dict().items()}
+
+
+def count(kind: Callable[[Any], nn.Module], config: object) -> int:
+    return sum(p.numel() for p in on_meta(kind, config).parameters())
+
+
+def test_every_table_is_used() -> None:
+    assert {p.name.split(".")[0] for p in FOLDER.iterdir()} == {*UNETS, *AUTOENCODERS, *STAGES}
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_unet_is_known_by_its_keys(name: str) -> None:
+    found = table(name)
+    mult, experts, parameters = UNETS[name]
+    config = unet_config(found)
+    assert config == UNetConfig(channel_mult=mult, space_experts=experts)
+    assert shapes_of(UNet, config) == found
+    assert count(UNet, config) == parameters
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_autoencoder_is_known_by_its_keys(name: str) -> None:
+    found = table(name)
+    config = autoencoder_config(found)
+    assert config == AUTOENCODERS[name]
+    assert shapes_of(Autoencoder, config) == found
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_key_of_a_stage_checkpoint_is_accounted_for(name: str) -> None:
+    found = table(name)
+    experts, width, first_stage_width, keys = STAGES[name]
+    assert len(found) == keys
+    unet = unet_config(under(found, UNET))
+    first_stage = autoencoder_config(under(found, FIRST_STAGE))
+    assert (unet.space_experts, unet.model_channels, unet.channel_mult) == (experts, width, (1, 2, 2, 4))
+    assert first_stage.ch == first_stage_width
+    assert not first_stage.lr_fusion
+    assert not first_stage.refine
+    network = shapes_of(UNet, unet)
+    expected: Shapes = dict.fromkeys(BUFFERS, (1000,))
+    expected |= {UNET + k: v for k, v in network.items()}
+    expected |= {f"{EMA}diffusion_model{k.replace('.', '')}": v for k, v in network.items()}
+    expected |= {f"{EMA}decay": (), f"{EMA}num_updates": ()}
+    expected |= {FIRST_STAGE + k: v for k, v in shapes_of(Autoencoder, first_stage).items()}
+    assert expected == found
+
+
+def test_parameters_are_those_of_the_paper() -> None:
+    decoder, first_stage = count(Autoencoder, AutoencoderConfig()), AUTOENCODERS["vqmodelinterface_first_stage"]
+    assert decoder == 72_058_014
+    assert count(Autoencoder, first_stage) == 55_322_782
+    # the paper's Table 6: 605.30 M, and 168.95 M for LDM
+    assert 4 * count(UNet, UNetConfig()) + decoder == 605_298_986
+    assert count(UNet, UNetConfig(space_experts=0)) + count(Autoencoder, first_stage) == 168_945_345
+
+
+def tera(run: Callable[[], object]) -> dict[str, float]:
+    """Multiply-adds of `run` in units of 1e12, by operator and in all."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    by_operator = {str(op): n / 2e12 for op, n in counter.get_flop_counts()["Global"].items()}
+    return {**by_operator, "all": counter.get_total_flops() / 2e12}
+
+
+@pytest.mark.parametrize(
+    ("experts", "conv_and_linear", "everything"),
+    [(1, 0.16581464064, 0.16631795712), (0, 0.16078147584, 0.16128479232)],
+    ids=["averaged", "ldm"],
+)
+def test_cost_of_a_step_is_that_of_the_paper(experts: int, conv_and_linear: float, everything: float) -> None:
+    network = on_meta(UNet, UNetConfig(space_experts=experts))
+    x, t = torch.zeros(1, 6, 128, 128, device="meta"), torch.zeros(1, device="meta")
+    cost = tera(lambda: network(x, t))
+    assert cost["aten.convolution"] + cost["aten.addmm"] == pytest.approx(conv_and_linear, rel=1e-9)
+    assert cost["all"] == pytest.approx(everything, rel=1e-9)  # attention over 256 tokens is the rest
+
+
+def test_cost_of_decoding_is_that_of_the_paper() -> None:
+    network = on_meta(Autoencoder, AutoencoderConfig())
+    image, z = torch.zeros(1, 3, 512, 512, device="meta"), torch.zeros(1, 3, 128, 128, device="meta")
+    features = network.features(image)
+    assert features.shape == (1, 256, 256, 256)
+    decode = tera(lambda: network.decode(z, features))
+    assert decode["aten.convolution"] == pytest.approx(2.304023609344, rel=1e-9)
+    # how fused attention is counted differs between versions of torch
+    assert decode["all"] == pytest.approx(2.590670733312, rel=0.005)
+    assert tera(lambda: network.decode(z, features, 0.0))["all"] < decode["all"] - 0.68  # no fusion, no cost
+    # only as far as the second level: a third of the encoder's cost
+    assert tera(lambda: network.features(image))["all"] == pytest.approx(0.302627422208, rel=1e-9)
+    assert tera(lambda: network.encode(image))["all"] == pytest.approx(0.896633290752, rel=0.005)

@@ -1,0 +1,296 @@
+"""Networks: bounded memory, any number of tokens, weights that stay where the optimiser looks, and low precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from moesr.config import AutoencoderConfig, UNetConfig
+from moesr.networks import autoencoder, layers
+from moesr.networks.autoencoder import AttnBlock, Autoencoder, Codebook
+from moesr.networks.frequency import AdaptiveFrequencyFilter
+from moesr.networks.fusion import LRFusion
+from moesr.networks.space_moe import SpaceMoE, average_experts, exchange_weights
+from moesr.networks.unet import UNet
+
+SMALL_UNET = UNetConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_downsamples=(2,))
+SMALL_AUTOENCODER = AutoencoderConfig(ch=32, num_res_blocks=1, n_embed=64, fusion_growth=8, fusion_blocks=1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        yield
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Largest(TorchDispatchMode):
+    """Records how many entries the largest tensor has that is made inside the block."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.entries = max(self.entries, leaf.numel())
+        return out
+
+
+def noisy(module: M) -> M:
+    """The module in eval mode, with every parameter and statistic away from its initial value."""
+    for parameter in module.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.02)
+    for name, buffer in module.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.1)
+        if name.endswith("running_var"):
+            buffer.uniform_(0.8, 1.2)
+    return module.eval()
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    """Root mean square of the difference, as a part of that of `want`."""
+    return ((got.double() - want.double()).norm() / want.double().norm()).item()
+
+
+# Attention
+
+
+@pytest.mark.parametrize("tokens", [256, 300, 1000])
+def test_attention_in_chunks_is_attention(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    q, k, v = torch.randn(3, 2, 4, tokens, 8, dtype=torch.float64).unbind()
+    weights = (q @ k.transpose(-1, -2) * 8**-0.5).softmax(-1)
+    whole = layers.attention(q, k, v)
+    monkeypatch.setattr(layers, "ATTENTION_ENTRIES", 1)
+    chunked = layers.attention(q, k, v)
+    torch.testing.assert_close(whole, weights @ v, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_attention_is_held_in_chunks_where_no_kernel_fuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = 64 * 64
+    monkeypatch.setattr(layers, "ATTENTION_ENTRIES", 256 * tokens)
+    block = AttnBlock(32).to("meta")  # no fused kernel on this device: the whole matrix would be made
+    x = torch.zeros(1, 32, 64, 64, device="meta")
+    with torch.no_grad(), Largest() as seen:
+        block(x)
+    assert 256 * tokens <= seen.entries < tokens * tokens / 8
+    monkeypatch.setattr(layers, "ATTENTION_ENTRIES", tokens * tokens)
+    with torch.no_grad(), Largest() as seen:
+        block(x)
+    assert seen.entries >= tokens * tokens  # so the measure sees what is measured
+
+
+# Codebook
+
+
+def test_codes_found_in_chunks_are_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    book = Codebook(50, 3)
+    nn.init.normal_(book.embedding.weight)
+    z = torch.randn(2, 3, 9, 7)
+    distance = torch.cdist(z.movedim(1, -1).reshape(-1, 3).double(), book.embedding.weight.detach().double())
+    whole = book.indices(z)
+    assert torch.equal(whole, distance.argmin(1).view(2, 9, 7))
+    monkeypatch.setattr(autoencoder, "DISTANCE_ENTRIES", 50 * 4)
+    assert torch.equal(book.indices(z), whole)
+    torch.testing.assert_close(book(z)[1, :, 4, 5], book.embedding.weight[whole[1, 4, 5]])
+
+
+def test_distances_to_all_codes_are_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    book, cells = Codebook(8192, 3), 64 * 64
+    monkeypatch.setattr(autoencoder, "DISTANCE_ENTRIES", 128 * 8192)
+    with Largest() as seen:
+        book.indices(torch.randn(1, 3, 64, 64))
+    assert 128 * 8192 <= seen.entries < cells * 8192 / 8
+
+
+# Space MoE
+
+
+def token_by_token(layer: SpaceMoE, x: Tensor, permutation: Tensor) -> Tensor:
+    """The definition: token permutation[j] meets the expert of the group that j falls in, groups as even as can be."""
+    tokens, experts = len(permutation), len(layer.moe_blocks)
+    share, more = divmod(tokens, experts)
+    sizes = [share + (i < more) for i in range(experts)]
+    owner = [i for i, size in enumerate(sizes) for _ in range(size)]
+    flat = x.flatten(2)
+    out = flat.clone()
+    for j, token in enumerate(permutation.tolist()):
+        out[:, :, token] += layer.moe_blocks[owner[j]](layer.moe_norm(flat[:, :, token]))
+    return out.view_as(x)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2), (3, 5), (4, 8)])
+@torch.no_grad()
+def test_any_number_of_tokens_is_shared_out(size: tuple[int, int]) -> None:
+    layer = noisy(SpaceMoE(32, 4))
+    x = torch.randn(2, 32, *size)
+    permutation = torch.randperm(size[0] * size[1])
+    torch.testing.assert_close(layer(x, permutation), token_by_token(layer, x, permutation))
+
+
+def test_fewer_tokens_than_experts_train() -> None:
+    layer = SpaceMoE(32, 4)
+    layer(torch.randn(1, 32, 1, 3)).sum().backward()
+    grads = [block[0].weight.grad for block in layer.moe_blocks]  # type: ignore[index]
+    assert all(g is not None and g.isfinite().all() for g in grads)
+    assert [bool(g.any()) for g in grads if g is not None] == [True, True, True, False]
+
+
+@torch.no_grad()
+def test_shuffle_is_drawn_anew_unless_given() -> None:
+    layer = noisy(SpaceMoE(32, 4))
+    x = torch.randn(1, 32, 4, 4)
+    assert not torch.equal(layer(x), layer(x))
+    averaged = SpaceMoE(32, 1)
+    averaged.load_state_dict(average_experts(layer.state_dict()))
+    assert torch.equal(averaged(x), averaged(x))
+
+
+def test_averaging_twice_is_averaging_once() -> None:
+    weights = noisy(UNet(UNetConfig(**{**vars(SMALL_UNET), "space_experts": 3}))).state_dict()
+    once = average_experts(weights)
+    twice = average_experts(once)
+    assert set(once) == set(UNet(SMALL_UNET).state_dict())
+    assert set(twice) == set(once)
+    assert all(torch.equal(twice[k], v) for k, v in once.items())
+    key = "middle_block.2.moe_blocks.{}.3.weight"
+    mean = torch.stack([weights[key.format(i)] for i in range(3)]).mean(0)
+    torch.testing.assert_close(once[key.format(0)], mean)
+
+
+def test_exchange_is_in_place_so_that_training_goes_on() -> None:
+    layer = SpaceMoE(32, 4)
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    held = list(layer.parameters())
+    optimiser = torch.optim.SGD(held, lr=0.1)
+    exchange_weights(layer, gamma=0.9)
+    assert all(a is b for a, b in zip(held, layer.parameters()))
+    key = "moe_blocks.{}.0.weight"
+    others = (before[key.format(0)] + before[key.format(1)] + before[key.format(3)]) / 3
+    torch.testing.assert_close(layer.state_dict()[key.format(2)], 0.9 * before[key.format(2)] + 0.1 * others)
+    exchanged = {k: v.clone() for k, v in layer.state_dict().items()}
+    layer(torch.randn(1, 32, 4, 4)).square().sum().backward()
+    optimiser.step()
+    assert all(not torch.equal(v, exchanged[k]) for k, v in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.5, 0.0])
+def test_exchange_keeps_the_mean_and_gamma_one_changes_nothing(gamma: float) -> None:
+    network = UNet(UNetConfig(**{**vars(SMALL_UNET), "space_experts": 3}))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    exchange_weights(network, gamma=gamma)
+    after = network.state_dict()
+    same = [torch.equal(after[k], v) for k, v in before.items() if "moe_blocks" in k]
+    assert all(same) if gamma == 1.0 else not any(same)
+    assert all(torch.equal(after[k], v) for k, v in before.items() if "moe_blocks" not in k)
+    mean = average_experts(before)
+    for key, value in average_experts(after).items():
+        torch.testing.assert_close(value, mean[key], rtol=1e-5, atol=1e-7)
+
+
+# Decoder
+
+
+@torch.no_grad()
+def test_fidelity_zero_leaves_the_decoder_alone() -> None:
+    fusion = noisy(LRFusion(32, 8, 1))
+    decoded, lr = torch.randn(2, 1, 32, 8, 8).unbind()
+    assert torch.equal(fusion(decoded, lr, 0.0), decoded)
+    full, half = fusion(decoded, lr, 1.0), fusion(decoded, lr, 0.5)
+    assert not torch.equal(full, decoded)
+    torch.testing.assert_close(half, (full + decoded) / 2)
+
+
+@torch.no_grad()
+def test_fidelity_zero_is_decoding_without_features() -> None:
+    network = noisy(Autoencoder(SMALL_AUTOENCODER))
+    z, lr = torch.randn(1, 3, 8, 8), torch.randn(1, 3, 32, 32)
+    features = network.features(lr)
+    assert torch.equal(network.decode(z, features, 0.0), network.decode(z))
+    assert not torch.equal(network.decode(z, features, 1.0), network.decode(z))
+
+
+@torch.no_grad()
+def test_features_are_those_of_the_whole_encoder() -> None:
+    network = noisy(Autoencoder(SMALL_AUTOENCODER))
+    image, seen = torch.randn(1, 3, 32, 48), []
+    handle = network.encoder.down[1].register_forward_hook(lambda *args: seen.append(args[-1]))
+    network.encode(image)
+    handle.remove()
+    features = network.features(image)
+    assert features is not None
+    assert torch.equal(features, seen[0])
+
+
+@torch.no_grad()
+def test_decoded_image_depends_on_neither_neighbours_nor_seed() -> None:
+    network = noisy(Autoencoder(SMALL_AUTOENCODER))
+    z, lr = torch.randn(3, 3, 8, 12), torch.randn(3, 3, 32, 48)
+    z[1:] *= 4  # neighbours with other statistics
+    together = network.decode(z, network.features(lr))
+    torch.manual_seed(99)
+    alone = network.decode(z[:1], network.features(lr[:1]))
+    assert relative(together[:1], alone) < 1e-5
+    torch.manual_seed(100)
+    assert torch.equal(network.decode(z[:1], network.features(lr[:1])), alone)
+
+
+@torch.no_grad()
+def test_frequency_filter_computes_in_float32_under_autocast() -> None:
+    block = noisy(AdaptiveFrequencyFilter(32))
+    x = torch.randn(1, 32, 9, 12)
+    want = block(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(block(x), want)
+        low = block(x.bfloat16())
+    assert low.dtype == torch.bfloat16
+    assert relative(low, want) < 0.01
+
+
+@torch.no_grad()
+def test_frequency_filter_takes_half_weights() -> None:
+    block = noisy(AdaptiveFrequencyFilter(32))
+    x = torch.randn(1, 32, 8, 8)
+    want = block(x)
+    got = block.to(torch.bfloat16)(x.bfloat16())
+    assert got.dtype == torch.bfloat16
+    assert relative(got, want) < 0.02
+
+
+# Low precision
+
+
+@torch.no_grad()
+def test_unet_runs_in_bfloat16() -> None:
+    network = noisy(UNet(SMALL_UNET))
+    x, t = torch.randn(2, 6, 16, 24), torch.tensor([3, 940])
+    want = network(x, t)
+    got = network.to(torch.bfloat16)(x.bfloat16(), t)
+    assert got.dtype == torch.bfloat16
+    assert relative(got, want) < 0.05
+
+
+@torch.no_grad()
+def test_autoencoder_runs_in_bfloat16() -> None:
+    network = noisy(Autoencoder(SMALL_AUTOENCODER))
+    image = torch.randn(1, 3, 32, 48)
+    # Of codes that the low precision knows exactly, so that none is mistaken for its neighbour.
+    z = network.quantize.embedding.weight.bfloat16().float()[torch.randint(64, (96,))].T.reshape(1, 3, 8, 12)
+    network.quantize.embedding.weight.copy_(network.quantize.embedding.weight.bfloat16())
+    latent, want = network.encode(image), network.decode(z, network.features(image))
+    network.to(torch.bfloat16)
+    got = network.decode(z.bfloat16(), network.features(image.bfloat16()))
+    assert got.dtype == torch.bfloat16
+    assert relative(network.encode(image.bfloat16()), latent) < 0.05
+    assert relative(got, want) < 0.05
