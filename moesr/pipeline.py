@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,15 +15,17 @@ from torch import Tensor
 
 from .diffusion.samplers import choose, sample
 from .diffusion.tiled import tiled
-from .errors import ImageError, NumericsError, SettingError
+from .errors import NumericsError, SettingError
 from .host import shrinking
-from .images.alpha import fill_transparent
-from .images.canvas import Canvas, as_canvas
-from .images.colour import COLOUR_FIXES, colour_fix
-from .images.condition import Condition, periodic_resize
-from .images.resize import resize
+from .images.assembly import Store, resized_rows
+from .images.canvas import as_canvas
+from .images.colour import COLOUR_FIXES
+from .images.condition import Condition
+from .images.finish import finish, fix_colour, planes, result_size
 from .images.windows import Blender, Window, crop, tile_windows
 from .model import SRModel
+
+R = TypeVar("R")
 
 #: Largest tile that "auto" takes, in output pixels: networks are trained on crops of this order.
 LARGEST_TILE = 768
@@ -78,15 +81,18 @@ def upscale(
     _check(fidelity, color_fix, batch_seed, tile, tile_batch, scale, eta)
     canvas = as_canvas(image)
     with torch.inference_mode():
-        rgb = canvas.rgb if canvas.alpha is None else fill_transparent(canvas.rgb, canvas.alpha)
-        lr = rgb.to(model.device) * 2 - 1
+        lr, images = planes(canvas, model.device)
         run = _Run(model, lr, wrap, tile, tile_batch, callback)
 
         y = run.encode() if model.process.kind == "residual_shift" else None
-        z = run.sample(y, steps or model.config.steps, sampler, spacing, eta, _generators(seed, batch_seed, len(lr)))
+        steps = model.config.steps if steps is None else steps
+        z = run.sample(y, steps, sampler, spacing, eta, _generators(seed, batch_seed, len(lr), images))
         sr = run.decode(z, fidelity)
-        sr = _fix_colour(color_fix, sr, lr)
-        return _finish(canvas, lr, sr, scale, mask, wrap)
+
+        size = result_size(canvas, sr, scale)
+        colours = [fix_colour(color_fix if i < images else "wavelet", sr, i, lr[i], wrap) for i in range(len(lr))]
+        final = [resized_rows(rows, sr.height, sr.width, size, wrap) for rows in colours]
+        return finish(canvas, lr, final, size, mask, wrap)
 
 
 class _Run:
@@ -95,7 +101,7 @@ class _Run:
     def __init__(
         self, model: SRModel, lr: Tensor, wrap: bool, tile: int | str, tile_batch: int | str, callback: Callback | None
     ) -> None:
-        self.model, self.callback, self.wrap = model, callback, wrap
+        self.model, self.callback, self.wrap, self.lr = model, callback, wrap, lr
         self.factor = model.config.autoencoder.factor
         self.multiple = model.config.unet.multiple
         self.condition = Condition(lr, model.scale, self.factor, self.multiple, wrap)
@@ -108,10 +114,23 @@ class _Run:
     def encode(self) -> Tensor:
         """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]."""
 
-        def tile(image: int, window: Window) -> Tensor:
-            return self.model.autoencoder.encode(self._upsampled(image, window))
+        height, width = self.condition.cells
+        images, channels = len(self.condition.latent), self.model.config.autoencoder.embed_dim
 
-        return self._tiles("encode", tile, self.model.config.autoencoder.embed_dim, 1)
+        def attempt(tile: int) -> Tensor:
+            windows = self._windows(tile)
+            self.at = Event("encode", 0, 0, 0, 0, 0, len(windows) * images, self._preview)
+            blender = Blender(windows, height, width)
+            out = torch.zeros(images, channels, height, width, device=self.model.device)
+            for image in range(images):
+                for window in windows:
+                    self.model.host.check()
+                    self._advance(1)
+                    latent = self.model.autoencoder.encode(self._upsampled(image, window))
+                    blender.add(out[image], latent[0].float(), window)
+            return out
+
+        return self._shrinking(attempt)
 
     def sample(
         self, y: Tensor | None, steps: int, sampler: str, spacing: str, eta: float, generators: list[torch.Generator]
@@ -155,8 +174,8 @@ class _Run:
         )
         return _finite(z, "the sampled latent")
 
-    def decode(self, z: Tensor, fidelity: float) -> Tensor:
-        """The image [B, 3, H, W] in about [-1, 1], at the model's scale, of a latent (paper, section 3.3)."""
+    def decode(self, z: Tensor, fidelity: float) -> Store:
+        """The images in about [-1, 1], at the model's scale, of their latents (paper, section 3.3)."""
         autoencoder = self.model.autoencoder
 
         def tile(image: int, window: Window) -> Tensor:
@@ -166,27 +185,42 @@ class _Run:
             return autoencoder.decode(_crop(z, image, window).to(self.model.dtype), features, fidelity)
 
         self.latest = z
-        out = self._tiles("decode", tile, 3, self.factor)
-        return _finite(self.condition.finish(out), "the decoded image")
+        height, width = (side * self.factor for side in self.condition.cells)
+        store = Store(len(z), 3, *self.condition.size, self.model.device)
 
-    def _tiles(self, phase: str, make: Callable[[int, Window], Tensor], channels: int, rate: int) -> Tensor:
-        """What `make` gives for every window of every image, blended, on a canvas of `rate` pixels a cell."""
-        height, width = self.condition.cells
-        images = len(self.condition.latent)
-
-        def attempt(tile: int) -> Tensor:
-            windows = self._windows(tile)
-            self.at = Event(phase, 0, 0, 0, 0, 0, len(windows) * images, self._preview)
-            blender = Blender([w.scaled(rate) for w in windows], height * rate, width * rate)
-            out = torch.zeros(images, channels, height * rate, width * rate, device=self.model.device)
-            for image in range(images):
-                for window in windows:
-                    self.model.host.check()
-                    self._advance(1)
-                    blender.add(out[image], make(image, window)[0].float(), window.scaled(rate))
-            return out
+        def attempt(side: int) -> Store:
+            store.reset()
+            windows = self._windows(side)
+            self.at = Event("decode", 0, 0, 0, 0, 0, len(windows) * len(z), self._preview)
+            blender = Blender([w.scaled(self.factor) for w in windows], height, width)
+            for image in range(len(z)):
+                for start, band in self._bands(windows, blender, height, width, partial(tile, image)):
+                    store.put(image, start, _finite(self.condition.finish(band), "the decoded image"))
+            return store
 
         return self._shrinking(attempt)
+
+    def _bands(
+        self, windows: Sequence[Window], blender: Blender, height: int, width: int, make: Callable[[Window], Tensor]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Decoded rows from the top, (first row, [3, h, W]), as soon as no tile to come reaches them.
+
+        Only a band of tiles is in memory. With wrap-around the last tiles reach the first rows, so all come at once.
+        """
+        starts = sorted({w.y0 for w in windows})
+        first, band = 0, torch.zeros(3, 0, width, device=self.model.device)
+        for start, after in zip(starts, [*starts[1:], None]):
+            row = [w for w in windows if w.y0 == start]
+            end = height if self.wrap else (start + row[0].h) * self.factor
+            band = torch.cat([band, band.new_zeros(3, end - first - band.shape[1], width)], dim=1)
+            for window in row:
+                self.model.host.check()
+                self._advance(1)
+                blender.add(band, make(window)[0].float(), window.scaled(self.factor), first)
+            ready = height if after is None else 0 if self.wrap else after * self.factor
+            if ready > first:
+                yield first, band[:, : ready - first]
+                first, band = ready, band[:, ready - first :].clone()
 
     def _windows(self, tile: int) -> list[Window]:
         overlap = max(self.multiple, tile // 8)
@@ -195,7 +229,7 @@ class _Run:
     def _upsampled(self, image: int, window: Window) -> Tensor:
         return self.condition.upsampled(image, window).to(self.model.dtype)
 
-    def _shrinking(self, attempt: Callable[[int], Tensor]) -> Tensor:
+    def _shrinking(self, attempt: Callable[[int], R]) -> R:
         smallest = min(self.smallest, self.tile)
         result, self.tile = shrinking(self.model.host, self.tile, smallest, attempt)
         return result
@@ -228,51 +262,16 @@ class _Run:
         return Image.fromarray(pixels.cpu().numpy())
 
 
-def _fix_colour(name: str, sr: Tensor, lr: Tensor) -> Tensor:
-    """Colours of the whole image, never of a tile, moved to those of the LR image."""
-    style = resize(lr, (sr.shape[-2], sr.shape[-1])).clamp(-1, 1) if name == "wavelet" else lr
-    return colour_fix(name, sr, style)
-
-
-def _finish(canvas: Canvas, lr: Tensor, sr: Tensor, scale: float | None, mask: Any, wrap: bool) -> Any:
-    """The result in [0, 1], at exactly the asked size, masked, with its alpha, in the caller's kind."""
-    sr = ((sr + 1) / 2).clamp(0, 1)
-    height, width = lr.shape[-2:]
-    size = (sr.shape[-2], sr.shape[-1])
-    if scale is not None:
-        size = (max(1, math.floor(height * scale + 0.5)), max(1, math.floor(width * scale + 0.5)))
-        if size != sr.shape[-2:]:
-            sr = _resize(sr, size, wrap).clamp(0, 1)
-    if mask is not None:
-        weight = resize(_mask(mask, lr), size).clamp(0, 1)
-        plain = _resize((lr + 1) / 2, size, wrap).clamp(0, 1)
-        sr = plain + weight * (sr - plain)
-    alpha = None if canvas.alpha is None else _resize(canvas.alpha, size, wrap).clamp(0, 1).to(sr.device)
-    return canvas.restore(sr, alpha)
-
-
-def _resize(image: Tensor, size: tuple[int, int], wrap: bool) -> Tensor:
-    return periodic_resize(image, size) if wrap else resize(image, size)
-
-
-def _mask(mask: Any, lr: Tensor) -> Tensor:
-    """[1 or B, 1, H, W] in [0, 1] on lr's device, from a PIL image, an array or a tensor [H, W] or [B, H, W]."""
-    if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L"))
-    values = torch.as_tensor(np.asarray(mask) if not isinstance(mask, Tensor) else mask)
-    values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
-    if values.ndim not in (2, 3) or values.numel() == 0 or (values.ndim == 3 and values.shape[0] not in (1, len(lr))):
-        raise ImageError(f"mask of shape {list(values.shape)}: give height x width, or one for each image of the batch")
-    return values.reshape(-1, 1, *values.shape[-2:]).to(lr.device)
-
-
 def _crop(canvas: Tensor, image: int, window: Window) -> Tensor:
     return crop(canvas[image : image + 1], window)
 
 
-def _generators(seed: int, batch_seed: str, images: int) -> list[torch.Generator]:
-    """A CPU generator for each image, seeded with (seed, image index): noise belongs to the image, not to the batch."""
-    keys = [(seed % 2**64, 0 if batch_seed == "same" else i) for i in range(images)]
+def _generators(seed: int, batch_seed: str, planes: int, images: int) -> list[torch.Generator]:
+    """A CPU generator for each image, seeded with (seed, image index): noise belongs to the image, not to the batch.
+
+    Alpha planes, which come after the images, have their image's noise.
+    """
+    keys = [(seed % 2**64, 0 if batch_seed == "same" else i % images) for i in range(planes)]
     words = [int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) for key in keys]
     return [torch.Generator().manual_seed(word % 2**63) for word in words]
 

@@ -12,16 +12,38 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ImageError
-from .files import Picture, from_pil, to_pil
+from .files import Picture, from_pil, luma, to_pil
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Images as planes: rgb [B, 3, H, W] in [0, 1], alpha [B, 1, H, W] or None; `restore(rgb, alpha)` goes back."""
+    """Images as planes: rgb [B, 3, H, W] in [0, 1], alpha [B, 1, H, W] or None.
+
+    The result is written row by row into an array of `samples` (8 or 16 bits, or float32), and `restore` makes the
+    caller's kind of it: an array [B, H, W, C] with C = 1 grey, 3 RGB, or 4 with alpha.
+    """
 
     rgb: Tensor
     alpha: Tensor | None
-    restore: Callable[[Tensor, Tensor | None], Any]
+    grey: bool
+    samples: np.dtype[Any]
+    restore: Callable[[np.ndarray], Any]
+
+    def empty(self, height: int, width: int) -> np.ndarray:
+        """The array for a result of that size."""
+        channels = (1 if self.grey else 3) + (self.alpha is not None)
+        return np.empty((len(self.rgb), height, width, channels), self.samples)
+
+    def put(self, out: np.ndarray, image: int, start: int, rgb: Tensor, alpha: Tensor | None) -> None:
+        """Write rows of one image, [3, h, W] and [1, h, W] in [0, 1], rounded to the nearest sample."""
+        pixels = rgb.permute(1, 2, 0).cpu().numpy()
+        if self.grey:
+            pixels = luma(pixels)
+        if alpha is not None:
+            pixels = np.concatenate([pixels, alpha.permute(1, 2, 0).cpu().numpy()], axis=2)
+        if out.dtype.kind == "u":
+            pixels = np.rint(pixels * np.float32(np.iinfo(out.dtype).max))
+        out[image, start : start + pixels.shape[0]] = pixels
 
 
 def as_canvas(image: Any) -> Canvas:
@@ -30,7 +52,7 @@ def as_canvas(image: Any) -> Canvas:
     C is 1, 3 or 4. Raises ImageError for another kind, shape or dtype, or for values that are not numbers.
     """
     if isinstance(image, Image.Image):
-        return _of_picture(from_pil(image), to_pil)
+        return _of_picture(replace(from_pil(image), bits=8), to_pil)
     if isinstance(image, Picture):
         return _of_picture(image, lambda picture: picture)
     if isinstance(image, np.ndarray):
@@ -41,26 +63,29 @@ def as_canvas(image: Any) -> Canvas:
 
 
 def _of_picture(picture: Picture, back: Callable[[Picture], Any]) -> Canvas:
-    def restore(rgb: Tensor, alpha: Tensor | None) -> Any:
-        opaque = None if alpha is None else alpha[0, 0].cpu().numpy()
-        return back(replace(picture, rgb=_hwc(rgb)[0].numpy(), alpha=opaque))
+    def restore(out: np.ndarray) -> Any:
+        colours = 1 if picture.grey else 3
+        rgb = np.broadcast_to(out[0, ..., :colours], (*out.shape[1:3], 3))
+        alpha = None if picture.alpha is None else out[0, ..., colours]
+        return back(replace(picture, rgb=rgb, alpha=alpha))
 
+    picture = picture.floats()
     rgb = torch.tensor(picture.rgb).permute(2, 0, 1)[None]
     alpha = None if picture.alpha is None else torch.tensor(picture.alpha)[None, None]
-    return Canvas(rgb, alpha, restore)
+    samples = np.dtype(np.uint16 if picture.bits == 16 else np.uint8)
+    return Canvas(rgb, alpha, picture.grey, samples, restore)
 
 
 def _of_array(array: np.ndarray) -> Canvas:
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
-        raise ImageError(f"array of {array.dtype} {array.shape}: give uint8 of height x width x 1, 3 or 4")
     planes = array[..., None] if array.ndim == 2 else array
-    inner = _of_tensor(torch.from_numpy(np.ascontiguousarray(planes))[None].float() / 255)
+    if array.dtype != np.uint8 or planes.ndim != 3 or planes.shape[2] not in (1, 3, 4) or not array.size:
+        raise ImageError(f"array of {array.dtype} {array.shape}: give uint8 of height x width x 1, 3 or 4")
+    canvas = _of_tensor(torch.from_numpy(np.array(planes))[None].float() / 255)
 
-    def restore(rgb: Tensor, alpha: Tensor | None) -> np.ndarray:
-        pixels = (inner.restore(rgb, alpha)[0] * 255).round().clamp(0, 255).to(torch.uint8).numpy()
-        return pixels[..., 0] if array.ndim == 2 else pixels
+    def restore(out: np.ndarray) -> np.ndarray:
+        return out[0, ..., 0] if array.ndim == 2 else out[0]
 
-    return replace(inner, restore=restore)
+    return replace(canvas, samples=np.dtype(np.uint8), restore=restore)
 
 
 def _of_tensor(tensor: Tensor) -> Canvas:
@@ -73,15 +98,10 @@ def _of_tensor(tensor: Tensor) -> Canvas:
         raise ImageError("the image has NaN or infinite values: check what made it")
     planes = planes.clamp(0, 1)
     channels = planes.shape[1]
-
-    def restore(rgb: Tensor, alpha: Tensor | None) -> Tensor:
-        if channels == 1:
-            rgb = rgb.mean(dim=1, keepdim=True)
-        return _hwc(rgb if alpha is None else torch.cat([rgb, alpha], dim=1)).to(tensor.dtype)
-
     rgb = planes.expand(-1, 3, -1, -1) if channels == 1 else planes[:, :3]
-    return Canvas(rgb, planes[:, 3:4] if channels == 4 else None, restore)
+    alpha = planes[:, 3:4] if channels == 4 else None
 
+    def restore(out: np.ndarray) -> Tensor:
+        return torch.from_numpy(out).to(tensor.dtype)
 
-def _hwc(planes: Tensor) -> Tensor:
-    return planes.permute(0, 2, 3, 1).contiguous().cpu()
+    return Canvas(rgb, alpha, channels == 1, np.dtype(np.float32), restore)

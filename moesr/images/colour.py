@@ -11,6 +11,8 @@ from ..errors import ImageError, SettingError
 COLOUR_FIXES = ("adain", "wavelet", "none")
 _EPS = 1e-5
 _LEVELS = 5
+#: Pixels around a pixel that its low pass depends on.
+LOW_PASS_RADIUS = 2**_LEVELS - 1
 
 
 def colour_fix(name: str, content: Tensor, style: Tensor) -> Tensor:
@@ -49,8 +51,32 @@ def wavelet(content: Tensor, style: Tensor) -> Tensor:
     result = torch.empty_like(content)
     planes = zip(content.flatten(0, 1), style.flatten(0, 1), result.flatten(0, 1), strict=True)
     for source, target, out in planes:  # one [H, W] at a time bounds the memory
-        out.copy_(source + _low_pass(target.to(_work(target)) - source))
+        out.copy_(source + low_pass(target.to(_work(target)) - source))
     return result
+
+
+class Moments:
+    """Mean and standard deviation of each channel of an image that is seen in parts, as `adain` defines them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean: Tensor = torch.zeros(())
+        self._square: Tensor = torch.zeros(())  # sum of squared distances from the mean
+
+    def add(self, part: Tensor) -> None:
+        """Take in pixels [C, h, W]. Parts are merged as Chan, Golub and LeVeque do, in float64."""
+        variance, mean = torch.var_mean(part.double(), dim=(-2, -1), correction=0)
+        n = part.shape[-2] * part.shape[-1]
+        total = self._count + n
+        delta = mean - self._mean.to(mean)
+        self._square = self._square.to(mean) + variance * n + delta.square() * self._count * n / total
+        self._mean = self._mean.to(mean) + delta * n / total
+        self._count = total
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Standard deviation and mean, float32 [C, 1, 1]."""
+        variance = self._square / max(self._count - 1, 1)
+        return (variance + _EPS).sqrt().float()[:, None, None], self._mean.float()[:, None, None]
 
 
 def _statistics(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +87,7 @@ def _statistics(image: Tensor) -> tuple[Tensor, Tensor]:
     return (variance + _EPS).sqrt(), mean
 
 
-def _low_pass(plane: Tensor) -> Tensor:
+def low_pass(plane: Tensor) -> Tensor:
     """The plane [H, W] after all levels of the pyramid."""
     plane = plane[None, None]
     for level in range(_LEVELS):

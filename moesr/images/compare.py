@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .files import Picture
-from .resize import resize
+from .resize import resize_rows
 
 #: Largest side of a panel; of larger results the middle is shown.
 PANEL = 640
@@ -16,16 +19,22 @@ _GAP = 8
 
 def side_by_side(before: Picture, after: Picture) -> Picture:
     """Input (pixels as squares), bicubic and result, labelled, in a row; the middle of each if they are large."""
+    before = before.floats()
     height, width = after.rgb.shape[:2]
-    small = torch.from_numpy(before.rgb).permute(2, 0, 1)[None]
-    bicubic = resize(small, (height, width)).clamp(0, 1)[0].permute(1, 2, 0).numpy()
-    rows = np.arange(height) * before.rgb.shape[0] // height
-    columns = np.arange(width) * before.rgb.shape[1] // width
-    squares = before.rgb[rows][:, columns]
+    small_height, small_width = before.rgb.shape[:2]
     top, left = max(0, (height - PANEL) // 2), max(0, (width - PANEL) // 2)
-    part = np.s_[top : top + PANEL, left : left + PANEL]
-    labels = (f"input {before.rgb.shape[1]} x {before.rgb.shape[0]}", "bicubic", f"MoESR {width} x {height}")
-    panels = [_labelled(p[part], text) for p, text in zip((squares, bicubic, after.rgb), labels)]
+    rows = np.arange(top, min(height, top + PANEL))
+    columns = np.arange(left, min(width, left + PANEL))
+    small = torch.from_numpy(np.ascontiguousarray(before.rgb)).permute(2, 0, 1)
+    read = partial(small.narrow, 1)
+    band = resize_rows(
+        lambda a, b: read(a, b - a), small_height, small_width, (height, width), int(rows[0]), int(rows[-1]) + 1
+    )
+    bicubic = band.clamp(0, 1).permute(1, 2, 0).numpy()[:, columns]
+    squares = before.rgb[rows * small_height // height][:, columns * small_width // width]
+    result = replace(after, rgb=after.rgb[rows][:, columns], alpha=None).floats().rgb
+    labels = (f"input {small_width} x {small_height}", "bicubic", f"MoESR {width} x {height}")
+    panels = [_labelled(p, text) for p, text in zip((squares, bicubic, result), labels)]
     gap = np.ones((panels[0].shape[0], _GAP, 3), np.float32)
     return Picture(np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1))
 

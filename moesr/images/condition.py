@@ -55,11 +55,12 @@ class Condition:
         x0 = (window.x0 * self.factor - left * self.scale) % (self._lr.shape[3] * self.scale)
         return large[..., y0 : y0 + window.h * self.factor, x0 : x0 + window.w * self.factor]
 
-    def finish(self, image: Tensor) -> Tensor:
-        """The decoded canvas [B, 3, H, W] without padding, at exactly the model's scale times the LR size."""
-        if self.wrap:
-            return periodic_resize(image, self.size)
-        return image[..., : self.size[0], : self.size[1]]
+    def finish(self, rows: Tensor) -> Tensor:
+        """Decoded rows [3, h, W] without padding at the right; of an endless texture, at exactly the scaled size.
+
+        Rows of padding at the bottom are left to who stores them; endless textures come with all their rows.
+        """
+        return periodic_resize(rows[None], self.size)[0] if self.wrap else rows[..., : self.size[1]]
 
     def _span(self, start: int, cells: int, dim: int) -> tuple[int, int]:
         """Start and size, in LR pixels, of what a window needs along one axis, with a margin."""

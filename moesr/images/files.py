@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class Picture:
 
     rgb float32 [H, W, 3] in [0, 1], straight colours; alpha float32 [H, W] in [0, 1], or None if the file had none;
     grey: the file had one colour channel (then the three of rgb are equal); icc: the profile that rgb (or the grey)
-    is in, None for sRGB; bits a sample of the file, 8 or 16.
+    is in, None for sRGB; bits a sample of the file, 8 or 16. Results may hold rounded samples instead of floats: rgb
+    and alpha in uint8 or uint16, as `bits` says, so that a large one needs no floats.
     """
 
     rgb: np.ndarray
@@ -41,6 +42,19 @@ class Picture:
     grey: bool = False
     icc: bytes | None = None
     bits: int = 8
+
+    def floats(self) -> Picture:
+        """The same picture with float32 values in [0, 1]."""
+        if self.rgb.dtype.kind == "f":
+            return self
+        top = np.float32(np.iinfo(self.rgb.dtype).max)
+        alpha = None if self.alpha is None else self.alpha / top
+        return replace(self, rgb=self.rgb / top, alpha=alpha)
+
+
+def luma(rgb: np.ndarray) -> np.ndarray:
+    """The grey [H, W, 1] of colours [H, W, 3] (BT.601)."""
+    return rgb @ _LUMA
 
 
 def read(path: str | os.PathLike[str]) -> Picture:
@@ -125,7 +139,7 @@ def write(path: str | os.PathLike[str], picture: Picture, *, bits: int | None = 
     if max(height, width) > _LARGEST_SIDE[kind]:
         limit = f"{kind} holds at most {_LARGEST_SIDE[kind]} pixels a side"
         raise ImageError(f"{path}: {width} x {height} pixels, {limit}; use .png")
-    if not np.isfinite(picture.rgb).all():
+    if picture.rgb.dtype.kind == "f" and not np.isfinite(picture.rgb).all():
         raise NumericsError(f"{path}: the picture has NaN or infinite values; it was not written")
     try:
         _replace(path, _encode(picture, kind, bits or picture.bits, quality))
@@ -168,7 +182,12 @@ def _reason(error: Exception) -> str:
 
 def _samples(picture: Picture, bits: int) -> np.ndarray:
     """Pixels as integers, uint8 or uint16 [H, W, C], C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGBA."""
-    rgb = picture.rgb @ _LUMA if picture.grey else picture.rgb
+    if picture.rgb.dtype == (np.uint16 if bits == 16 else np.uint8):
+        colours = picture.rgb[..., :1] if picture.grey else picture.rgb
+        parts = [colours] if picture.alpha is None else [colours, picture.alpha[..., None]]
+        return np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=2)
+    picture = picture.floats()
+    rgb = luma(picture.rgb) if picture.grey else picture.rgb
     values = rgb if picture.alpha is None else np.concatenate([rgb, picture.alpha[..., None]], axis=2)
     top = 2**bits - 1
     values = values * np.float32(top)
@@ -180,6 +199,8 @@ def _samples(picture: Picture, bits: int) -> np.ndarray:
 def _on_white(picture: Picture) -> Picture:
     if picture.alpha is None:
         return picture
+    picture = picture.floats()
+    assert picture.alpha is not None
     alpha = picture.alpha[..., None]
     return Picture(picture.rgb * alpha + (1 - alpha), None, picture.grey, picture.icc)
 

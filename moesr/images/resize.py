@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,6 +25,23 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     if not image.numel():
         raise ImageError(f"image of {width} x {height} pixels: nothing to resize; give at least one pixel")
     return _resample(image, size, (size[0] / height, size[1] / width))
+
+
+def resize_rows(
+    read: Callable[[int, int], Tensor], height: int, width: int, size: tuple[int, int], start: int, stop: int
+) -> Tensor:
+    """Rows start .. stop of `resize(image, size)` for an image that is never whole: [..., stop - start, size[1]].
+
+    read(a, b): rows a .. b of the image of height x width, float [..., b - a, width]; called once, for the rows needed.
+    """
+    index, weight = _taps(height, size[0], size[0] / height)
+    index, weight = index[start:stop], weight[start:stop]
+    low, high = int(index.min()), int(index.max()) + 1
+    part = _resample_axis(read(low, high), 1, size[1], size[1] / width)
+    if size[0] == height:
+        return part.narrow(-2, start - low, stop - start)
+    matrix = weight.new_zeros(stop - start, high - low).scatter_add_(1, index - low, weight)
+    return matrix.to(part.device, part.dtype) @ part
 
 
 def resize_uint8(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -80,13 +80,18 @@ class Blender:
         """The window's weights, float32 [h, w]."""
         return self._rows[window.y0][:, None] * self._columns[window.x0][None, :]
 
-    def add(self, canvas: Tensor, tile: Tensor, window: Window) -> None:
-        """canvas [..., H, W] += tile [..., h, w] * weight, in place; start from zeros, in float32."""
+    def add(self, canvas: Tensor, tile: Tensor, window: Window, top_row: int = 0) -> None:
+        """canvas [..., H, W] += tile [..., h, w] * weight, in place; start from zeros, in float32.
+
+        `canvas` may be a band of rows of the whole one, of which `top_row` is the first.
+        """
         part = (tile * self.weight(window).to(tile.device)).to(canvas.device, canvas.dtype)
         top = min(window.h, self._height - window.y0)  # rows before the border; the others start again at 0
         left = min(window.w, self._width - window.x0)
-        for rows, y in ((part[..., :top, :], window.y0), (part[..., top:, :], 0)):
+        for rows, y in ((part[..., :top, :], window.y0 - top_row), (part[..., top:, :], 0)):
             for piece, x in ((rows[..., :left], window.x0), (rows[..., left:], 0)):
+                if not piece.numel():
+                    continue
                 canvas[..., y : y + piece.shape[-2], x : x + piece.shape[-1]] += piece
 
 

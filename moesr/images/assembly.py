@@ -1,0 +1,103 @@
+"""Large pictures in bands of rows: nothing here holds floating-point numbers of a whole one.
+
+A picture on its way out is a `Rows`: a function that gives rows a .. b. Decoded rows come from a `Store`; colour fix,
+final resize and mask are functions from Rows to Rows, and memory is bounded by the band that is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .colour import LOW_PASS_RADIUS, Moments, low_pass
+from .resize import resize_rows
+
+#: Rows start .. stop of a picture, float [C, stop - start, width].
+Rows = Callable[[int, int], Tensor]
+
+#: Pictures of more samples than this are stored in 16 bits.
+LARGE = 2**28
+_SPAN = 8.0  # stored values lie in [-4, 4]
+
+
+class Store:
+    """Decoded pictures, [B, C, H, W] in about [-1, 1]: written in rows, read in rows.
+
+    In float32, or for more than LARGE samples in 16-bit fixed point with steps of 8 / 65535, a sixtieth of an 8-bit
+    step. `moments` has what AdaIN needs, from the rows as they were put.
+    """
+
+    def __init__(self, images: int, channels: int, height: int, width: int, device: torch.device) -> None:
+        self.height, self.width, self.device = height, width, device
+        self._large = images * channels * height * width > LARGE
+        dtype = torch.int16 if self._large else torch.float32
+        # Large ones stay in system memory: the device needs its own for the networks.
+        self._values = torch.zeros(
+            images, channels, height, width, dtype=dtype, device="cpu" if self._large else device
+        )
+        self.moments = [Moments() for _ in range(images)]
+
+    def reset(self) -> None:
+        """Forget what was put, before it is put again."""
+        self.moments = [Moments() for _ in self.moments]
+
+    def put(self, image: int, start: int, rows: Tensor) -> None:
+        """Rows [C, h, W] of one image from row `start` on; each row once."""
+        stop = min(start + rows.shape[1], self.height)
+        rows = rows[:, : stop - start, : self.width]
+        if rows.shape[1]:
+            self.moments[image].add(rows)
+            self._values[image, :, start:stop] = self._pack(rows)
+
+    def rows(self, image: int) -> Rows:
+        """The rows of one image, float32 on the device."""
+        return lambda start, stop: self._unpack(self._values[image, :, start:stop])
+
+    def _pack(self, rows: Tensor) -> Tensor:
+        return (rows * (65535 / _SPAN)).round().clamp(-32768, 32767).to("cpu", torch.int16) if self._large else rows
+
+    def _unpack(self, values: Tensor) -> Tensor:
+        return values.to(self.device).float() * (_SPAN / 65535) if self._large else values
+
+
+def adain_rows(content: Rows, moments: Moments, style: Tensor) -> Rows:
+    """AdaIN: `content`, whose statistics are `moments`, with those of the image `style` [C, h, w]."""
+    target = Moments()
+    target.add(style)
+    (std_x, mean_x), (std_s, mean_s) = moments.statistics(), target.statistics()
+    return lambda start, stop: (content(start, stop) - mean_x) * (std_s / std_x) + mean_s
+
+
+def wavelet_rows(content: Rows, style: Rows, height: int) -> Rows:
+    """The wavelet colour fix: content + low pass of (style - content), for pictures of `height` rows."""
+
+    def rows(start: int, stop: int) -> Tensor:
+        low, high = max(0, start - LOW_PASS_RADIUS), min(height, stop + LOW_PASS_RADIUS)
+        wide = content(low, high)
+        difference = style(low, high) - wide
+        inside = slice(start - low, stop - low)
+        return wide[:, inside] + torch.stack([low_pass(plane)[inside] for plane in difference])
+
+    return rows
+
+
+def resized_rows(source: Rows, height: int, width: int, size: tuple[int, int], wrap: bool = False) -> Rows:
+    """The picture of height x width resized to `size`, of an endless texture with `wrap`; bicubic, not clamped."""
+    if size == (height, width):
+        return source
+    if not wrap:
+        return lambda start, stop: resize_rows(source, height, width, size, start, stop)
+
+    def around(start: int, stop: int) -> Tensor:
+        # Three periods beside and below each other; the one in the middle is asked for.
+        parts = [source(y % height, y % height + 1) for y in range(start, stop)]
+        return torch.cat([torch.cat(parts, dim=1)] * 3, dim=2)
+
+    def rows(start: int, stop: int) -> Tensor:
+        tripled = (3 * size[0], 3 * size[1])
+        part = resize_rows(around, 3 * height, 3 * width, tripled, size[0] + start, size[0] + stop)
+        return part[:, :, size[1] : 2 * size[1]]
+
+    return rows

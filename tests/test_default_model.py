@@ -1,0 +1,130 @@
+"""The embedded model: what a user gets without asking for anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import moesr
+from moesr.checkpoints.library import EMBEDDED
+from moesr.evaluation.metrics import psnr_y
+from moesr.images.resize import resize
+from moesr.model import SRModel
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+@pytest.fixture(scope="module")
+def model() -> SRModel:
+    return moesr.load()
+
+
+def planes(path: Path) -> Tensor:
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
+
+
+@pytest.fixture(scope="module")
+def demo() -> Tensor:
+    return planes(ASSETS / "demo.png")
+
+
+def run(model: SRModel, lr: Tensor, **settings: object) -> Tensor:
+    """[1, 3, H, W] in, [1, 3, 4 H, 4 W] out."""
+    out = moesr.upscale(model, lr.permute(0, 2, 3, 1), **settings)  # type: ignore[arg-type]
+    return out.permute(0, 3, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def result(model: SRModel, demo: Tensor) -> Tensor:
+    return run(model, demo)
+
+
+def sharpness(image: Tensor) -> float:
+    return (image.diff(dim=-1).square().mean() + image.diff(dim=-2).square().mean()).item()
+
+
+def test_it_is_the_full_structure_and_small(model: SRModel) -> None:
+    assert (EMBEDDED / "tiny.safetensors").stat().st_size <= 25_000_000
+    config = model.config
+    assert model.scale == 4
+    assert len(config.stages) == 4
+    assert config.unet.space_experts == 1
+    assert config.autoencoder.lr_fusion
+    assert config.autoencoder.refine
+
+
+def test_it_is_sharper_than_bicubic_and_stays_true_to_the_photo(demo: Tensor, result: Tensor) -> None:
+    original = planes(ASSETS / "demo_original.jpg")
+    bicubic = resize(demo, (original.shape[-2], original.shape[-1])).clamp(0, 1)
+    assert result.shape == original.shape
+    assert sharpness(result) > 1.3 * sharpness(bicubic)
+    assert psnr_y(result, original).item() > psnr_y(bicubic, original).item() - 1.5
+    assert psnr_y(resize(result, (demo.shape[-2], demo.shape[-1])), demo).item() > 28
+
+
+def test_every_part_earns_its_place(model: SRModel, demo: Tensor, result: Tensor) -> None:
+    generative = run(model, demo, fidelity=0.0)
+    assert psnr_y(result, generative).item() < 40
+    other = run(model, demo, seed=1)
+    assert 20 < psnr_y(result, other).item() < 60
+
+
+def test_stream_and_all_give_equal_bytes(demo: Tensor) -> None:
+    part = demo[..., :40, :48]
+    a, b = (run(moesr.load(residency=r), part) for r in ("all", "stream"))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("tile", [256, 192])
+def test_tiles_agree_with_the_whole_and_have_no_seams(model: SRModel, demo: Tensor, tile: int) -> None:
+    whole = run(model, demo, tile=0)
+    tiled = run(model, demo, tile=tile)
+    height, width = whole.shape[-2:]
+    centre = np.s_[..., height // 4 : -height // 4, width // 4 : -width // 4]
+    assert psnr_y(tiled[centre], whole[centre]).item() > 32
+    for energies in seam_energies(model, tiled, tile):
+        assert energies[0] <= 1.05 * energies[1] * reference_ratio(model, whole, tile)
+
+
+def seam_energies(model: SRModel, image: Tensor, tile: int) -> list[tuple[float, float]]:
+    """Gradient energy across the borders of tiles, and everywhere, for rows and columns."""
+    from moesr.images.windows import tile_windows
+
+    cells = (image.shape[-2] // 4, image.shape[-1] // 4)
+    multiple = model.config.unet.multiple
+    windows = tile_windows(*cells, tile // 4, max(multiple, tile // 32), multiple)
+    out = []
+    for dim, borders in ((-2, {w.y0 for w in windows} | {w.y0 + w.h for w in windows}),
+                         (-1, {w.x0 for w in windows} | {w.x0 + w.w for w in windows})):  # fmt: skip
+        step = image.diff(dim=dim).square()
+        at = [b * 4 - 1 for b in sorted(borders) if 0 < b * 4 < image.shape[dim]]
+        if at:
+            out.append((step.index_select(dim, torch.tensor(at)).mean().item(), step.mean().item()))
+    assert out
+    return out
+
+
+def reference_ratio(model: SRModel, whole: Tensor, tile: int) -> float:
+    """How much the picture itself, untiled, has at those places: its own edges are no seams."""
+    return max(1.0, *(a / b for a, b in seam_energies(model, whole, tile)))
+
+
+@pytest.mark.parametrize("colour", [(0.5, 0.5, 0.5), (0.9, 0.2, 0.1), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)])
+def test_a_constant_image_stays_constant(model: SRModel, colour: tuple[float, float, float]) -> None:
+    lr = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 40, 44)
+    for tile in (0, 96):
+        out = run(model, lr, tile=tile)
+        assert (out - torch.tensor(colour).view(1, 3, 1, 1)).abs().max() < 8 / 255
+
+
+def test_fewer_and_more_steps_and_every_sampler(model: SRModel, demo: Tensor) -> None:
+    part = demo[..., 20:60, 40:88]
+    reference = run(model, part)
+    for settings in ({"steps": 1}, {"steps": 30}, {"sampler": "dpmpp_2m"}, {"sampler": "ddim", "eta": 0.0}):
+        assert psnr_y(run(model, part, **settings), reference).item() > 20, settings
