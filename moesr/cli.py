@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,35 +44,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _upscale(options: argparse.Namespace) -> int:
-    inputs, missing = _inputs(options.inputs)
+    found, missing = _inputs(options.inputs, options.recursive)
+    outputs = _outputs(found, Path(options.output))
     failed = [f"{path}: no such file or folder" for path in missing]
-    outputs = _outputs(inputs, Path(options.output))
-    if not inputs and not failed:
+    if not found and not missing:
         failed.append(f"{', '.join(options.inputs)}: no pictures in there")
-    if inputs:
-        from .model import load
-
-        model = load(
-            options.model,
-            dtype=options.dtype,
-            device=options.device,
-            residency=options.residency,
-            scale=options.model_scale,
-        )
-        for note in model.notes:
-            print(f"note: {note}", file=sys.stderr)
-        for source, target in zip(inputs, outputs):
+    done = 0
+    try:
+        model = _model(options) if found else None
+        for (source, _), target in zip(found, outputs):
             error = _upscale_one(model, source, target, options)
-            if error:
-                failed.append(error)
-                _fail(error)
-        if len(failed) > 1 or (failed and len(inputs) > 1):
-            print(f"{len(inputs) + len(missing) - len(failed)} done, {len(failed)} failed:", file=sys.stderr)
-            for line in failed:
-                print(f"  {line}", file=sys.stderr)
-    for line in failed[: len(missing) or (1 if not inputs else 0)]:
-        _fail(line)
+            failed += [error] if error else []
+            done += not error
+    finally:
+        if failed and done + len(failed) > 1:
+            print(f"{done} done, {len(failed)} failed:", file=sys.stderr)
+        for line in failed:
+            _fail(line)
     return 1 if failed else 0
+
+
+def _model(options: argparse.Namespace) -> Any:
+    from .model import load
+
+    model = load(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        residency=options.residency,
+        scale=options.model_scale,
+    )
+    for note in model.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return model
 
 
 def _upscale_one(model: Any, source: Path, target: Path, options: argparse.Namespace) -> str | None:
@@ -82,12 +87,15 @@ def _upscale_one(model: Any, source: Path, target: Path, options: argparse.Names
 
     try:
         picture = read(source)
+        if options.bits:
+            picture = replace(picture, bits=options.bits)
+        mask = read(Path(options.mask)).rgb[..., 1] if options.mask else None
         with _Bar(source.name) as bar:
             result = upscale(
                 model, picture, scale=options.scale, steps=options.steps, sampler=options.sampler,
                 spacing=options.spacing, eta=options.eta, seed=options.seed, fidelity=options.fidelity,
                 color_fix=options.color_fix, tile=options.tile, tile_batch=options.tile_batch, wrap=options.wrap,
-                callback=bar.show,
+                mask=mask, callback=bar.show,
             )  # fmt: skip
         target.parent.mkdir(parents=True, exist_ok=True)
         write(target, result)
@@ -133,24 +141,29 @@ class _Bar:
         self.bar.set_postfix_str(text)
 
 
-def _inputs(names: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Files in the order given, folders' pictures in order of name; and the names that do not exist."""
+def _inputs(names: Sequence[str], recursive: bool) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Pictures, each with the folder it keeps below OUT, and the names that do not exist.
+
+    Files come in the order given, folders' pictures in order of name; `recursive` looks into folders' folders too.
+    """
     from .images.files import READ_SUFFIXES
 
-    found: list[Path] = []
+    found: list[tuple[Path, Path]] = []
     missing: list[str] = []
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found += sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in READ_SUFFIXES)
+            inside = sorted(path.rglob("*") if recursive else path.iterdir())
+            pictures = [p for p in inside if p.is_file() and p.suffix.lower() in READ_SUFFIXES]
+            found += [(p, p.parent.relative_to(path)) for p in pictures]
         elif path.exists():
-            found.append(path)
+            found.append((path, Path()))
         else:
             missing.append(name)
     return found, missing
 
 
-def _outputs(inputs: Sequence[Path], output: Path) -> list[Path]:
+def _outputs(inputs: Sequence[tuple[Path, Path]], output: Path) -> list[Path]:
     """Where each result goes: OUT itself if it names a picture, else OUT/<stem>.png; clashes get -2, -3."""
     from .images.files import WRITE_SUFFIXES
 
@@ -164,13 +177,13 @@ def _outputs(inputs: Sequence[Path], output: Path) -> list[Path]:
         )
     taken: set[str] = set()
     targets = []
-    for path in inputs:
-        name, count = path.stem, 1
-        while name.lower() in taken:
+    for path, folder in inputs:
+        target, count = output / folder / f"{path.stem}.png", 1
+        while str(target).lower() in taken:
             count += 1
-            name = f"{path.stem}-{count}"
-        taken.add(name.lower())
-        targets.append(output / f"{name}.png")
+            target = target.with_name(f"{path.stem}-{count}.png")
+        taken.add(str(target).lower())
+        targets.append(target)
     return targets
 
 
@@ -228,6 +241,9 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--tile", type=_size, default="auto", help="side of a tile in output pixels, 0 for none")
     up.add_argument("--tile-batch", type=_size, default="auto", help="tiles at a time")
     up.add_argument("--wrap", action="store_true", help="keep a seamless texture seamless")
+    up.add_argument("--mask", help="a grey picture: white where the result counts, black for plain bicubic")
+    up.add_argument("--bits", type=int, choices=(8, 16), help="bits a sample of a PNG (default: as in the input)")
+    up.add_argument("--recursive", action="store_true", help="folders with all that is below them, structure kept")
     up.add_argument("--side-by-side", action="store_true", help="also write OUT_compare.png")
     up.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16")
     up.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")

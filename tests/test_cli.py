@@ -12,9 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from moesr.cli import main
+from moesr.images.files import read
+from moesr.images.resize import resize
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,6 +65,22 @@ def test_folders_clashes_and_bad_files(
     assert "Traceback" not in shown
     assert "bad.png" in shown
     assert "none.png" in shown
+
+
+def test_structure_depth_and_mask(nano: Path, photos: Path, tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "mask.png")
+    arguments = ["-o", str(tmp_path / "out"), "--model", str(nano), "--steps", "1", "--recursive", "--bits", "16"]
+    assert main(["upscale", str(photos), *arguments, "--mask", str(tmp_path / "mask.png")]) == 0
+    out = tmp_path / "out"
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*.png")) == [
+        "a.png",
+        "b.png",
+        os.path.join("more", "a.png"),
+    ]
+    picture = read(out / "a.png")
+    assert picture.bits == 16
+    expected = resize(torch.from_numpy(read(photos / "a.png").rgb).permute(2, 0, 1)[None], (24, 32)).clamp(0, 1)[0]
+    assert np.abs(picture.rgb - expected.permute(1, 2, 0).numpy()).max() < 1e-4  # a black mask: all bicubic
 
 
 def test_side_by_side(nano: Path, photos: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_dtypes(nano: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"device": "abacus"}, {"residency": "some"}])
-def test_wrong_options_are_one_line(nano: Path, wrong: dict[str, str]) -> None:
+def test_wrong_options_are_one_line(nano: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingError) as error:
         moesr.load(nano, **wrong)
     assert "\n" not in str(error.value)

@@ -1,0 +1,180 @@
+"""What an artist's files and sizes do: every small size, extreme shapes, fringes, smooth 16-bit gradients, kills."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import moesr
+from moesr.images import assembly, finish
+from moesr.images.files import Picture, read, write
+from moesr.model import SRModel
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def model(nano: Path) -> SRModel:
+    return moesr.load(nano, residency="all")
+
+
+def test_every_size_from_1_to_40(model: SRModel) -> None:
+    """Both sides from 1 to 40, each with several partners: the diagonal, its mirror, extremes and a seeded choice."""
+    choose = random.Random(0)
+    pairs = {(n, n) for n in range(1, 41)} | {(n, 41 - n) for n in range(1, 41)}
+    pairs |= {(1, n) for n in range(1, 41, 3)} | {(n, choose.randint(1, 40)) for n in range(1, 41, 2)}
+    for height, width in sorted(pairs):
+        out = moesr.upscale(model, np.full((height, width, 3), 99, np.uint8), steps=1)
+        assert out.shape == (height * 4, width * 4, 3), (height, width)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 4000), (4000, 1)])
+def test_thin_images(model: SRModel, height: int, width: int) -> None:
+    out = moesr.upscale(model, np.full((height, width, 3), 99, np.uint8), steps=1)
+    assert out.shape == (height * 4, width * 4, 3)
+
+
+def logo() -> np.ndarray:
+    """A red disc with a soft shadow on nothing; the colour under full transparency is garbage, as editors leave it."""
+    y, x = np.mgrid[:48, :48]
+    disc = np.hypot(y - 20, x - 20) < 12
+    shadow = np.clip(1 - np.hypot(y - 26, x - 26) / 18, 0, 1) * 0.6
+    alpha = np.where(disc, 1.0, shadow)
+    rgb = np.where(disc[..., None], [0.85, 0.1, 0.1], [0.02, 0.02, 0.02])
+    rgb = np.where(alpha[..., None] == 0, [0.0, 1.0, 0.0], rgb)
+    return (np.concatenate([rgb, alpha[..., None]], axis=-1) * 255).round().astype(np.uint8)
+
+
+def over(image: np.ndarray, background: tuple[float, float, float]) -> np.ndarray:
+    values = image.astype(float) / 255
+    return values[..., :3] * values[..., 3:] + np.array(background) * (1 - values[..., 3:])
+
+
+@pytest.mark.parametrize("background", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0)])
+def test_a_logo_with_a_soft_shadow_has_no_fringe(background: tuple[float, float, float]) -> None:
+    """Composed on a background, no pixel leaves the range of the same logo enlarged without transparency's garbage."""
+    out = moesr.upscale(moesr.load(), logo())
+    assert out.shape == (192, 192, 4)
+    composed = over(out, background)
+    source = over(logo(), background)
+    y, x = np.mgrid[:192, :192] // 4
+    nearby = np.stack([np.roll(source, (dy, dx), (0, 1)) for dy in range(-2, 3) for dx in range(-2, 3)])
+    low, high = nearby.min(0)[y, x], nearby.max(0)[y, x]
+    beyond = np.maximum(low - composed, composed - high).clip(0)
+    assert np.quantile(beyond, 0.999) < 0.1
+    assert composed[..., 1].max() <= max(background[1], 0.1) + 0.12  # none of the garbage's green
+    assert (out[:8, -8:, 3] == 0).all()
+
+
+def test_alpha_stays_exact_where_it_is_flat(model: SRModel) -> None:
+    image = np.zeros((24, 24, 4), np.uint8)
+    image[:, 12:, 3] = 255
+    out = moesr.upscale(model, image, steps=1)
+    assert (out[:, :40, 3] == 0).all()
+    assert (out[:, 56:, 3] == 255).all()
+
+
+def test_a_16_bit_gradient_stays_smooth(tmp_path: Path) -> None:
+    ramp = np.linspace(0.2, 0.4, 64, dtype=np.float32)
+    rgb = np.broadcast_to(ramp[None, :, None], (16, 64, 3))
+    write(tmp_path / "in.png", Picture(rgb, bits=16))
+    picture = read(tmp_path / "in.png")
+    assert picture.bits == 16
+    write(tmp_path / "out.png", moesr.upscale(moesr.load(), picture))
+    out = read(tmp_path / "out.png")
+    assert out.bits == 16
+    assert len(np.unique(out.rgb)) > 256
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (19, 30)])
+def test_the_seam_of_a_repeated_texture_is_no_edge(height: int, width: int) -> None:
+    y, x = np.mgrid[:height, :width]
+    waves = np.sin(2 * np.pi * (2 * y / height + 3 * x / width)) + np.cos(2 * np.pi * (5 * y / height - x / width))
+    texture = ((waves[..., None] * [0.15, 0.1, 0.05] + 0.5) * 255).round().astype(np.uint8)
+    out = moesr.upscale(moesr.load(), texture, wrap=True, tile=96).astype(float)
+    for axis in (0, 1):
+        inside = np.square(np.diff(out, axis=axis)).mean()
+        seam = np.square(out.take(0, axis) - out.take(-1, axis)).mean()
+        assert seam <= 1.05 * max(inside, _largest_line(out, axis))
+
+
+def _largest_line(image: np.ndarray, axis: int) -> float:
+    """The gradient energy of the busiest line inside, averaged with its neighbours: a texture is not equally busy."""
+    lines = np.square(np.diff(image, axis=axis)).mean(axis=tuple(a for a in range(3) if a != axis))
+    return float(np.convolve(lines, np.ones(5) / 5, mode="valid").max())
+
+
+def test_kill_at_any_moment_leaves_only_whole_files(nano: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((20, 20, 3), i * 9, np.uint8)).save(source / f"{i:02}.png")
+    command = [
+        sys.executable,
+        "-m",
+        "moesr",
+        "upscale",
+        str(source),
+        "-o",
+        str(out),
+        "--model",
+        str(nano),
+        "--steps",
+        "1",
+    ]
+    choose = random.Random(3)
+    for _ in range(3):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 60
+        while not any(out.glob("*.png")) and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(choose.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        done = list(out.glob("*.png"))
+        assert done
+        for path in done:
+            with Image.open(path) as image:
+                image.load()
+                assert image.size == (80, 80)
+        for path in out.iterdir():
+            os.unlink(path)
+
+
+class Pictures(TorchDispatchMode):
+    """Notes the most floating-point numbers that any tensor of three planes held."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, (tuple, list)) else [out]:
+            if (
+                isinstance(value, torch.Tensor)
+                and value.is_floating_point()
+                and value.ndim >= 3
+                and value.shape[-3] == 3
+            ):
+                self.largest = max(self.largest, value.numel())
+        return out
+
+
+def test_a_large_result_needs_no_floats_of_itself(model: SRModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembly, "LARGE", 0)
+    monkeypatch.setattr(finish, "BAND", 32)
+    with Pictures() as seen:
+        out = moesr.upscale(model, np.full((128, 48, 3), 99, np.uint8), steps=1, tile=64)
+    assert out.shape == (512, 192, 3)
+    assert 0 < seen.largest <= out.size / 2
