@@ -113,7 +113,6 @@ class _Run:
 
     def encode(self) -> Tensor:
         """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]."""
-
         height, width = self.condition.cells
         images, channels = len(self.condition.latent), self.model.config.autoencoder.embed_dim
 

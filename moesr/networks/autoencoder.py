@@ -12,28 +12,10 @@ from torch import Tensor, nn
 from ..config import AutoencoderConfig
 from .frequency import AFFUNet
 from .fusion import LRFusion
-from .layers import Upsample, attention, full_precision, group_norm
+from .layers import NormResBlock, Upsample, attention, full_precision, group_norm
 
 #: Distances to codes that exist at a time (64 MiB of float32), whatever the size of the latent.
 DISTANCE_ENTRIES = 2**24
-
-
-class ResnetBlock(nn.Module):
-    """Two convolutions after GroupNorm and SiLU, with a 1 x 1 skip (`nin_shortcut`) where the width changes."""
-
-    def __init__(self, channels: int, out_channels: int, groups: int = 32) -> None:
-        super().__init__()
-        self.norm1 = group_norm(channels, 1e-6, groups)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels, 1e-6, groups)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
 
 
 class AttnBlock(nn.Module):
@@ -73,7 +55,7 @@ class Level(nn.Module):
         self.downsample: nn.Module | None = None
         self.upsample: nn.Module | None = None
         widths = [channels] + [out_channels] * blocks
-        self.block = nn.ModuleList([ResnetBlock(a, b, groups) for a, b in pairwise(widths)])
+        self.block = nn.ModuleList([NormResBlock(a, b, groups) for a, b in pairwise(widths)])
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
@@ -86,9 +68,9 @@ class Middle(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, groups)
+        self.block_1 = NormResBlock(channels, channels, groups)
         self.attn_1 = AttnBlock(channels, groups)
-        self.block_2 = ResnetBlock(channels, channels, groups)
+        self.block_2 = NormResBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))

@@ -6,23 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import group_norm
-
-
-class FusionResBlock(nn.Module):
-    """Two convolutions after GroupNorm and SiLU, with a 1 x 1 skip (`conv_out`) where the width changes."""
-
-    def __init__(self, channels: int, out_channels: int, groups: int = 32) -> None:
-        super().__init__()
-        self.norm1 = group_norm(channels, 1e-6, groups)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels, 1e-6, groups)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_out = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.conv_out(x) + self.conv2(F.silu(self.norm2(h)))
+from .layers import NormResBlock
 
 
 class DenseBlock(nn.Module):
@@ -66,9 +50,9 @@ class LRFusion(nn.Module):
 
     def __init__(self, channels: int, growth: int = 32, blocks: int = 2, groups: int = 32) -> None:
         super().__init__()
-        self.encode_enc_1 = FusionResBlock(channels * 2, channels, groups)
+        self.encode_enc_1 = NormResBlock(channels * 2, channels, groups, skip="conv_out")
         self.encode_enc_2 = nn.Sequential(*(RRDB(channels, growth) for _ in range(blocks)))
-        self.encode_enc_3 = FusionResBlock(channels, channels, groups)
+        self.encode_enc_3 = NormResBlock(channels, channels, groups)
 
     def forward(self, decoded: Tensor, lr: Tensor, fidelity: float) -> Tensor:
         if fidelity == 0.0:

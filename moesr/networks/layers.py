@@ -52,6 +52,28 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+class NormResBlock(nn.Module):
+    """VQ-GAN's residual block: two 3 x 3 convolutions after GroupNorm (eps 1e-6) and SiLU.
+
+    Where the width changes, the skip is a 1 x 1 convolution whose key is `skip`.
+    """
+
+    def __init__(self, channels: int, out_channels: int, groups: int = 32, skip: str = "nin_shortcut") -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels, 1e-6, groups)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels, 1e-6, groups)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = skip if channels != out_channels else None
+        if self.skip:
+            self.add_module(skip, nn.Conv2d(channels, out_channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return (self.get_submodule(self.skip)(x) if self.skip else x) + h
+
+
 class Upsample(nn.Module):
     """Nearest x2, then a 3 x 3 convolution."""
 
