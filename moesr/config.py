@@ -38,7 +38,8 @@ class UNetConfig:
 class AutoencoderConfig:
     """First stage and decoder: VQ or KL, optionally with LR fusion and the AFF refinement U-Net (FCD).
 
-    `scale_factor` multiplies an encoded latent before diffusion and divides it before decoding.
+    `scale_factor` multiplies an encoded latent before diffusion and divides it before decoding. With `lr_skip` the
+    decoder gives what is to be added to the upsampled LR image (ours, for small models).
     """
 
     kind: str = "vq"
@@ -51,6 +52,7 @@ class AutoencoderConfig:
     embed_dim: int = 3
     n_embed: int = 8192
     lr_fusion: bool = True
+    lr_skip: bool = False
     refine: bool = True
     refine_mult: tuple[int, ...] = (1, 1, 2, 2)
     filter_expansion: int = 1

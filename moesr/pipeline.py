@@ -179,7 +179,7 @@ class _Run:
 
         def tile(image: int, window: Window) -> Tensor:
             features = None
-            if fidelity and autoencoder.config.lr_fusion:
+            if fidelity or autoencoder.config.lr_skip:
                 features = autoencoder.features(self._upsampled(image, window))
             return autoencoder.decode(_crop(z, image, window).to(self.model.dtype), features, fidelity)
 

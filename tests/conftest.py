@@ -30,7 +30,13 @@ def nano_config(process: str) -> ModelConfig:
             model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_downsamples=(2,), norm_groups=8
         ),
         autoencoder=AutoencoderConfig(
-            ch=32, num_res_blocks=1, n_embed=64, norm_groups=8, fusion_growth=8, fusion_blocks=1
+            ch=32,
+            num_res_blocks=1,
+            n_embed=64,
+            norm_groups=8,
+            fusion_growth=8,
+            fusion_blocks=1,
+            lr_skip=process == "residual_shift",
         ),
         process=PROCESSES[process],
     )

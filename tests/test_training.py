@@ -33,6 +33,7 @@ LOOP = {"steps": 2, "batch": 2, "warmup": 1, "save_every": 1, "log_every": 1}
 def config() -> TrainingConfig:
     unet = {"model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1, "attention_downsamples": [2]}
     autoencoder = {"ch": 32, "num_res_blocks": 1, "n_embed": 32, "fusion_growth": 8, "fusion_blocks": 1}
+    autoencoder["lr_skip"] = True
     process = {"kind": "residual_shift", "timesteps": 100, "predict": "residual"}
     return configs.from_dict(
         {

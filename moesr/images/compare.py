@@ -25,7 +25,7 @@ def side_by_side(before: Picture, after: Picture) -> Picture:
     top, left = max(0, (height - PANEL) // 2), max(0, (width - PANEL) // 2)
     rows = np.arange(top, min(height, top + PANEL))
     columns = np.arange(left, min(width, left + PANEL))
-    small = torch.from_numpy(np.ascontiguousarray(before.rgb)).permute(2, 0, 1)
+    small = torch.tensor(before.rgb).permute(2, 0, 1)
     read = partial(small.narrow, 1)
     band = resize_rows(
         lambda a, b: read(a, b - a), small_height, small_width, (height, width), int(rows[0]), int(rows[-1]) + 1

@@ -205,17 +205,27 @@ class Autoencoder(nn.Module):
         return self.quant_conv(self.encoder(image))
 
     def features(self, lr_up: Tensor) -> Tensor | None:
-        """What the decoder wants to know of the LR image, resized to output size; None for a decoder without fusion."""
-        return self.encoder.features(lr_up) if self.config.lr_fusion else None
+        """What the decoder wants to know of the LR image, resized to output size; None for a decoder without fusion.
+
+        [B, C, H / 2, W / 2]; a decoder with `lr_skip` finds the image itself in the last channels.
+        """
+        if not self.config.lr_fusion:
+            return None
+        features = self.encoder.features(lr_up)
+        return torch.cat([features, F.pixel_unshuffle(lr_up, 2)], dim=1) if self.config.lr_skip else features
 
     def decode(
         self, z: Tensor, features: Tensor | None = None, fidelity: float = 1.0, *, quantize: bool = True
     ) -> Tensor:
         """Image of a latent: nearest codes (VQ; unless `quantize` is off), then the decoder.
 
-        features: from `features()`, or None to decode without the LR image.
+        features: from `features()`, or None to decode without the LR image (not for a decoder with `lr_skip`).
         """
         z = z / self.config.scale_factor
         if quantize and self.config.kind == "vq":
             z = self.quantize(z)
-        return self.decoder(self.post_quant_conv(z), features, fidelity)
+        if not self.config.lr_skip or features is None:
+            return self.decoder(self.post_quant_conv(z), features, fidelity)
+        image = F.pixel_shuffle(features[:, -4 * self.config.in_channels :], 2)
+        features = features[:, : -4 * self.config.in_channels]
+        return image + self.decoder(self.post_quant_conv(z), features, fidelity)

@@ -57,6 +57,9 @@ class FCD:
         self.config = config
         self.network = Autoencoder(model)
         missing = self.network.load_state_dict(first_stage, strict=False).missing_keys
+        if model.lr_skip:  # so that training begins at the upsampled LR image
+            for parameter in self.network.decoder.conv_out.parameters():
+                torch.nn.init.zeros_(parameter)
         trained = [self.network.decoder.fusion_layer_1, self.network.decoder.unet_1]
         if config.train == "decoder":
             trained = [self.network.decoder, self.network.post_quant_conv]
@@ -94,7 +97,7 @@ class FCD:
         if config.consistency:
             consistent = F.l1_loss(resize(out, (lr.shape[-2], lr.shape[-1])), lr)
             loss = loss + config.consistency * consistent
-            report["lr"] = consistent.item()
+            report["consistency"] = consistent.item()
         if index >= config.gan_start:
             self.adversary.requires_grad_(False)
             with autocast(config.loop, hr.device):

@@ -43,7 +43,7 @@ class FirstStage:
     def __init__(self, model: AutoencoderConfig, config: FirstStageConfig, metrics: str | Path | None) -> None:
         torch.manual_seed(config.loop.seed)
         self.config = config
-        self.network = Autoencoder(replace(model, lr_fusion=False, refine=config.refine))
+        self.network = Autoencoder(replace(model, lr_fusion=False, lr_skip=False, refine=config.refine))
         self.distance = LPIPS(config.lpips, metrics)
         self.adversary = losses.PatchDiscriminator()
         self.optimiser = torch.optim.AdamW(self.network.parameters(), config.loop.lr, betas=(0.9, 0.99), weight_decay=0)

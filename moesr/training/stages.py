@@ -145,7 +145,7 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
 def _first_stage(model: ModelConfig, out: Path) -> Autoencoder:
     state = _state(out / "first_stage" / "first_stage.safetensors")
     refine = any(k.startswith("decoder.unet_1.") for k in state)
-    network = Autoencoder(replace(model.autoencoder, lr_fusion=False, refine=refine))
+    network = Autoencoder(replace(model.autoencoder, lr_fusion=False, lr_skip=False, refine=refine))
     network.load_state_dict(state)
     return network.eval().requires_grad_(False)
 
