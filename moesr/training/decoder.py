@@ -57,10 +57,11 @@ class FCD:
         self.config = config
         self.network = Autoencoder(model)
         missing = self.network.load_state_dict(first_stage, strict=False).missing_keys
-        if model.lr_skip:  # so that training begins at the upsampled LR image
+        trained = [self.network.decoder.fusion_layer_1, self.network.decoder.unet_1]
+        if model.lr_skip:  # training begins at the upsampled LR image
+            trained.append(self.network.decoder.conv_out)
             for parameter in self.network.decoder.conv_out.parameters():
                 torch.nn.init.zeros_(parameter)
-        trained = [self.network.decoder.fusion_layer_1, self.network.decoder.unet_1]
         if config.train == "decoder":
             trained = [self.network.decoder, self.network.post_quant_conv]
         assert all(k.startswith(("decoder.fusion_layer_1.", "decoder.unet_1.")) for k in missing), missing
