@@ -1,13 +1,20 @@
-"""Metrics of fidelity, as papers of the field report them."""
+"""Metrics that need no weights: fidelity as papers of the field report it, and a detector of grids."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ImageError
+from ..images.resize import resize
 
 _LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # BT.601, studio range
+_SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
+_SSIM_C1, _SSIM_C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+_BLOCK = 64  # side of the blocks whose spectra are averaged: multiples of 1/8 fall on every 8th frequency
+#: RMS in grey levels of the white noise that a grid is measured against at least.
+_FLOOR = 1.0
 
 
 def luma(image: Tensor) -> Tensor:
@@ -21,10 +28,89 @@ def psnr_y(image: Tensor, reference: Tensor, border: int = 4) -> Tensor:
 
     image, reference: [B, 3, H, W] in [0, 1]. Raises ImageError if the sizes differ or leave nothing inside the border.
     """
-    if image.shape != reference.shape or min(image.shape[-2:]) <= 2 * border:
-        raise ImageError(
-            f"{list(image.shape)} against {list(reference.shape)}: PSNR needs equal sizes above {2 * border}"
-        )
+    _check("PSNR", image, reference, 2 * border + 1)
+    return _psnr(_inside(luma(image) - luma(reference), border))
+
+
+def ssim_y(image: Tensor, reference: Tensor, border: int = 4) -> Tensor:
+    """SSIM on the Y channel without `border` pixels at each side, as MATLAB's `ssim_index`: [B]; 1 for equal images.
+
+    Wang et al. 2004: windows of 11 x 11, Gaussian with sigma 1.5, only where they lie inside the image, K = 0.01 and
+    0.03 of 255; in float64. image, reference: [B, 3, H, W] in [0, 1]. Raises ImageError if the sizes differ or no
+    window fits.
+    """
+    _check("SSIM", image, reference, 2 * border + _SSIM_WINDOW)
+    a, b = (_inside(255 * luma(x.double()), border) for x in (image, reference))
+    offset = torch.arange(_SSIM_WINDOW, dtype=a.dtype, device=a.device) - _SSIM_WINDOW // 2
+    kernel = torch.exp(-offset.square() / (2 * _SSIM_SIGMA**2))
+    kernel = kernel / kernel.sum()
+
+    def mean(x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+
+    mean_a, mean_b = mean(a), mean(b)
+    variance_a, variance_b = mean(a * a) - mean_a.square(), mean(b * b) - mean_b.square()
+    covariance = mean(a * b) - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + _SSIM_C1) / (mean_a.square() + mean_b.square() + _SSIM_C1)
+    structure = (2 * covariance + _SSIM_C2) / (variance_a + variance_b + _SSIM_C2)
+    return (luminance * structure).mean(dim=(1, 2, 3))
+
+
+def lr_psnr(image: Tensor, lr: Tensor) -> Tensor:
+    """PSNR in dB of the result, reduced by MATLAB's bicubic, against the LR image it was made from: [B].
+
+    Over all of R, G and B, so a shift of colour counts; no border is cut and nothing is rounded. image [B, 3, H, W]
+    and lr [B, 3, h, w] in [0, 1]. Raises ImageError where the LR image is the larger one.
+    """
+    if image.shape[:2] != lr.shape[:2] or any(a < b for a, b in zip(image.shape[-2:], lr.shape[-2:])):
+        raise ImageError(f"LR consistency: the result {_size(image)} must be larger than its LR {_size(lr)}")
+    return _psnr(resize(image.double(), (lr.shape[-2], lr.shape[-1])) - lr)
+
+
+def grid_power(image: Tensor) -> Tensor:
+    """How much a regular grid of period 4 or 8 stands out: about 1 to 2 for photographs, above 3 for a grid: [B].
+
+    The largest ratio, over the frequencies (k/8, l/8) cycles a pixel (which include k/4), of the power there to the
+    mean power 2 and 3 bins to its sides along each axis where it is not 0. Power of Y, averaged over Hann-windowed
+    blocks of 64 x 64 that overlap by half. The neighbours are raised by the power of white noise of one grey level,
+    so that what rounding leaves in smooth pictures does not count. image: [B, 3, H, W] in [0, 1]. Raises ImageError
+    below 64 x 64.
+    """
+    _check("grid power", image, image, _BLOCK)
+    window = torch.hann_window(_BLOCK, dtype=torch.float64, device=image.device)
+    window = window[:, None] * window
+    blocks = (255 * luma(image.double()))[:, 0].unfold(1, _BLOCK, _BLOCK // 2).unfold(2, _BLOCK, _BLOCK // 2)
+    blocks = (blocks - blocks.mean(dim=(-2, -1), keepdim=True)) * window  # [B, rows, columns, 64, 64]
+    power = torch.fft.fft2(blocks).abs().square().mean(dim=(1, 2))  # [B, 64, 64]
+    step = _BLOCK // 8
+    beside = [_beside(power, dim)[:, ::step, ::step] for dim in (1, 2)]  # [B, 8, 8] each
+    neighbours = (beside[0] + beside[1]) / 2
+    neighbours[:, :, 0], neighbours[:, 0, :] = beside[0][:, :, 0], beside[1][:, 0, :]  # along the axis they lie on
+    ratio = power[:, ::step, ::step] / (neighbours + _FLOOR**2 * window.square().sum())
+    ratio[:, 0, 0] = 0
+    return ratio.amax(dim=(1, 2))
+
+
+def _beside(power: Tensor, dim: int) -> Tensor:
+    """Mean power 2 and 3 bins to both sides; the nearest bin has a share of the peak itself (the Hann window's)."""
+    return torch.stack([power.roll(shift, dim) for shift in (-3, -2, 2, 3)]).mean(dim=0)
+
+
+def _psnr(difference: Tensor) -> Tensor:
+    return -10 * torch.log10(difference.double().square().mean(dim=(1, 2, 3)))
+
+
+def _inside(image: Tensor, border: int) -> Tensor:
     inside = slice(border, -border or None)
-    difference = (luma(image) - luma(reference))[..., inside, inside].double()
-    return -10 * torch.log10(difference.square().mean(dim=(1, 2, 3)))
+    return image[..., inside, inside]
+
+
+def _check(what: str, image: Tensor, reference: Tensor, smallest: int) -> None:
+    if image.shape != reference.shape:
+        raise ImageError(f"{what}: {_size(image)} against {_size(reference)} pixels; they must be of one size")
+    if min(image.shape[-2:]) < smallest:
+        raise ImageError(f"{what}: {_size(image)} pixels are too few, it needs {smallest} x {smallest}")
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-1]} x {image.shape[-2]}"

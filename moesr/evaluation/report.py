@@ -1,0 +1,128 @@
+"""The HTML report: tables, images side by side, and a closer look where result and HR differ most."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ..errors import SettingError
+from .benchmark import Benchmark, Row, Trio, shown
+from .suite import COLUMNS, Column
+
+#: Largest side of a panel; larger images are shown reduced. Crops always show the very pixels.
+PANEL = 640
+CROP = 96
+_LABELS = ("LR, bicubic", "result", "HR")
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1400px; padding: 0 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child { text-align: left; }
+tr:last-child td { font-weight: bold; }
+.row { display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem; margin: .5rem 0; }
+figure { margin: 0; min-width: 0; }
+figcaption { font-size: 12px; opacity: .75; }
+img { width: 100%; display: block; }
+.crop img { image-rendering: pixelated; }
+"""
+
+
+class Report:
+    """One HTML file that holds everything it shows. `add` takes an image at a time; `write` puts the file in place."""
+
+    def __init__(self, path: Path) -> None:
+        if path.is_dir():
+            raise SettingError(f"{path}: a folder; give the name of an .html file")
+        self.path = path
+        self._sections: list[str] = []
+
+    def add(self, row: Row, trio: Trio) -> None:
+        """Show an image: bicubic, result and HR, and a crop of each."""
+        height, width = trio.hr.shape[:2]
+        small = Image.fromarray(trio.lr).resize((width, height), Image.Resampling.BICUBIC)
+        panels = [np.asarray(small), trio.result, trio.hr]
+        top, left = most_different(trio.result, trio.hr)
+        crops = [p[top : top + CROP, left : left + CROP] for p in panels]
+        numbers = ", ".join(f"{c.title} {shown(row.values[c.key], c.digits)}" for c in _columns(list(row.values)))
+        where = f"{crops[0].shape[1]} x {crops[0].shape[0]} pixels from ({left}, {top})"
+        self._sections.append(
+            f'<section id="i{len(self._sections)}"><h2>{html.escape(row.name)}</h2><p>{html.escape(numbers)}</p>'
+            f"{_figures(panels, _LABELS, 'row')}"
+            f"{_figures(crops, [f'{label}, {where}' for label in _LABELS], 'row crop')}</section>"
+        )
+
+    def write(self, model: str, settings: dict[str, Any], benchmark: Benchmark) -> None:
+        """Write the file whole; an older one is replaced in one step. Raises SettingError where that cannot be."""
+        facts = ", ".join(f"{k} {v}" for k, v in settings.items())
+        lines = "".join(f"<li>{html.escape(line)}</li>" for line in [*benchmark.suite.left_out, *benchmark.failed])
+        page = (
+            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(model)}</title>'
+            f"<style>{_STYLE}</style></head><body><h1>{html.escape(model)}</h1><p>{html.escape(facts)}</p>"
+            f"{_table(benchmark)}<ul>{lines}</ul>{''.join(self._sections)}</body></html>\n"
+        )
+        partial = self.path.with_name(f".moesr-{secrets.token_hex(8)}.part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(page, encoding="utf-8")
+            os.replace(partial, self.path)
+        except OSError as error:
+            raise SettingError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def most_different(a: np.ndarray, b: np.ndarray, side: int = CROP) -> tuple[int, int]:
+    """Top and left of the square of `side` pixels in which two uint8 images [H, W, 3] differ most, in mean square."""
+    difference = torch.from_numpy(a.astype(np.float32) - b.astype(np.float32)).square().mean(dim=2)[None, None]
+    window = tuple(min(side, n) for n in difference.shape[-2:])
+    means = F.avg_pool2d(difference, window, stride=8)[0, 0]
+    row, column = divmod(int(means.argmax()), means.shape[1])
+    return 8 * row, 8 * column
+
+
+def _table(benchmark: Benchmark) -> str:
+    columns = _columns(benchmark.suite.keys)
+    head = "".join(f'<th title="{html.escape(c.about)}; {c.better} is better">{c.title}</th>' for c in columns)
+    body = []
+    for i, row in enumerate([*benchmark.rows, benchmark.mean()]):
+        name = html.escape(row.name)
+        link = f'<a href="#i{i}">{name}</a>' if i < len(benchmark.rows) else name
+        cells = "".join(f"<td>{shown(row.values.get(c.key), c.digits)}</td>" for c in columns)
+        body.append(f"<tr><td>{link}</td>{cells}<td>{shown(row.seconds, 2)}</td></tr>")
+    return f"<table><tr><th>image</th>{head}<th>seconds</th></tr>{''.join(body)}</table>"
+
+
+def _columns(keys: Sequence[str]) -> list[Column]:
+    return [c for c in COLUMNS if c.key in keys]
+
+
+def _figures(images: Sequence[np.ndarray], labels: Sequence[str], kind: str) -> str:
+    exact = "crop" in kind
+    figures = [
+        f'<figure><img src="{_data(image, exact)}" alt="{label}"><figcaption>{label}</figcaption></figure>'
+        for image, label in zip(images, labels)
+    ]
+    return f'<div class="{kind}">{"".join(figures)}</div>'
+
+
+def _data(pixels: np.ndarray, exact: bool) -> str:
+    """An image inside its address: a crop as PNG, a panel as JPEG that is reduced where it is large."""
+    image, buffer = Image.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
+    if exact:
+        image.save(buffer, "PNG")
+    else:
+        image.thumbnail((PANEL, PANEL), Image.Resampling.LANCZOS)
+        image.save(buffer, "JPEG", quality=95, subsampling=0)
+    return f"data:image/{'png' if exact else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

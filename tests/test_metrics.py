@@ -1,0 +1,330 @@
+"""Metrics against computations that share no code with them, and against numbers of their published programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy import linalg, ndimage, signal, special
+from torch import Tensor, nn
+
+from moesr.errors import CheckpointError, ImageError
+from moesr.evaluation.fid import FID, frechet_distance, load_inception
+from moesr.evaluation.inception import Inception
+from moesr.evaluation.metrics import grid_power, lr_psnr, psnr_y, ssim_y
+from moesr.evaluation.musiq import MUSIQ, Network
+from moesr.evaluation.niqe import NIQE
+from moesr.images.resize import resize
+
+# Values of the published programs (BasicSR, pytorch-fid, pyiqa) with the weights and images that are drawn here.
+NIQE_BY_BASICSR = 11.16388
+INCEPTION_BY_PYTORCH_FID = {"mean": 0.6824801, "std": 0.8859414, "largest": 5.9331932, "where": 496}
+MUSIQ_BY_PYIQA = {1: [1.8693140, 1.9947319], 10: [3.5148945, 3.4651313]}
+
+
+def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """uint8 [H, W, 3]: smooth shapes and grain of changing strength, as photographs have."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    shapes = 120 + 60 * np.sin(x / 17 + seed) * np.cos(y / 23) + 20 * np.sin((x + 2 * y) / 5)
+    grain = rng.normal(0, 1, (height, width, 3)) * (2 + 12 * x / width)[..., None]
+    return (shapes[..., None] + [10, 0, -10] + grain).clip(0, 255).astype(np.uint8)
+
+
+def planes(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+
+
+def grey(pixels: np.ndarray) -> np.ndarray:
+    return pixels.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255 + 16
+
+
+def fill(network: nn.Module, seed: int) -> nn.Module:
+    """Weights that every program can draw: by name, from NumPy's generator."""
+    rng = np.random.default_rng(seed)
+    for name, value in sorted(network.state_dict().items()):
+        if not value.is_floating_point():
+            continue
+        drawn = rng.standard_normal(value.shape, dtype=np.float32)
+        if value.ndim > 1:
+            drawn *= (2 / max(1, value[0].numel())) ** 0.5
+        else:
+            drawn = 0.1 * drawn if name.endswith(("bias", "running_mean")) else 1 + 0.1 * np.abs(drawn)
+        value.copy_(torch.from_numpy(drawn))
+    return network
+
+
+# Fidelity
+
+
+def test_equal_images() -> None:
+    image = planes(texture(40, 50))
+    assert psnr_y(image, image).item() == np.inf
+    assert ssim_y(image, image).item() == pytest.approx(1, abs=1e-12)
+    assert lr_psnr(image, resize(image.double(), (10, 13))).item() == np.inf
+
+
+def test_psnr_of_one_grey_level_and_its_border() -> None:
+    a = np.full((20, 30, 3), 100, np.uint8)
+    b = a + np.uint8(1)
+    expected = 20 * np.log10(255 / (219 / 255))  # Y has 219 steps where RGB has 255
+    assert psnr_y(planes(a), planes(b)).item() == pytest.approx(expected, abs=1e-3)
+    b[:4], b[:, -4:] = 0, 255
+    assert psnr_y(planes(a), planes(b)).item() == pytest.approx(expected, abs=1e-3)
+    assert psnr_y(planes(a), planes(b), border=3).item() < 30
+
+
+def test_ssim_equals_its_definition() -> None:
+    a, b = texture(60, 47), texture(60, 47, seed=1)
+    b = (0.4 * a + 0.6 * b).astype(np.uint8)
+    window = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    window = np.outer(window, window) / window.sum() ** 2
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        return signal.convolve2d(x, window, mode="valid")
+
+    x, y = grey(a)[4:-4, 4:-4], grey(b)[4:-4, 4:-4]
+    c1, c2 = 6.5025, 58.5225
+    covariance = mean(x * y) - mean(x) * mean(y)
+    variances = mean(x * x) - mean(x) ** 2 + mean(y * y) - mean(y) ** 2
+    ssim = (2 * mean(x) * mean(y) + c1) * (2 * covariance + c2)
+    ssim /= (mean(x) ** 2 + mean(y) ** 2 + c1) * (variances + c2)
+    assert 0.2 < ssim.mean() < 0.95
+    assert ssim_y(planes(a), planes(b)).item() == pytest.approx(ssim.mean(), abs=1e-6)
+
+
+def test_lr_consistency_sees_one_colour_and_no_detail() -> None:
+    result = planes(texture(64, 48)).double()
+    lr = resize(result, (16, 12))
+    shifted = result.clone()
+    shifted[:, 2] += 1 / 255
+    assert lr_psnr(shifted, lr).item() == pytest.approx(20 * np.log10(255) + 10 * np.log10(3), abs=1e-3)
+    checks = torch.from_numpy(np.indices((64, 48)).sum(0) % 2).double() - 0.5
+    assert lr_psnr(result + 0.1 * checks, lr).item() > 55
+
+
+def test_unequal_and_small_images_are_one_line() -> None:
+    image = planes(texture(30, 30))
+    for call in (
+        lambda: psnr_y(image, image[..., :20]),
+        lambda: ssim_y(image, image[..., :20]),
+        lambda: ssim_y(image[..., :18], image[..., :18]),
+        lambda: psnr_y(image[..., :8], image[..., :8]),
+        lambda: lr_psnr(image[..., :5], image),
+        lambda: grid_power(image),
+    ):
+        with pytest.raises(ImageError, match=r"^[^\n]+\d+ x \d+[^\n]*$"):
+            call()
+
+
+# Grids
+
+
+def test_grids_of_period_4_and_8_are_found() -> None:
+    pixels = texture(160, 192).astype(np.float64)
+    plain = grid_power(planes(pixels.astype(np.uint8))).item()
+    assert plain < 2
+    for period, strength in ((4, 6), (8, 14), (2, 4)):
+        marked = pixels.copy()
+        marked[::period, ::period] += strength
+        assert grid_power(planes(marked.clip(0, 255).astype(np.uint8))).item() > 3, period
+    lines = pixels.copy()
+    lines[:, ::4] += 3
+    assert grid_power(planes(lines.clip(0, 255).astype(np.uint8))).item() > 3
+
+
+def test_other_periods_and_the_faintest_grids_are_not() -> None:
+    pixels = texture(160, 192).astype(np.float64)
+    pixels[::5, ::5] += 6
+    assert grid_power(planes(pixels.clip(0, 255).astype(np.uint8))).item() < 2
+    flat = torch.full((1, 3, 128, 128), 0.5)
+    assert grid_power(flat).item() < 1e-6
+    flat[..., ::4, ::4] += 0.1 / 255
+    assert grid_power(flat).item() < 1
+    flat[..., ::4, ::4] += 1 / 255
+    assert grid_power(flat).item() > 3
+
+
+# NIQE
+
+
+@pytest.fixture(scope="module")
+def niqe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parameters in the shape of the published ones."""
+    folder = tmp_path_factory.mktemp("niqe")
+    rng = np.random.default_rng(0)
+    factor = rng.normal(0, 0.3, (36, 36))
+    window = np.exp(-((np.arange(7) - 3) ** 2) / (2 * (7 / 6) ** 2))
+    np.savez(
+        folder / "niqe_pris_params.npz",
+        mu_pris_param=rng.uniform(0.1, 2.5, (1, 36)),
+        cov_pris_param=factor @ factor.T + 0.05 * np.eye(36),
+        gaussian_window=np.outer(window, window) / window.sum() ** 2,
+    )
+    return folder
+
+
+def halved(image: np.ndarray) -> np.ndarray:
+    """MATLAB's bicubic at half size: eight taps of the kernel at twice its width, borders mirrored."""
+    distance = np.abs(np.arange(-3.5, 4)) / 2
+    inner, outer = 1.5 * distance**3 - 2.5 * distance**2 + 1, -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    taps = np.where(distance <= 1, inner, outer) / 2
+    for axis in (0, 1):
+        size = image.shape[axis]
+        padded = np.pad(image, [(4, 4) if a == axis else (0, 0) for a in (0, 1)], mode="symmetric")
+        parts = [w * np.take(padded, np.arange(i + 1, i + 1 + size, 2), axis) for i, w in enumerate(taps)]
+        image = np.sum(parts, axis=0)
+    return image
+
+
+def aggd(x: np.ndarray) -> tuple[float, float, float]:
+    gammas = np.arange(0.2, 10.0005, 0.001)
+    ratios = special.gamma(2 / gammas) ** 2 / (special.gamma(1 / gammas) * special.gamma(3 / gammas))
+    left, right = np.sqrt(np.mean(x[x < 0] ** 2)), np.sqrt(np.mean(x[x > 0] ** 2))
+    g = left / right
+    r = np.mean(np.abs(x)) ** 2 / np.mean(x**2) * (g**3 + 1) * (g + 1) / (g**2 + 1) ** 2
+    alpha = gammas[np.argmin(np.abs(ratios - r))]
+    scale = np.sqrt(special.gamma(1 / alpha) / special.gamma(3 / alpha))
+    return alpha, left * scale, right * scale
+
+
+def plain_niqe(image: np.ndarray, folder: Path) -> float:
+    """NIQE of a grey image, block by block."""
+    file = np.load(folder / "niqe_pris_params.npz")
+    rows, columns = image.shape[0] // 96, image.shape[1] // 96
+    image = np.round(image[: 96 * rows, : 96 * columns])
+    scales = []
+    for side in (96, 48):
+        mean = ndimage.correlate(image, file["gaussian_window"], mode="nearest")
+        square = ndimage.correlate(image**2, file["gaussian_window"], mode="nearest")
+        normal = (image - mean) / (np.sqrt(np.abs(square - mean**2)) + 1)
+        features = []
+        for i in range(rows):
+            for j in range(columns):
+                block = normal[i * side : (i + 1) * side, j * side : (j + 1) * side]
+                alpha, left, right = aggd(block)
+                row = [alpha, (left + right) / 2]
+                for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+                    alpha, left, right = aggd(block * np.roll(np.roll(block, dy, 0), dx, 1))
+                    row += [alpha, (right - left) * special.gamma(2 / alpha) / special.gamma(1 / alpha), left, right]
+                features.append(row)
+        scales.append(features)
+        image = halved(image)
+    features = np.concatenate(scales, axis=1)
+    difference = file["mu_pris_param"][0] - features.mean(0)
+    covariance = (file["cov_pris_param"] + np.cov(features.T)) / 2
+    return float(np.sqrt(difference @ np.linalg.pinv(covariance) @ difference))
+
+
+def test_niqe_equals_its_definition_and_the_fields_program(niqe_folder: Path) -> None:
+    pixels = texture(200, 310)
+    value = NIQE(niqe_folder)(planes(pixels)).item()
+    assert value == pytest.approx(plain_niqe(grey(pixels), niqe_folder), rel=1e-5)
+    assert value == pytest.approx(NIQE_BY_BASICSR, rel=1e-3)
+
+
+def test_niqe_invariances(niqe_folder: Path) -> None:
+    pixels = texture(204, 300).clip(0, 169)
+    niqe = NIQE(niqe_folder)
+    value = niqe(planes(pixels)).item()
+    assert niqe(planes(pixels + np.uint8(85))).item() == pytest.approx(value, abs=1e-3)  # Y + 73 everywhere
+    beyond = pixels.copy()
+    beyond[192:], beyond[:, 288:] = 0, 255
+    assert niqe(planes(beyond)).item() == value  # only whole blocks count
+    assert NIQE(niqe_folder, border=4)(planes(pixels)).item() == niqe(planes(pixels[4:-4, 4:-4])).item()
+    pair = torch.cat([planes(pixels), planes(texture(204, 300, seed=2))])
+    assert niqe(pair)[0].item() == value
+    assert niqe(pair)[1].item() != value
+
+
+def test_niqe_where_blocks_are_flat(niqe_folder: Path) -> None:
+    pixels = texture(192, 288)
+    pixels[:96, :96] = 255  # a blown-out sky has no statistics
+    assert np.isfinite(NIQE(niqe_folder)(planes(pixels)).item())
+    with pytest.raises(ImageError, match="texture"):
+        NIQE(niqe_folder)(torch.ones(1, 3, 192, 192))
+    with pytest.raises(ImageError, match="100 x 180"):
+        NIQE(niqe_folder)(torch.ones(1, 3, 180, 100))
+
+
+def test_niqe_files(niqe_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"not found"):
+        NIQE(tmp_path)
+    file = tmp_path / "niqe_pris_params.npz"
+    file.write_bytes((niqe_folder / file.name).read_bytes()[:500])
+    with pytest.raises(CheckpointError, match=r"damaged"):
+        NIQE(tmp_path)
+    np.savez(file, mu_pris_param=np.zeros(36), cov_pris_param=np.eye(36), gaussian_window=np.ones((7, 7)))
+    with pytest.raises(CheckpointError, match=r"mu_pris_param"):
+        NIQE(tmp_path)
+
+
+# FID
+
+
+def test_frechet_distance_equals_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.normal(0, 1, (40, 6))
+    b = rng.normal(0.5, 2, (30, 6)) @ rng.normal(0, 1, (6, 6))
+    covariances = np.cov(a.T), np.cov(b.T)
+    root = linalg.sqrtm(covariances[0] @ covariances[1])
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * np.real(root))
+    x, y = torch.from_numpy(a), torch.from_numpy(b)
+    assert frechet_distance(x, y).item() == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(y, x).item() == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(x, x.flip(0)).item() == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ImageError):
+        frechet_distance(x, y[:1])
+
+
+def test_inception_is_the_one_of_fid(tmp_path: Path) -> None:
+    network = fill(Inception(), 0)
+    assert sum(p.numel() for p in network.parameters()) == 21_785_568
+    features = network(planes(texture(60, 80)))
+    assert features.shape == (1, 2048)
+    found = {"mean": features.mean().item(), "std": features.std().item()}
+    found |= {"largest": features.max().item(), "where": int(features.argmax())}
+    assert found == pytest.approx(INCEPTION_BY_PYTORCH_FID, rel=1e-3)
+    state = {k: v.half() for k, v in network.state_dict().items()}
+    save_file({**state, "fc.weight": torch.zeros(1008, 1)}, tmp_path / "pt_inception.safetensors")
+    fid = FID(tmp_path)
+    for seed in (0, 1):
+        fid.add(planes(texture(60, 80, seed)), planes(texture(60, 80, 1 - seed)))
+    assert fid.value() == pytest.approx(0, abs=1e-3)  # the same set, in another order
+    fid.add(planes(texture(60, 80, 2)), torch.zeros(1, 3, 60, 80))
+    assert fid.value() > 0.1
+
+
+def test_other_networks_are_not_taken_for_inception(tmp_path: Path) -> None:
+    path = tmp_path / "inception.safetensors"
+    with pytest.raises(CheckpointError, match="not found"):
+        FID(tmp_path)
+    save_file({"fc.weight": torch.zeros(1000, 1)}, path)
+    with pytest.raises(CheckpointError, match="1000 classes"):
+        load_inception(path)
+    save_file({"Conv2d_1a_3x3.conv.weight": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match=r"Conv2d_1a_3x3\.conv\.weight"):
+        load_inception(path)
+
+
+# MUSIQ
+
+
+@pytest.mark.parametrize("classes", [1, 10])
+def test_musiq_equals_pyiqa(classes: int, tmp_path: Path) -> None:
+    network = fill(Network(classes), 1)
+    path = tmp_path / "musiq_koniq.safetensors"
+    save_file({f"params.{k}": v for k, v in network.state_dict().items()}, path)
+    (tmp_path / "musiq_ava.safetensors").write_bytes(b"never read: KonIQ's comes first")
+    musiq = MUSIQ(tmp_path)
+    values = musiq(planes(texture(70, 290))), musiq(planes(texture(500, 40)))
+    assert [v.item() for v in values] == pytest.approx(MUSIQ_BY_PYIQA[classes], rel=1e-3)
+
+
+def test_musiq_of_another_network(tmp_path: Path) -> None:
+    save_file({"head.weight": torch.zeros(1, 384)}, tmp_path / "musiq.safetensors")
+    with pytest.raises(CheckpointError, match="not MUSIQ"):
+        MUSIQ(tmp_path)
