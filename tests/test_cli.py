@@ -79,7 +79,7 @@ def test_structure_depth_and_mask(nano: Path, photos: Path, tmp_path: Path) -> N
     ]
     picture = read(out / "a.png")
     assert picture.bits == 16
-    expected = resize(torch.from_numpy(read(photos / "a.png").rgb).permute(2, 0, 1)[None], (24, 32)).clamp(0, 1)[0]
+    expected = resize(torch.tensor(read(photos / "a.png").rgb).permute(2, 0, 1)[None], (24, 32)).clamp(0, 1)[0]
     assert np.abs(picture.rgb - expected.permute(1, 2, 0).numpy()).max() < 1e-4  # a black mask: all bicubic
 
 

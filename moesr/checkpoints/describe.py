@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..config import ModelConfig
 from ..networks.autoencoder import Autoencoder
 from ..networks.unet import UNet
-from .detect import autoencoder_config
-from .files import HEADER, open_model
+from .detect import EMA, role
+from .files import open_autoencoder, open_model
+from .header import LICENCE, sources_of
 from .reading import Weights
+from .stages import averaged, stage_number, stage_view
+from .wrong import one_line
+
+Facts = dict[str, Any]
 
 
-def describe(path: Path, scale: int | None = None) -> dict[str, Any]:
-    """Plain values: kind of file, config, parameter counts, notes. Raises CheckpointError if it is none of ours."""
+def describe(path: Path, scale: int | None = None) -> Facts:
+    """Plain values: kind of file, config, parameter counts, notes. Raises CheckpointError if it is none of ours.
+
+    A stage file or a decoder is described by itself, although it is not a whole model.
+    """
     if path.is_file():
         weights = Weights(path)
-        keys = set(weights)
-        if HEADER not in weights.metadata and "decoder.conv_out.weight" in keys and "encoder.conv_out.weight" in keys:
-            return _decoder(path, weights)
+        kind = role(weights)
+        if kind == "autoencoder":
+            return _decoder(path)
+        if kind == "expert" and stage_number(path) is not None:
+            return _stage(path, weights)
     files = open_model(path, scale)
-    kind = "MoESR model" if path.is_file() and HEADER in Weights(path).metadata else "released checkpoints"
-    return {
+    facts: Facts = {
         "path": str(path),
-        "kind": kind,
+        "kind": "MoESR model" if files.converted else _released(files.config),
         "bytes": sum(p.stat().st_size for p in files.paths),
         "experts": len(files.config.stages),
         "scale": files.config.scale,
@@ -35,47 +46,80 @@ def describe(path: Path, scale: int | None = None) -> dict[str, Any]:
         "config": files.config.to_dict(),
         "notes": list(files.notes),
     }
+    if files.converted:
+        facts["sources"] = [asdict(s) for s in sources_of(files.converted)]
+        facts["licence"] = one_line(files.converted.metadata.get(LICENCE, ""), 1000)
+    else:
+        facts["files"] = [str(p) for p in files.paths]
+    return facts
 
 
-def as_text(facts: dict[str, Any]) -> str:
+def as_text(facts: Facts) -> str:
     """The same for people: a few lines."""
     lines = [f"{facts['path']}: {facts['kind']}, {facts['bytes'] / 1e6:.1f} MB"]
-    if "experts" in facts:
-        config = facts["config"]
-        unet, process = config["unet"], config["process"]
+    config = facts["config"]
+    if "scale" in facts:
+        process = config["process"]
         spans = " | ".join(f"{a} to {b - 1}" for a, b in zip((0, *config["stages"]), config["stages"]))
         lines += [
             f"  scale      x{facts['scale']}",
             f"  experts    {facts['experts']}, timesteps {spans}",
             f"  process    {process['kind']}, {process['timesteps']} timesteps, predicts {process['predict']}",
-            f"  unet       {unet['model_channels']} channels x {list(unet['channel_mult'])}, "
-            f"{unet['num_res_blocks']} blocks a level, Space MoE: {'averaged' if unet['space_experts'] else 'none'}",
         ]
-    vae = facts["config"]["autoencoder"]
-    extras = [name for name, there in (("LR fusion", vae["lr_fusion"]), ("AFF U-Net", vae["refine"])) if there]
-    lines.append(f"  decoder    {vae['kind']} f{2 ** (len(vae['ch_mult']) - 1)}, {', '.join(extras) or 'plain'}")
+    if "unet" in config:
+        unet = config["unet"]
+        moe = {0: "none", 1: "averaged"}.get(unet["space_experts"], f"{unet['space_experts']} FFNs")
+        lines.append(
+            f"  unet       {unet['model_channels']} channels x {list(unet['channel_mult'])}, "
+            f"{unet['num_res_blocks']} blocks a level, Space MoE: {moe}"
+        )
+    if "autoencoder" in config:
+        vae = config["autoencoder"]
+        extras = [name for name, there in (("LR fusion", vae["lr_fusion"]), ("AFF U-Net", vae["refine"])) if there]
+        lines.append(f"  decoder    {vae['kind']} f{2 ** (len(vae['ch_mult']) - 1)}, {', '.join(extras) or 'plain'}")
     counts = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in facts["parameters"].items())
     lines.append(f"  parameters {counts}")
+    lines += [f"  file       {name}" for name in facts.get("files", [])]
+    lines += [f"  made from  {s['name']}, sha256 {s['sha256']}" for s in facts.get("sources", [])]
+    lines += [f"  licence    {facts['licence']}"] if facts.get("licence") else []
     return "\n".join([*lines, *(f"  note       {note}" for note in facts["notes"])])
 
 
-def _decoder(path: Path, weights: Weights) -> dict[str, Any]:
-    config = autoencoder_config(weights.shapes())
-    notes = []
+def _decoder(path: Path) -> Facts:
+    config, _ = open_autoencoder(path)
     if config.kind == "kl":
-        notes.append("decodes Stable Diffusion 1.5 latents; it is no super-resolution model by itself")
+        note = "decodes Stable Diffusion 1.5 latents; it is no super-resolution model by itself"
     elif config.lr_fusion:
-        notes.append("give it together with the stage files")
+        note = "give it together with the stage files"
     else:
-        notes.append("a plain first stage")
+        note = "a plain first stage"
     return {
         "path": str(path),
         "kind": "frequency-compensated decoder" if config.refine else "first stage",
         "bytes": path.stat().st_size,
         "parameters": {"decoder": _count(Autoencoder, config)},
         "config": {"autoencoder": asdict(config)},
-        "notes": notes,
+        "notes": [note],
     }
+
+
+def _stage(path: Path, weights: Weights) -> Facts:
+    config, view, notes = stage_view(weights)
+    from_ema = any(key.startswith(EMA) for key in view.sources(next(iter(view))))
+    return {
+        "path": str(path),
+        "kind": f"stage {stage_number(path)} of a released model",
+        "bytes": path.stat().st_size,
+        "stage": stage_number(path),
+        "ema": from_ema,
+        "parameters": {"as trained": _count(UNet, config), "averaged": _count(UNet, averaged(config))},
+        "config": {"unet": asdict(config)},
+        "notes": [*notes, "one time expert; give the folder with all stages and the decoder"],
+    }
+
+
+def _released(config: ModelConfig) -> str:
+    return "released MoESR checkpoints" if config.unet.space_experts else "LDM-SR checkpoint, one expert"
 
 
 def _parameters(config: ModelConfig) -> dict[str, int]:
@@ -83,7 +127,7 @@ def _parameters(config: ModelConfig) -> dict[str, int]:
     return {"expert": expert, "decoder": decoder, "all": expert * len(config.stages) + decoder}
 
 
-def _count(kind: Any, config: object) -> int:
+def _count(kind: Callable[[Any], nn.Module], config: object) -> int:
     with torch.device("meta"):
         network = kind(config)
     return sum(p.numel() for p in network.parameters())

@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import nn
 
 from ..config import AutoencoderConfig, UNetConfig
 from ..errors import CheckpointError
-from .reading import Shapes
+from .reading import Shapes, Weights
+from .wrong import another_network, one_line, unknown_network
 
 #: Where a Lightning checkpoint of the release keeps its UNet, its EMA copy and its first stage.
 UNET = "model.diffusion_model."
 EMA = "model_ema."
 FIRST_STAGE = "first_stage_model."
+#: Where a converted file keeps its config, in JSON.
+HEADER = "moesr"
+#: More levels and blocks than a network can have that somebody trained; a hostile file may list millions.
+MOST_BLOCKS = 100
 
 
 def under(shapes: Shapes, prefix: str) -> Shapes:
     """The entries whose keys begin with the prefix, without it."""
     return {k[len(prefix) :]: v for k, v in shapes.items() if k.startswith(prefix)}
+
+
+def role(weights: Weights) -> str:
+    """What a file can be in a model: "model" (converted, whole), "expert" or "autoencoder".
+
+    Raises CheckpointError for any other network, saying which it is.
+    """
+    if HEADER in weights.metadata:
+        return "model"
+    shapes = weights.shapes()
+    other = another_network(shapes)
+    if other is not None:
+        raise CheckpointError(f"{weights.path}: {other}")
+    if any(k.startswith((f"{UNET}input_blocks.", "input_blocks.")) for k in shapes):
+        return "expert"
+    if any(k.startswith(("decoder.mid.block_1.", "decoder.conv_out.")) for k in shapes):
+        return "autoencoder"
+    raise CheckpointError(f"{weights.path}: {unknown_network(shapes)}")
 
 
 def unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
@@ -31,9 +58,7 @@ def unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
         out_channels = shapes["out.2.weight"][0]
         widths: list[int] = [0]  # output channels of each level
         blocks, attention, rate = 0, set(), 1
-        for i in range(1, 1 + _count(shapes, "input_blocks")):
-            if i == _count(shapes, "input_blocks"):
-                break
+        for i in range(1, _count(shapes, "input_blocks")):
             if f"input_blocks.{i}.0.op.weight" in shapes:
                 rate *= 2
                 widths.append(0)
@@ -42,14 +67,17 @@ def unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
             blocks += len(widths) == 1
             if f"input_blocks.{i}.1.qkv.weight" in shapes:
                 attention.add(rate)
-        experts = len({k.split(".")[3] for k in shapes if re.match(r"middle_block\.2\.moe_blocks\.\d+\.", k)})
-    except (KeyError, IndexError, ValueError) as error:
-        raise CheckpointError(f"not an LDM UNet: {error} is missing; give a MoESR or LDM-SR checkpoint") from error
+        _bounded(blocks * len(widths), "residual blocks")
+        mult = tuple(w // base for w in widths)
+        copies = {k.split(".")[3] for k in shapes if re.match(r"middle_block\.2\.moe_blocks\.\d+\.", k)}
+        experts = _bounded(len(copies), "FFN experts")
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"not a UNet of LDM: {_reason(error)}; give a MoESR or LDM-SR checkpoint") from error
     return UNetConfig(
         in_channels=in_channels,
         out_channels=out_channels,
         model_channels=base,
-        channel_mult=tuple(w // base for w in widths),
+        channel_mult=mult,
         num_res_blocks=blocks,
         attention_downsamples=tuple(sorted(attention)),
         num_head_channels=head_channels,
@@ -63,6 +91,8 @@ def autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
         levels = _count(shapes, "encoder.down")
         ch = shapes["encoder.conv_in.weight"][0]
         widths = [shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(levels)]
+        blocks = _count(shapes, "encoder.down.0.block")
+        _bounded(levels * blocks, "residual blocks")
         kind = "vq" if "quantize.embedding.weight" in shapes else "kl"
         z = shapes["decoder.conv_in.weight"][1]
         fusion = "decoder.fusion_layer_1.encode_enc_1.conv1.weight" in shapes
@@ -76,7 +106,7 @@ def autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
             out_channels=shapes["decoder.conv_out.weight"][0],
             ch=ch,
             ch_mult=tuple(w // ch for w in widths),
-            num_res_blocks=_count(shapes, "encoder.down.0.block"),
+            num_res_blocks=blocks,
             z_channels=z,
             embed_dim=shapes["post_quant_conv.weight"][1],
             n_embed=shapes["quantize.embedding.weight"][0] if kind == "vq" else 8192,
@@ -88,11 +118,21 @@ def autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
             fusion_blocks=_count(shapes, rdb) if fusion else 2,
             scale_factor=1.0 if kind == "vq" else 0.18215,
         )
-    except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(f"not an LDM autoencoder: {error} is missing; give a VQ f4 or KL f8 file") from error
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"not an autoencoder of LDM: {_reason(error)}; give a VQ f4 or KL f8 file") from error
 
 
-def check(expected: Shapes, found: Shapes, what: str) -> None:
+def network_shapes(kind: Callable[[Any], nn.Module], config: object) -> Shapes:
+    """Keys and shapes of the network of a config; it is never given memory. CheckpointError if there is none."""
+    try:
+        with torch.device("meta"):
+            network = kind(config)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+        raise CheckpointError(f"no network has such widths ({one_line(error)}); the file is damaged") from error
+    return {k: tuple(v.shape) for k, v in network.state_dict().items()}
+
+
+def check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str) -> None:
     """Raise CheckpointError, naming the first few, if a tensor is missing or has another shape than the network's."""
     missing = [k for k in expected if k not in found]
     if missing:
@@ -108,9 +148,19 @@ def _refine_mult(shapes: Shapes, unet: str, ch: int) -> tuple[int, ...]:
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    """How many numbered children a prefix has."""
+    """How many numbered children a prefix has. Raises ValueError if it is too many for a network."""
     n = len(prefix) + 1
-    return len({k[n:].split(".", 1)[0] for k in shapes if k.startswith(prefix + ".")})
+    return _bounded(len({k[n:].split(".", 1)[0] for k in shapes if k.startswith(prefix + ".")}), prefix)
+
+
+def _bounded(count: int, what: str) -> int:
+    if count > MOST_BLOCKS:
+        raise ValueError(f"{count} {what}")
+    return count
+
+
+def _reason(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else one_line(error) or "its shapes"
 
 
 def _some(items: Collection[str]) -> str:

@@ -6,71 +6,109 @@ release's stage files with a decoder beside them. Nothing is read before a netwo
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config import AutoencoderConfig, ModelConfig, UNetConfig, uniform_stages
-from ..errors import CheckpointError
-from ..networks.space_moe import average_experts
-from .detect import EMA, FIRST_STAGE, UNET, autoencoder_config, check, under, unet_config
-from .reading import Weights
+from ..errors import CheckpointError, SettingError
+from ..networks.autoencoder import Autoencoder
+from ..networks.unet import UNet
+from .detect import FIRST_STAGE, autoencoder_config, check, network_shapes, role, under
+from .header import model_config, notes_of, to_header
+from .reading import View, Weights
+from .stages import averaged, in_order, stage_view
+from .writing import Entry, write
 
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
 
-#: Where a converted file keeps its config, in JSON.
-HEADER = "moesr"
-SCALE_OF_RELEASE = 8
+SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
+#: What a decoder beside stage files is called, in part.
+DECODER_NAMES = ("vae", "decoder", "fcd", "vq")
+#: The release's MoESR files are x8 and LDM-SR is x4; neither says so.
+SCALE_OF_MOESR, SCALE_OF_LDM = 8, 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelFiles:
-    """A model on disk: what it is, and its weights on demand. `notes` say what had to be assumed."""
+    """A model on disk: what it is, and its weights on demand. `notes` say what had to be assumed.
+
+    Views read one tensor at a time. `converted` is the file itself if the model is one converted file.
+    """
 
     config: ModelConfig
-    expert: Callable[[int], dict[str, Tensor]]
-    autoencoder: Callable[[], dict[str, Tensor]]
+    experts: tuple[View, ...]
+    decoder: View
     paths: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    converted: Weights | None = field(default=None, repr=False)
+
+    def expert(self, i: int) -> View:
+        """Weights of expert i, by the keys of `UNet`."""
+        return self.experts[i]
+
+    def autoencoder(self) -> View:
+        """Weights of the decoder and its first stage, by the keys of `Autoencoder`."""
+        return self.decoder
 
 
 def open_model(source: Path | Sequence[Path], scale: int | None = None) -> ModelFiles:
-    """The model in a converted file, in a folder of the release's files, or in a list of them.
+    """The model in a converted file, in a folder of the release's files, or in a list of them; no weight is read yet.
 
-    scale: for files that do not say it. Raises CheckpointError for a file that is neither, or for parts that are
-    missing.
+    Every tensor that its networks need is there and has the right shape. scale: for files that do not say it. Raises
+    CheckpointError for a file that is neither, and for parts that are missing or do not fit together.
     """
-    if isinstance(source, Path) and source.is_file():
-        weights = Weights(source)
-        if HEADER in weights.metadata:
-            return _converted(weights)
-        source = [source]
-    if isinstance(source, Path):
-        suffixes = (".ckpt", ".pth", ".pt", ".safetensors")
-        found = sorted(p for p in source.rglob("*") if p.suffix in suffixes) if source.is_dir() else []
-        if not found:
-            raise CheckpointError(
-                f"{source}: no checkpoint there; give a file, or a folder with stage files and a decoder"
-            )
-        source = found
-    return _release(list(source), scale)
+    given = [source] if isinstance(source, Path) else list(source)
+    named = {p.absolute(): p for p in given if not p.is_dir()}
+    found = {p.absolute(): p for folder in given if folder.is_dir() for p in _inside(folder)}
+    roles = [(w, role(w)) for w in map(Weights, named.values())]
+    strange: list[str] = []
+    for w in [Weights(p) for place, p in found.items() if place not in named]:
+        try:
+            roles.append((w, role(w)))
+        except CheckpointError as error:  # of another network; what cannot be read at all is no reason to go on
+            strange.append(str(error))
+    if not roles:
+        raise CheckpointError(strange[0])
+    # Notes go into converted files: they do not say where things are on this machine.
+    notes = [f"left out: {line.removeprefix(f'{given[0]}{os.sep}')}" for line in strange]
+    whole = [w for w, kind in roles if kind == "model"]
+    if len(whole) > 1 or (whole and len(named) > 1):
+        some = ", ".join(w.path.name for w in whole)
+        raise CheckpointError(f"{given[0]}: {some} is a whole model already; give one such file alone")
+    if not whole:
+        return _released(given[0], roles, scale, notes, set(named.values()))
+    others = [w.path.name for w, kind in roles if kind != "model"]
+    notes += [f"left out beside the converted model: {', '.join(others)}"] if others else []
+    model = _converted(whole[0], notes)
+    if scale in (None, model.config.scale):
+        return model
+    return replace(model, notes=(*model.notes, f"asked for x{scale}, but the file says x{model.config.scale}"))
+
+
+def open_autoencoder(path: Path) -> tuple[AutoencoderConfig, View]:
+    """The decoder or first stage in a file of its own (VQ f4, KL f8; with or without fusion and refinement).
+
+    Raises CheckpointError if the file is none, or incomplete.
+    """
+    weights = Weights(path)
+    if role(weights) != "autoencoder":
+        raise CheckpointError(f"{path}: no decoder by itself; give fa_vae.pth")
+    return _autoencoder(weights, "")
 
 
 def build(
     kind: Callable[..., M],
     config: object,
-    state: dict[str, Tensor],
+    state: Mapping[str, Tensor],
     dtype: torch.dtype,
     device: torch.device,
     what: str,
@@ -83,112 +121,168 @@ def build(
     with torch.device("meta"):
         network = kind(config)
     expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
-    check(expected, {k: tuple(v.shape) for k, v in state.items()}, what)
+    check(expected, state.shapes() if isinstance(state, View) else {k: tuple(v.shape) for k, v in state.items()}, what)
     ready = {k: _cast(state[k], dtype).to(device) for k in expected}
     network.load_state_dict(ready, assign=True)
     return network.eval().requires_grad_(False)
 
 
 def save_model(
-    path: Path, config: ModelConfig, experts: Sequence[dict[str, Tensor]], autoencoder: dict[str, Tensor], dtype:
+    path: Path, config: ModelConfig, experts: Sequence[Mapping[str, Tensor]], autoencoder: Mapping[str, Tensor], dtype:
     torch.dtype, metadata: dict[str, str] | None = None,
 ) -> None:  # fmt: skip
     """One converted file: averaged experts, decoder, config in the header. It appears whole or not at all."""
-    tensors: dict[str, Tensor] = {}
-    for i, expert in enumerate(experts):
-        tensors |= {f"experts.{i}.{k}": _cast(v, dtype).contiguous() for k, v in expert.items()}
-    tensors |= {FIRST_STAGE + k: _cast(v, dtype).contiguous() for k, v in autoencoder.items()}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        save_file(tensors, partial, {HEADER: json.dumps(config.to_dict()), **(metadata or {})})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    entries = [
+        Entry(prefix + k, v.shape, dtype if v.is_floating_point() else v.dtype, lambda v=v: v)
+        for prefix, state in ((*((f"experts.{i}.", e) for i, e in enumerate(experts)), (FIRST_STAGE, autoencoder)))
+        for k, v in state.items()
+    ]
+    write(path, entries, {**to_header(config), **(metadata or {})})
 
 
-def _converted(weights: Weights) -> ModelFiles:
-    values = weights.header(HEADER)
-    if values is None:
-        raise CheckpointError(f"{weights.path}: its header has no config; convert the model again")
-    config = ModelConfig.from_dict(values)
-
-    def expert(i: int) -> dict[str, Tensor]:
-        return _below(weights, f"experts.{i}.")
-
-    return ModelFiles(config, expert, lambda: _below(weights, FIRST_STAGE), (weights.path,))
+def _inside(folder: Path) -> list[Path]:
+    """The checkpoints in a folder and below, in order of name."""
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not found:
+        raise CheckpointError(f"{folder}: no checkpoint there; give a file, or a folder with stage files and a decoder")
+    return found
 
 
-def _release(paths: list[Path], scale: int | None) -> ModelFiles:
-    opened = [Weights(p) for p in paths]
-    experts = [w for w in opened if f"{UNET}out.2.weight" in w or "out.2.weight" in w]
-    decoders = [w for w in opened if "decoder.conv_out.weight" in w]
+def _converted(weights: Weights, notes: Sequence[str]) -> ModelFiles:
+    config = model_config(weights)
+    count = len(config.stages)
+    if any(k.startswith(f"experts.{count}.") for k in weights):
+        raise CheckpointError(f"{weights.path}: more experts than the {count} stages of its config; convert it again")
+    unet, vae = _expected(UNet, config.unet, weights), _expected(Autoencoder, config.autoencoder, weights)
+    experts = [_view(weights, unet, f"experts.{i}.", f": expert {i}") for i in range(count)]
+    decoder = _view(weights, vae, FIRST_STAGE, ": decoder")
+    return ModelFiles(config, tuple(experts), decoder, (weights.path,), (*notes_of(weights), *notes), weights)
+
+
+def _released(
+    where: Path, roles: Sequence[tuple[Weights, str]], scale: int | None, notes: list[str], named: set[Path]
+) -> ModelFiles:
+    """The release's files as one model; `named` are the files that the user gave by name, which must all fit."""
+    experts = [w for w, kind in roles if kind == "expert"]
+    decoders = [w for w, kind in roles if kind == "autoencoder"]
     if not experts:
-        raise CheckpointError(
-            f"{paths[0]}: no UNet of MoESR or LDM-SR in it; give the stage files model_stage0..3.ckpt"
-        )
-    experts, notes = _in_order(experts)
-    unet = _unet_of(experts[0])
-    if decoders:
-        autoencoder = autoencoder_config(decoders[0].shapes())
-    else:
-        autoencoder = autoencoder_config(under(experts[0].shapes(), FIRST_STAGE))
-        notes.append("no frequency-compensated decoder among the files: the plain first stage decodes")
+        what = _decoder_alone(decoders[0]) if decoders else "no stage files there"
+        raise CheckpointError(f"{where}: {what}; give the stage files model_stage0 to 3.ckpt too")
+    experts, order = in_order(experts)
+    notes += order
+    views, unet = [], None
+    for w in experts:
+        found, view, more = stage_view(w)
+        notes += more
+        views.append(view)
+        if unet is not None and averaged(found) != averaged(unet):
+            raise CheckpointError(
+                f"{w.path}: {_widths(found)}, but {experts[0].path.name} has {_widths(unet)}; give files of one model"
+            )
+        unet = unet or found
+    assert unet is not None
+    if not decoders:
+        decoders = _beside(experts)
+        notes += [f"decoder found beside the stage files: {w.path.name}" for w in decoders[:1]]
+    config, decoder, more = _choose_decoder(decoders, unet, experts, named)
+    notes += more
     if scale is None:
-        scale = SCALE_OF_RELEASE
+        scale = SCALE_OF_MOESR if unet.space_experts else SCALE_OF_LDM
         notes.append(f"the files do not say their scale: assumed x{scale}; give scale to change it")
-    config = ModelConfig(
-        unet=replace(unet, space_experts=min(unet.space_experts, 1)),
-        autoencoder=autoencoder,
+    elif not 1 <= scale <= 64:
+        raise SettingError(f"scale {scale}: no model has it; give that of the files, 4 or 8")
+    model = ModelConfig(
+        unet=averaged(unet),
+        autoencoder=config,
         stages=uniform_stages(1000, len(experts)),
         scale=scale,
-        name=paths[0].parent.name,
+        name=experts[0].path.stem if len(experts) == 1 else experts[0].path.parent.name,
     )
-
-    def decoder() -> dict[str, Tensor]:
-        return dict(decoders[0]) if decoders else _below(experts[0], FIRST_STAGE)
-
     for note in notes:
-        log.info("%s: %s", paths[0].parent, note)
-    return ModelFiles(config, lambda i: stage_weights(experts[i]), decoder, tuple(paths), tuple(notes))
+        log.info("%s: %s", where, note)
+    paths = [w.path for w in experts] + ([decoder.weights.path] if decoder.weights is not experts[0] else [])
+    return ModelFiles(model, tuple(views), decoder, tuple(paths), tuple(notes))
 
 
-def stage_weights(weights: Weights) -> dict[str, Tensor]:
-    """The UNet of one stage file: its EMA copy if all of that is there, FFN experts averaged."""
-    prefix = UNET if f"{UNET}out.2.weight" in weights else ""
-    names = [k[len(prefix) :] for k in weights if k.startswith(prefix) and not k.startswith((EMA, FIRST_STAGE))]
-    names = [
-        k for k in names if k.split(".")[0] in ("time_embed", "input_blocks", "middle_block", "output_blocks", "out")
-    ]
-    average = {k: f"{EMA}diffusion_model{k.replace('.', '')}" for k in names}
-    if all(key in weights for key in average.values()):
-        return average_experts({k: weights[key] for k, key in average.items()})
-    return average_experts({k: weights[prefix + k] for k in names})
+def _choose_decoder(
+    candidates: Sequence[Weights], unet: UNetConfig, experts: Sequence[Weights], named: set[Path]
+) -> tuple[AutoencoderConfig, View, list[str]]:
+    """The decoder that fits the experts' latents: the fullest of the candidates, else the first stage inside."""
+    fitting = []
+    for w in candidates:
+        config, view = _autoencoder(w, "")
+        if config.kind == "vq" and config.embed_dim == unet.out_channels:
+            fitting.append((config, view))
+        elif w.path in named:
+            raise CheckpointError(f"{w.path}: {_decoder_alone(w)}, for other latents than these; give vq-f4/fa_vae.pth")
+    if fitting:
+        fitting.sort(key=lambda pair: pair[0].lr_fusion + pair[0].refine, reverse=True)
+        config, view = fitting[0]
+        others = ", ".join(_short(v.weights.path) for _, v in fitting[1:])
+        notes = [f"several decoders: {_short(view.weights.path)} is used, not {others}"] if others else []
+        if not (config.lr_fusion or config.refine):
+            notes.append(f"{view.weights.path.name} is a plain first stage, not a frequency-compensated decoder")
+        return config, view, notes
+    first = experts[0]
+    if not any(k.startswith(FIRST_STAGE) for k in first):
+        raise CheckpointError(f"{first.path}: no decoder in it nor beside it; give vq-f4/fa_vae.pth too")
+    config, view = _autoencoder(first, FIRST_STAGE)
+    return config, view, ["no frequency-compensated decoder among the files: the plain first stage decodes"]
 
 
-def _unet_of(weights: Weights) -> UNetConfig:
-    shapes = weights.shapes()
-    return unet_config(under(shapes, UNET) if f"{UNET}out.2.weight" in shapes else shapes)
+def _autoencoder(weights: Weights, prefix: str) -> tuple[AutoencoderConfig, View]:
+    try:
+        config = autoencoder_config(under(weights.shapes(), prefix))
+    except CheckpointError as error:
+        raise CheckpointError(f"{weights.path}: {error}") from error
+    return config, _view(weights, _expected(Autoencoder, config, weights), prefix)
 
 
-def _in_order(experts: list[Weights]) -> tuple[list[Weights], list[str]]:
-    """Stage files from least to most noise: by the number in their names, else as given."""
-    if len(experts) == 1:
-        return experts, ["one stage file: it works at all timesteps"]
-    numbers = [re.findall(r"\d+", w.path.stem) for w in experts]
-    last = [int(n[-1]) if n else -1 for n in numbers]
-    if sorted(last) == list(range(len(experts))):
-        return [w for _, w in sorted(zip(last, experts), key=lambda pair: pair[0])], []
-    return experts, ["stage files are not numbered 0, 1, ...: taken in the given order, the first for the least noise"]
+def _decoder_alone(weights: Weights) -> str:
+    config, _ = _autoencoder(weights, "")
+    if config.kind == "vq":
+        return "a decoder alone" if config.refine else "a first stage alone"
+    if config.refine:
+        return "a decoder of Stable Diffusion 1.5 latents (KL f8)"
+    return "a VAE of Stable Diffusion (KL f8)"
 
 
-def _below(weights: Weights, prefix: str) -> dict[str, Tensor]:
-    return {k[len(prefix) :]: weights[k] for k in weights if k.startswith(prefix)}
+def _beside(experts: Sequence[Weights]) -> list[Weights]:
+    """Decoders in the folder of the stage files or one below; files that cannot be read are none of them."""
+    folder = experts[0].path.parent
+    names = [p for p in (*folder.glob("*"), *folder.glob("*/*")) if p.suffix.lower() in SUFFIXES]
+    found = []
+    for path in sorted(p for p in names if any(name in str(p.relative_to(folder)).lower() for name in DECODER_NAMES)):
+        try:
+            weights = Weights(path)
+            if role(weights) == "autoencoder":
+                found.append(weights)
+        except CheckpointError as error:
+            log.debug("%s", error)
+    return found
+
+
+def _expected(kind: Callable[..., nn.Module], config: object, weights: Weights) -> dict[str, tuple[int, ...]]:
+    try:
+        return network_shapes(kind, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{weights.path}: {error}") from error
+
+
+def _view(weights: Weights, expected: Mapping[str, tuple[int, ...]], prefix: str, part: str = "") -> View:
+    """The tensors that a network expects, and only those. CheckpointError if some are missing or misshapen."""
+    check(expected, under(weights.shapes(), prefix), f"{weights.path}{part}")
+    return View(weights, {name: (prefix + name,) for name in expected})
+
+
+def _short(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def _widths(config: UNetConfig) -> str:
+    moe = "Space MoE" if config.space_experts else "no Space MoE"
+    return f"{config.model_channels} channels x {list(config.channel_mult)} with {moe}"
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def plain_autoencoder(config: AutoencoderConfig) -> AutoencoderConfig:
-    """The same first stage without fusion and refinement."""
-    return replace(config, lr_fusion=False, refine=False)

@@ -1,0 +1,139 @@
+"""Many training checkpoints into one file for inference, with one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, SettingError
+from .detect import FIRST_STAGE
+from .files import ModelFiles, open_model
+from .header import LICENCE, LICENCE_NOTE, NOTES, Source, sources_of, to_header
+from .library import find
+from .reading import BLOCK, View
+from .writing import Entry, write
+from .wrong import one_line
+
+#: progress(bytes done, bytes in all, what is being done)
+Progress = Callable[[int, int, str], None]
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+#: Weights that are not numbers are named in the header up to this many.
+NAMED = 8
+
+
+def convert(
+    sources: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    dtype: str = "fp16",
+    scale: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a model as one safetensors file that `moesr.load` opens, with the weights that it gives for the sources.
+
+    sources: stage files and a decoder, or a folder with them, or a converted file. The file has the EMA weights if
+    they are complete, FFN experts averaged (arXiv 2310.12004, section 3.2), and no training state; its header has the
+    config, the scale, the sha256 of each source, a note on the licence, and whatever had to be assumed. One tensor is
+    in memory at a time. Interrupted at any time, it leaves `out` as it was. Raises SettingError for options that do
+    not work, CheckpointError for sources that are damaged or no model, for weights too large for `dtype`, and for a
+    full disk.
+    """
+    target = Path(out)
+    if dtype not in DTYPES:
+        raise SettingError(f"dtype {dtype!r} is unknown: choose {', '.join(DTYPES)}")
+    if target.suffix.lower() != ".safetensors" or target.is_dir():
+        raise SettingError(f"{target}: give the name of a file that ends in .safetensors")
+    if scale is not None and not 1 <= scale <= 64:
+        raise SettingError(f"scale {scale}: no model has it; give that of the files, 4 or 8")
+    if not sources:
+        raise SettingError("no model to convert: give stage files and a decoder, or a folder with them")
+    paths = [find(str(s)) for s in sources]
+    files = open_model(paths[0] if len(paths) == 1 else paths, scale)
+    if target.exists() and any(os.path.samefile(target, p) for p in files.paths):
+        raise SettingError(f"{target}: is one of the sources; give another name")
+    return _convert(files, target, DTYPES[dtype], scale, progress or (lambda done, total, what: None))
+
+
+def _convert(files: ModelFiles, target: Path, dtype: torch.dtype, scale: int | None, progress: Progress) -> Path:
+    ledger = _Ledger(dtype)
+    entries = [
+        ledger.entry(prefix + name, view, name)
+        for prefix, view in (*((f"experts.{i}.", e) for i, e in enumerate(files.experts)), (FIRST_STAGE, files.decoder))
+        for name in view
+    ]
+    total = sum(p.stat().st_size for p in files.paths) + sum(e.size for e in entries)
+    done = 0
+
+    def advance(size: int, what: str) -> None:
+        nonlocal done
+        done += size
+        progress(done, total, what)
+
+    made_from = sources_of(files.converted) if files.converted else []
+    for path, weights in {v.weights.path: v.weights for v in (*files.experts, files.decoder)}.items():
+        weights.verify()
+        made_from.append(_source(path, lambda size, path=path: advance(size, f"checking {path.name}")))
+    name = files.config.name if files.converted else target.stem
+    config = replace(files.config, scale=scale or files.config.scale, name=name)
+    licence = files.converted.metadata.get(LICENCE, LICENCE_NOTE) if files.converted else LICENCE_NOTE
+    notes = [note for note in files.notes if scale is None or not note.startswith("asked for")]
+
+    def late() -> dict[str, str]:
+        return {k: v for k, v in to_header(config, notes=[*notes, *ledger.notes()]).items() if k == NOTES}
+
+    header = to_header(config, made_from, licence, notes)
+    write(target, entries, header, late=late, written=lambda entry: advance(entry.size, f"writing {target.name}"))
+    return target
+
+
+class _Ledger:
+    """Entries of the file to be, and which of them are not finite numbers."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.broken: list[str] = []
+
+    def entry(self, name: str, view: View, key: str) -> Entry:
+        """The tensor `key` of a view under its name in the new file, read and cast when its turn comes."""
+        dtype = view.dtype(key)
+        wanted = self.dtype if dtype.is_floating_point else dtype
+
+        def read() -> Tensor:
+            tensor = view[key]
+            cast = tensor.to(wanted)
+            if not wanted.is_floating_point or bool(torch.isfinite(cast).all()):
+                return cast
+            if bool(torch.isfinite(tensor.double()).all()):
+                largest = tensor.double().abs().max().item()
+                raise CheckpointError(f"{view.weights.path}: {key} goes up to {largest:.3g}; convert with --dtype bf16")
+            self.broken.append(name)
+            return cast
+
+        return Entry(name, view.shape(key), wanted, read)
+
+    def notes(self) -> list[str]:
+        """A line on weights that are not numbers, if there are any."""
+        if not self.broken:
+            return []
+        more = f" and {len(self.broken) - NAMED} more" if len(self.broken) > NAMED else ""
+        return [f"NaN or infinite weights, pictures will be broken: {', '.join(self.broken[:NAMED])}{more}"]
+
+
+def _source(path: Path, advance: Callable[[int], None]) -> Source:
+    """Name, size and sha256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+                size += len(block)
+                advance(len(block))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
+    return Source(path.name, size, digest.hexdigest())

@@ -1,0 +1,73 @@
+"""What several commands share: opening a model, the progress bar, kinds of arguments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def verbose(parser: argparse.ArgumentParser) -> None:
+    """The option that every command has."""
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more")
+
+
+def size(text: str) -> int | str:
+    """A number of pixels, or auto."""
+    return text if text == "auto" else int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number above 0")
+    return int(text)
+
+
+def fail(line: str) -> int:
+    """Say what went wrong, on one line of stderr; the exit code."""
+    print(f"error: {line}", file=sys.stderr)
+    return 1
+
+
+def open_model(options: argparse.Namespace) -> Any:
+    """The model that the options ask for; what had to be assumed about its files is said."""
+    from ..model import load
+
+    model = load(
+        options.model,
+        dtype=options.dtype,
+        device=options.device,
+        residency=options.residency,
+        scale=options.model_scale,
+    )
+    for note in model.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return model
+
+
+class Bar:
+    """A progress bar that says where the run is: tile 3/12, step 7/50, expert 2."""
+
+    def __init__(self, name: str) -> None:
+        layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+        self.bar = tqdm(total=1.0, desc=name, bar_format=layout, leave=False)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, event: Any) -> None:
+        """Move the bar to an event of the pipeline."""
+        share = (event.tile - 1) / event.tiles
+        if event.phase == "sample":
+            self.bar.n = 0.05 + 0.75 * (event.step - 1 + share) / event.steps
+            text = f"tile {event.tile}/{event.tiles}, step {event.step}/{event.steps}, expert {event.expert}"
+        else:
+            self.bar.n = 0.05 * share if event.phase == "encode" else 0.8 + 0.2 * share
+            text = f"{event.phase} tile {event.tile}/{event.tiles}"
+        self.bar.set_postfix_str(text)

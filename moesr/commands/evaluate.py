@@ -1,0 +1,96 @@
+"""`evaluate`: a model, or ready results, against the originals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .common import Bar, fail, open_model, positive, size, verbose
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser's."""
+    test = commands.add_parser("evaluate", help="measure a model, or any results, against the originals")
+    test.add_argument("--hr", required=True, metavar="DIR", help="the originals")
+    test.add_argument("--lr", metavar="DIR", help="their LR, names as they are or with _x4 (default: made from HR)")
+    test.add_argument("--scale-from", default="pillow", choices=("pillow", "matlab"), help="bicubic that makes the LR")
+    test.add_argument("--results", metavar="DIR", help="score these pictures instead of running a model")
+    test.add_argument("--model", default="tiny", help="name, file or folder; bicubic for Pillow's (default: tiny)")
+    test.add_argument("--scale", type=positive, help="between LR and HR (default: the model's, or as the files say)")
+    test.add_argument("--steps", type=int, help="denoising steps (default: the model's own)")
+    test.add_argument("--sampler", default="auto", help="as for upscale")
+    test.add_argument("--seed", type=int, default=0, help="as for upscale")
+    test.add_argument("--fidelity", type=float, default=1.0, help="0 generative to 1 faithful")
+    test.add_argument("--tile", type=size, default="auto", help="side of a tile in output pixels, 0 for none")
+    test.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16")
+    test.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    test.add_argument("--metrics", metavar="DIR", help="weights of the metrics (default: MOESR_METRICS)")
+    test.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
+    test.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    test.add_argument("--html", metavar="FILE", help="write a report with the images side by side")
+    verbose(test)
+    test.set_defaults(run=_evaluate, residency="auto", model_scale=None)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from ..evaluation.benchmark import Benchmark, as_json, match, table_row
+    from ..evaluation.report import Report
+    from ..evaluation.suite import Suite
+
+    lr, results = (Path(folder) if folder else None for folder in (options.lr, options.results))
+    cases, missing = match(Path(options.hr), lr, results, options.limit)
+    report = Report(Path(options.html)) if options.html else None
+    name, settings, upscale = _contestant(options)
+    settings |= {"lr": options.lr or f"{options.scale_from} bicubic, 1/{settings['scale']}"}
+    suite = Suite(options.metrics, "cpu" if options.device == "auto" else options.device)
+    for line in suite.left_out:
+        print(f"note: {line}", file=sys.stderr)
+    benchmark = Benchmark(suite, settings["scale"], upscale, options.scale_from)
+    benchmark.failed += missing
+    width = max([8, *(len(case.name) for case in cases)])
+
+    def show(row: Any) -> None:
+        if not options.json:
+            print(table_row(row, suite.keys, width, upscale is not None), flush=True)
+
+    show(None)
+    for row, trio in benchmark.run(cases):
+        if report is not None:
+            report.add(row, trio)
+        show(row)
+        for line in row.notes:
+            print(f"note: {row.name}: {line}", file=sys.stderr)
+    show(benchmark.mean())
+    if options.json:
+        print(json.dumps(as_json(name, settings, benchmark), indent=2, allow_nan=False))
+    if report is not None:
+        report.write(name, settings, benchmark)
+    for line in benchmark.failed:
+        fail(line)
+    return 1 if benchmark.failed else 0
+
+
+def _contestant(options: argparse.Namespace) -> tuple[str, dict[str, Any], Any]:
+    """Who is evaluated: a name, the settings that count, and what makes an image (None for ready results)."""
+    from ..evaluation.benchmark import bicubic
+    from ..pipeline import upscale
+
+    if options.results:  # with an LR the files say the scale
+        return options.results, {"scale": options.scale or (None if options.lr else 4)}, None
+    if options.model == "bicubic":
+        scale = options.scale or 4
+        return "Pillow bicubic", {"scale": scale}, bicubic(scale)
+    model = open_model(options)
+    settings = {name: getattr(options, name) for name in ("sampler", "seed", "fidelity", "tile")}
+    settings["scale"] = options.scale or model.scale
+    settings["steps"] = model.config.steps if options.steps is None else options.steps
+    computing = {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
+
+    def make(lr: Any) -> Any:
+        with Bar("upscale") as bar:
+            return upscale(model, lr, **settings, callback=bar.show)
+
+    return model.config.name or options.model, {**settings, **computing}, make

@@ -1,0 +1,131 @@
+"""`info`, `models`, `download` and `convert`: model files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from .common import verbose
+
+
+def add(commands: Any) -> None:
+    """Add the commands to the parser's."""
+    info = commands.add_parser("info", help="say what a model file is")
+    info.add_argument("file", metavar="FILE", help="name, file or folder")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    info.set_defaults(run=_info)
+    info.add_argument("--model-scale", type=int, help="scale of released files, which do not say it (8)")
+
+    download = commands.add_parser("download", help="fetch a published model into the library")
+    download.add_argument("name", metavar="NAME", help="as `models` lists them")
+    download.add_argument("--to", metavar="DIR", help="the folder to put it in (default: the library's own)")
+    download.add_argument("--yes", action="store_true", help="agree to a non-commercial licence without being asked")
+    download.add_argument("--force", action="store_true", help="fetch again what is there")
+    download.set_defaults(run=_download)
+    models = commands.add_parser("models", help="list the models of the library, and those that can be fetched")
+    models.set_defaults(run=_models)
+
+    conv = commands.add_parser("convert", help="make one small file of training checkpoints")
+    conv.add_argument("sources", nargs="+", metavar="SRC", help="stage files and a decoder, or a folder with them")
+    conv.add_argument("-o", "--output", required=True, metavar="OUT", help="the .safetensors file to write")
+    conv.add_argument("--dtype", default="fp16", help="fp16 (default), bf16, fp32")
+    conv.add_argument("--scale", type=int, help="scale of released files, which do not say it")
+    conv.set_defaults(run=_convert)
+
+    for command in (info, download, models, conv):
+        verbose(command)
+
+
+def _info(options: argparse.Namespace) -> int:
+    from ..checkpoints.describe import as_text, describe
+    from ..checkpoints.library import find
+
+    facts = describe(find(options.file), options.model_scale)
+    print(json.dumps(facts, indent=2) if options.json else as_text(facts))
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from os.path import isdir
+
+    from ..checkpoints.catalogue import CATALOGUE
+    from ..checkpoints.library import folders, installed
+    from ..checkpoints.whole import as_size
+
+    there = installed()
+    print("in the library:")
+    for name, path in there.items():
+        print(f"  {name:<26} {path}")
+    print("to be had with `python -m moesr download NAME`:")
+    for entry in CATALOGUE.values():
+        if entry.name not in there:
+            size = f", more than {as_size(entry.size)}" if entry.size else ""
+            print(f"  {entry.name:<26} {entry.about}{size}; {entry.licence}")
+    print("folders, in the order in which they are searched:")
+    for folder in folders():
+        print(f"  {folder}{'' if isdir(folder) else '  (not there)'}")
+    return 0
+
+
+def _download(options: argparse.Namespace) -> int:
+    from ..checkpoints.catalogue import CATALOGUE, Entry
+    from ..checkpoints.download import download
+
+    def agree(entry: Entry) -> bool:
+        if options.yes:
+            return True
+        print(f"{entry.name}: {entry.about}; {entry.licence} ({entry.page})", file=sys.stderr)
+        if not sys.stdin.isatty():
+            return False
+        print("Fetch it under that licence? [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    with _TransferBar() as bar:
+        done = download(options.name, to=options.to, agree=agree, force=options.force, progress=bar.show)
+    if not done.fetched:
+        print(f"{done.path}: there already, nothing was fetched")
+        return 0
+    print(f"{done.path}: {', '.join(done.fetched)} fetched; licence: {CATALOGUE[options.name].licence}")
+    return 0
+
+
+class _TransferBar:
+    """A progress bar for each file of a download."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def __enter__(self) -> _TransferBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def show(self, name: str, done: int, total: int | None) -> None:
+        """Move the bar of a file; the first call for it draws it."""
+        if self.bar is None or self.bar.desc.removesuffix(": ") != name:
+            self.__exit__()
+            self.bar = tqdm(desc=name, initial=done, unit="B", unit_scale=True, unit_divisor=1000, leave=False)
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from ..checkpoints.convert import convert
+    from ..checkpoints.describe import as_text, describe
+
+    with tqdm(unit="B", unit_scale=True, leave=False, disable=None) as bar:
+
+        def show(done: int, total: int, what: str) -> None:
+            bar.total = total
+            bar.set_description_str(what, refresh=False)
+            bar.update(done - bar.n)
+
+        path = convert(options.sources, options.output, options.dtype, options.scale, show)
+    print(as_text(describe(path)))
+    return 0

@@ -1,0 +1,184 @@
+"""Checkpoints for tests, of any size: written tensor by tensor, as torch.save lays them out, with random weights."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import subprocess
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, _utils, nn
+
+from moesr.checkpoints.detect import EMA, FIRST_STAGE, UNET
+from moesr.checkpoints.files import open_model
+from moesr.config import AutoencoderConfig, UNetConfig
+from moesr.errors import MoESRError
+from moesr.networks.autoencoder import Autoencoder
+from moesr.networks.unet import UNet
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+SMALL = UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1, attention_downsamples=())
+FIRST = AutoencoderConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, n_embed=16, lr_fusion=False, refine=False)
+FCD = AutoencoderConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, n_embed=16, fusion_growth=8, fusion_blocks=1)
+
+
+class Pretended:
+    """Pickles as a tensor would, with whatever is said of it."""
+
+    def __init__(
+        self,
+        key: Any = "0",
+        numel: Any = 4,
+        offset: Any = 0,
+        shape: Any = (4,),
+        stride: Any = (1,),
+        kind: str = "Float",
+    ) -> None:
+        self.storage = _Storage(("storage", getattr(torch, f"{kind}Storage"), key, "cpu", numel))
+        self.window = (offset, shape, stride)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _utils._rebuild_tensor_v2, (self.storage, *self.window, False, OrderedDict())
+
+
+class _Storage(tuple[Any, ...]):
+    """A persistent id."""
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, obj: Any) -> Any:
+        return tuple(obj) if isinstance(obj, _Storage) else None
+
+
+def listing(value: Any) -> bytes:
+    """The data.pkl of a value with pretended tensors in it."""
+    made = io.BytesIO()
+    _Pickler(made, protocol=2).dump(value)
+    return made.getvalue()
+
+
+def write_checkpoint(path: Path, shapes: Shapes, seed: int = 0, **beside: Any) -> None:
+    """A Lightning checkpoint with float32 normal numbers of std 0.02; `beside` stands beside its state_dict."""
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, Pretended] = OrderedDict()
+    for i, (name, shape) in enumerate(shapes.items()):
+        stride = tuple(accumulate(shape[:0:-1], lambda a, b: a * b, initial=1))[::-1] if shape else ()
+        state[name] = Pretended(str(i), torch.Size(shape).numel(), 0, shape, stride)
+    content = listing({**beside, "state_dict": state})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, part in (("data.pkl", content), ("version", b"3\n"), ("byteorder", b"little")):
+            archive.writestr(f"archive/{name}", part)
+        for i, shape in enumerate(shapes.values()):
+            numbers = torch.randn(shape, generator=generator).mul_(0.02)
+            archive.writestr(_aligned(archive, f"archive/data/{i}"), numbers.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _aligned(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """A member whose content begins at a multiple of 64 bytes, as torch has it."""
+    member = zipfile.ZipInfo(name)
+    assert archive.fp is not None
+    gap = -(archive.fp.tell() + 30 + len(name) + 4) % 64
+    member.extra = b"FB" + gap.to_bytes(2, "little") + b"Z" * gap
+    return member
+
+
+@lru_cache(maxsize=32)
+def random_state(kind: Callable[[Any], nn.Module], config: object, seed: int = 0) -> Mapping[str, Tensor]:
+    """Normal numbers for every weight of a network."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        shapes = kind(config).state_dict()
+    return {
+        k: torch.randn(v.shape, generator=generator) if v.is_floating_point() else torch.zeros(v.shape, dtype=v.dtype)
+        for k, v in shapes.items()
+    }
+
+
+def unet(experts: int = 2, **widths: Any) -> UNetConfig:
+    """A small UNet with so many FFN experts."""
+    return UNetConfig(**{**vars(SMALL), "space_experts": experts, **widths})
+
+
+def stage_state(
+    config: UNetConfig, first: AutoencoderConfig | None = FIRST, seed: int = 0, ema: bool = False
+) -> dict[str, Tensor]:
+    """What a released stage file holds under its state_dict; `first` is its first stage."""
+    state: dict[str, Tensor] = {"betas": torch.zeros(1000)}
+    state |= {UNET + k: v for k, v in random_state(UNet, config, seed).items()}
+    if ema:
+        names = {k: f"{EMA}diffusion_model{k.replace('.', '')}" for k in random_state(UNet, config, seed)}
+        state |= {names[k]: v for k, v in random_state(UNet, config, seed + 100).items()}
+        state |= {f"{EMA}decay": torch.tensor(0.9999), f"{EMA}num_updates": torch.tensor(7, dtype=torch.int32)}
+    if first is not None:
+        state |= {FIRST_STAGE + k: v for k, v in random_state(Autoencoder, first, 9).items()}
+    return state
+
+
+def legacy(path: Path, value: Any) -> None:
+    """As torch before 1.6 saved it."""
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+
+
+def pickled(*parts: bytes) -> bytes:
+    """A pickle of protocol 2 from raw operations."""
+    return b"\x80\x02" + b"".join(parts) + b"."
+
+
+def zipped(path: Path, listing: bytes, storages: Mapping[str, bytes] | None = None, root: str = "archive") -> None:
+    """A zip file of torch with a pickle of one's own."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{root}/data.pkl", listing)
+        for key, content in (storages or {}).items():
+            archive.writestr(f"{root}/data/{key}", content)
+
+
+def refused(path: Path | list[Path], said: str = "", read: Callable[[Any], Any] = open_model) -> str:
+    """The one line with which a file is refused, which holds `said`."""
+    with pytest.raises(MoESRError) as caught:
+        read(path)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert said in line
+    return line
+
+
+CANARY = "MOESR_CANARY"
+
+
+class Payload:
+    """Pickles as a call of any function."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def set_canary() -> str:
+    """Python that leaves a trace in the environment."""
+    return f"import os; os.environ[{CANARY!r}] = 'dead'"
+
+
+PAYLOADS = {
+    "os.system": lambda: Payload(os.system, f"touch {os.environ['CANARY_FILE']}"),
+    "eval": lambda: Payload(eval, f"__import__('os').environ.__setitem__({CANARY!r}, 'dead')"),
+    "exec": lambda: Payload(exec, set_canary()),
+    "subprocess": lambda: Payload(subprocess.Popen, ["touch", os.environ["CANARY_FILE"]]),
+    "import": lambda: Payload(__import__, "this"),
+    "open": lambda: Payload(open, os.environ["CANARY_FILE"], "w"),
+    "nested pickle": lambda: Payload(pickle.loads, pickle.dumps(Payload(exec, set_canary()))),
+    "torch.load": lambda: Payload(torch.load, os.environ["CANARY_FILE"]),
+    "getattr": lambda: Payload(getattr, Payload(__import__, "os"), "system"),
+    "map": lambda: [Payload(list, Payload(map, exec, [set_canary()]))],
+}

@@ -1,0 +1,436 @@
+"""Checkpoint files of every kind: read as torch reads them, or refused in one line that says what they are."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import struct
+import time
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from moesr.checkpoints.describe import describe
+from moesr.checkpoints.detect import UNET
+from moesr.checkpoints.files import open_model, save_model
+from moesr.checkpoints.reading import Weights
+from moesr.config import AutoencoderConfig, ModelConfig
+from moesr.errors import MoESRError
+from moesr.networks.autoencoder import Autoencoder
+from moesr.networks.unet import UNet
+from tests.checkpoint_files import (
+    CANARY,
+    FIRST,
+    PAYLOADS,
+    Pretended,
+    legacy,
+    listing,
+    random_state,
+    refused,
+    stage_state,
+    unet,
+    write_checkpoint,
+)
+
+
+def tricky() -> dict[str, Any]:
+    """Tensors that share, skip, repeat and reorder their numbers."""
+    base = torch.arange(60, dtype=torch.float32)
+    state: dict[str, Any] = {
+        "whole": base,
+        "part": base[7:31],
+        "rows": base.view(6, 10)[1:5, ::3],
+        "transposed": torch.randn(4, 5, 6).permute(2, 0, 1),
+        "repeated": torch.randn(3, 1).expand(3, 7),
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 4),
+        "parameter": nn.Parameter(torch.randn(3)),
+        "half": torch.randn(5).half(),
+        "brain": torch.randn(5).bfloat16(),
+        "double": torch.randn(5).double(),
+        "complex": torch.randn(5, dtype=torch.complex64),
+        "yes": torch.tensor([True, False, True]),
+        "byte": torch.arange(5, dtype=torch.uint8),
+        "count": torch.tensor(7),
+        "short": torch.arange(5, dtype=torch.int16),
+    }
+    return state
+
+
+@pytest.mark.parametrize("form", ["zip", "zip of protocol 4", "old", "without checksums"])
+def test_pickles_give_the_tensors_that_torch_gives(tmp_path: Path, form: str) -> None:
+    path, state = tmp_path / "x.pth", tricky()
+    if form == "old":
+        legacy(path, state)
+    elif form == "without checksums":
+        options = pytest.importorskip("torch.serialization")
+        if not hasattr(options, "set_crc32_options"):
+            pytest.skip("this torch always writes checksums")
+        options.set_crc32_options(False)
+        torch.save(state, path)
+        options.set_crc32_options(True)
+    else:
+        torch.save(state, path, pickle_protocol=4 if "4" in form else 2)
+    found = Weights(path)
+    found.verify()
+    assert found.shapes() == {k: tuple(v.shape) for k, v in state.items()}
+    for key, value in state.items():
+        assert found[key].dtype == value.dtype == found.dtype(key)
+        assert torch.equal(found[key], value), key
+
+
+def test_safetensors_of_all_kinds_of_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    state = {k: v.detach().contiguous().clone() for k, v in tricky().items()}
+    save_file(state, path, {"a": "b"})
+    found = Weights(path)
+    assert found.metadata == {"a": "b"}
+    assert set(found) == set(state)
+    for key, value in state.items():
+        assert found[key].dtype == value.dtype
+        assert torch.equal(found[key], value), key
+
+
+def test_the_suffix_does_not_matter(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "x.safetensors")
+    save_file({"a": torch.ones(2)}, tmp_path / "x.ckpt")
+    assert torch.equal(Weights(tmp_path / "x.safetensors")["a"], Weights(tmp_path / "x.ckpt")["a"])
+
+
+@pytest.mark.parametrize("nest", [("state_dict",), ("model", "state_dict"), ("params_ema",), ("params",), ()])
+def test_nests_and_prefixes_of_trainers(tmp_path: Path, nest: tuple[str, ...]) -> None:
+    value: Any = OrderedDict({"module._orig_mod.a": torch.ones(2), "b._orig_mod.module.c": torch.zeros(3)})
+    for name in nest:
+        value = {"epoch": 3, name: value, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}
+    torch.save(value, tmp_path / "x.ckpt")
+    assert Weights(tmp_path / "x.ckpt").shapes() == {"a": (2,), "b.module.c": (3,)}
+
+
+@pytest.mark.parametrize(("ema", "value"), [({"a": 2.0, "b": 2.0}, 2.0), ({"a": 2.0}, 1.0)])
+def test_params_ema_counts_if_it_is_complete(tmp_path: Path, ema: dict[str, float], value: float) -> None:
+    plain = {"a": torch.tensor(1.0), "b": torch.tensor(1.0)}
+    torch.save({"params": plain, "params_ema": {k: torch.tensor(v) for k, v in ema.items()}}, tmp_path / "x.pth")
+    assert Weights(tmp_path / "x.pth")["a"].item() == value
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+@pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors"])
+def test_weights_are_not_read_into_memory(tmp_path: Path, name: str) -> None:
+    def anonymous() -> int:
+        rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(rows["RssAnon"].split()[0]) * 1024
+
+    state = {f"layer.{i}": torch.randn(2**20) for i in range(8)}
+    (torch.save if name.endswith("ckpt") else save_file)(state, tmp_path / name)
+    del state
+    Weights(tmp_path / name)["layer.0"].sum()
+    before = anonymous()
+    weights = Weights(tmp_path / name)
+    held = [weights[key] for key in weights]
+    assert sum(t.sum().item() for t in held) != 0
+    assert anonymous() - before < 4 * 2**20  # of 32 MiB
+
+
+def header(entries: object, data: bytes = b"") -> bytes:
+    content = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return len(content).to_bytes(8, "little") + content + data
+
+
+def entry(shape: object = (4,), offsets: object = (0, 16), dtype: object = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (2**63).to_bytes(8, "little") + b"{}",
+        (2**25).to_bytes(8, "little") + b"{}",
+        header(b'{"a": '),
+        header(b"{" + b'"a":[' * 10**5),
+        header(b'{"a": {"dtype": "F32", "shape": [' + b"9" * 10**5 + b"]}}"),
+        header({"a": entry()}, bytes(15)),
+        header({"a": entry()}, bytes(17)),
+        header({"a": entry(shape=[2**40], offsets=[0, 2**42])}, bytes(16)),
+        header({"a": entry(shape=[2**62, 2**62, 0])}, bytes(16)),
+        header({"a": entry(shape=[-4])}, bytes(16)),
+        header({"a": entry(shape=[4.0])}, bytes(16)),
+        header({"a": entry(shape=5)}, bytes(16)),
+        header({"a": entry(offsets=[16, 0])}, bytes(16)),
+        header({"a": entry(offsets=[0])}, bytes(16)),
+        header({"a": entry(), "b": entry()}, bytes(16)),
+        header({"a": entry(offsets=[4, 20])}, bytes(20)),
+        header({"a": entry(dtype=5)}, bytes(16)),
+        header({"a": entry(shape=[1] * 100 + [4])}, bytes(16)),
+        header({"a": [1, 2]}, bytes(16)),
+        header({"__metadata__": 5, "a": entry()}, bytes(16)),
+        header([1]),
+    ],
+    ids=range(21),
+)
+def test_headers_that_lie_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(header({"a": entry()}, bytes(16)))
+    assert Weights(path)["a"].tolist() == [0, 0, 0, 0]
+    path.write_bytes(content)
+    refused(path, "x.safetensors", Weights)
+
+
+def test_zip_files_that_lie_are_refused(tmp_path: Path) -> None:
+    good = listing({"a": Pretended()})
+    bomb = tmp_path / "bomb.ckpt"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", good)
+        archive.writestr("archive/data/0", bytes(2**24))
+    assert bomb.stat().st_size < 2**16
+    refused(bomb, "compressed", Weights)
+    crowded = tmp_path / "crowded.ckpt"
+    with zipfile.ZipFile(crowded, "w") as archive:
+        archive.writestr("archive/data.pkl", good)
+        archive.comment = b"x" * 2**15
+    content = crowded.read_bytes()
+    at = content.rindex(b"PK\5\6")
+    crowded.write_bytes(content[: at + 12] + struct.pack("<I", 2**30) + content[at + 16 :])
+    refused(crowded, "directory", Weights)
+    broken = tmp_path / "broken.ckpt"
+    torch.save({"a": torch.arange(1000.0)}, broken)
+    content = bytearray(broken.read_bytes())
+    content[content.index(torch.arange(1000.0).numpy().tobytes()) + 700] ^= 1
+    broken.write_bytes(content)
+    refused(broken, "checksum", lambda path: Weights(path).verify())
+
+
+# what it is not
+
+SD = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+NETWORKS = {
+    "Load Upscale Model": [
+        ["in_to_dim.weight", "blocks.0.blocks.0.gamma", "blocks.0.msg.gated.0.fc1.weight", "upscale.MetaUpsample"],
+        ["model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"],
+        ["conv_first.weight", "body.0.rdb1.conv1.weight", "conv_last.weight"],
+        ["conv_first.weight", "layers.0.residual_group.blocks.0.norm1.weight"],
+        ["conv_first.weight", "before_RG.1.weight", "layers.0.blocks.0.norm1.weight"],
+    ],
+    "MoESR, a different network": [["in_to_dim.weight", "blocks.0.blocks.0.gamma", "upscale.MetaUpsample"]],
+    "SwinIR": [["conv_first.weight", "layers.0.residual_group.blocks.0.norm1.weight"]],
+    "Stable Diffusion checkpoint": [["cond_stage_model.transformer.text_model.embeddings.position_ids", SD]],
+    "Stable Diffusion XL": [["conditioner.embedders.0.transformer.text_model.x", SD]],
+    "Flux": [
+        ["double_blocks.0.img_attn.norm.key_norm.scale", "single_blocks.0.linear1.weight"],
+        [f"model.diffusion_model.{k}" for k in ("double_blocks.0.img_mod.lin.bias", "single_blocks.0.linear1.bias")],
+    ],
+    "LoRA": [
+        ["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", "lora_unet_x.alpha"],
+        ["unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"],
+    ],
+    "ControlNet": [["control_model.input_blocks.0.0.weight", "control_model.input_hint_block.0.weight"]],
+    "VAE": [["encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.up_blocks.0.resnets.0.conv1.weight"]],
+    "not support yet": [
+        ["input_blocks.0.0.weight", "input_blocks.1.1.blocks.0.attn.relative_position_bias_table", "out.2.weight"]
+    ],
+    "3 tensors such as weird.a": [["weird.a", "weird.b", "weird.c"]],
+}
+
+
+@pytest.mark.parametrize(("said", "keys"), [(said, keys) for said, many in NETWORKS.items() for keys in many])
+def test_other_networks_are_named(tmp_path: Path, said: str, keys: list[str]) -> None:
+    for name, save in (("x.safetensors", save_file), ("x.pth", torch.save)):
+        save({key: torch.ones(1) for key in keys}, tmp_path / name)
+        refused(tmp_path / name, said)
+        refused(tmp_path / name, said, describe)
+
+
+def test_vae_of_stable_diffusion_is_named(tmp_path: Path) -> None:
+    config = AutoencoderConfig(
+        kind="kl", ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=4, embed_dim=4, lr_fusion=False, refine=False
+    )
+    torch.save({"state_dict": random_state(Autoencoder, config)}, tmp_path / "vae.ckpt")
+    refused(tmp_path / "vae.ckpt", "a VAE of Stable Diffusion")
+
+
+FILES: dict[str, tuple[bytes, str]] = {
+    "empty.ckpt": (b"", "empty file"),
+    "error.safetensors": (b"\n<!DOCTYPE html>\n<html><head><title>404</title>", "web page"),
+    "error.ckpt": (b"<html>", "web page"),
+    "bucket.pth": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML"),
+    "lfs.ckpt": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 3650000000\n", "git lfs pull"),
+    "config.safetensors": (b'{"a": 1}', "JSON"),
+    "readme.pth": ("notes, and an umlaut: \u00fc".encode() * 99, "text file"),
+    "model.gguf": (b"GGUF\3\0\0\0" + bytes(99), "GGUF"),
+    "photo.ckpt": (b"\x89PNG\r\n\x1a\n" + bytes(99), "PNG picture"),
+    "photo.safetensors": (b"\xff\xd8\xff\xe0\0\x10JFIF", "JPEG picture"),
+    "photo.webp": (b"RIFF\x10\0\0\0WEBPVP8 ", "WebP picture"),
+    "model.7z": (b"7z\xbc\xaf\x27\x1c", "unpack"),
+    "model.tar": (bytes([97]) * 257 + b"ustar\0", "tar archive"),
+    "half.ckpt": (bytes(5000), "zeros"),
+    "half.safetensors": ((999).to_bytes(8, "little") + b'{"a": {', "cut off"),
+    "noise.ckpt": (bytes(range(1, 255)), "damaged"),
+    "noise.safetensors": (bytes(range(255, 0, -1)), "damaged"),
+    "joblib.pth": (pickle.dumps({"a": 1}), "pickle"),
+    "plain.pth": (pickle.dumps({"a": 1}, 2), "pickle"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_other_files_are_named(tmp_path: Path, name: str) -> None:
+    content, said = FILES[name]
+    (tmp_path / name).write_bytes(content)
+    for read in (open_model, describe, Weights):
+        line = refused(tmp_path / name, said, read)
+        assert name in line
+        assert ";" in line  # and what to do
+
+
+def test_archives_folders_and_absent_files_are_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as archive:
+        archive.writestr("weights/model.ckpt", "x")
+    refused(tmp_path / "a.ckpt", "weights/model.ckpt")
+    refused(tmp_path, "unpack")
+    refused(tmp_path, "folder", Weights)
+    refused(tmp_path / "absent.ckpt", "no such file")
+    with zipfile.ZipFile(tmp_path / "b.pt", "w") as archive:
+        archive.writestr("b/data.pkl", listing({"a": Pretended()}))
+        archive.writestr("b/code/__torch__.py", "def forward(self): pass")
+    refused(tmp_path / "b.pt", "TorchScript")
+    torch.save(nn.Linear(2, 2), tmp_path / "c.pt")
+    refused(tmp_path / "c.pt", "torch.nn.modules.linear.Linear")
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.ckpt", "old.ckpt"])
+def test_cut_off_anywhere_is_one_line(tmp_path: Path, name: str) -> None:
+    state = {"a": torch.randn(500), "b": torch.randn(500)}
+    path = tmp_path / name
+    {"x.safetensors": save_file, "x.ckpt": torch.save, "old.ckpt": lambda v, p: legacy(p, v)}[name](state, path)
+    content = path.read_bytes()
+    for end in [*range(1, 40), *range(40, len(content), 97)]:
+        path.write_bytes(content[:end])
+        line = refused(path, name, Weights)
+        assert end < 40 or "cut off" in line, (end, line)
+
+
+# mutations
+
+STRUCTURE = 0.8  # share of mutations that aim at lists of tensors, not at the tensors
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Small whole models: converted, zip, zip made anew of its pickle, and of old torch; with a payload inside."""
+    folder = tmp_path_factory.mktemp("good")
+    config = ModelConfig(unet=unet(1), autoencoder=FIRST, stages=(1000,), scale=4)
+    vae = random_state(Autoencoder, FIRST, 1)
+    save_model(folder / "converted", config, [random_state(UNet, config.unet)], vae, torch.float16)
+    os.environ["CANARY_FILE"] = str(folder / "canary")
+    value = {"state_dict": stage_state(unet(2)), "callbacks": PAYLOADS["os.system"](), "more": PAYLOADS["exec"]()}
+    torch.save(value, folder / "zip")
+    legacy(folder / "old", value)
+    return {name: (folder / name).read_bytes() for name in ("converted", "zip", "old")}
+
+
+def structure(name: str, content: bytes) -> list[range]:
+    """Where a file's lists of tensors are."""
+    if name == "converted":
+        return [range(8 + int.from_bytes(content[:8], "little"))]
+    if name == "old":
+        return [range(content.index(b"input_blocks"), content.index(b"loss") if b"loss" in content else 60_000)]
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        listing = archive.infolist()[0]
+        return [range(listing.header_offset, listing.file_size), range(archive.start_dir, len(content))]
+
+
+def mutate(content: bytes, aims: list[range], rng: random.Random) -> bytes:
+    aim = rng.choice(aims) if rng.random() < STRUCTURE else range(len(content))
+    changed = bytearray(content)
+    for _ in range(rng.choice((1, 1, 1, 2, 8))):
+        at = rng.randrange(aim.start, min(aim.stop, max(aim.start + 1, len(changed))))
+        other = rng.randrange(aim.start, min(aim.stop, max(aim.start + 1, len(changed))))
+        length = rng.choice((1, 1, 2, 4, 8, 60, 1000))
+        kind = rng.randrange(9)
+        if kind == 0:
+            changed[at : at + 1] = bytes([rng.randrange(256)])
+        elif kind == 1:
+            changed[at : at + length] = rng.randbytes(length)
+        elif kind == 2:
+            del changed[at : at + length]
+        elif kind == 3:
+            changed[at:at] = rng.randbytes(length)
+        elif kind == 4:
+            changed[at:at] = changed[other : other + length]
+        elif kind == 5:
+            changed[at : at + length] = changed[other : other + length]
+        elif kind == 6:
+            number = rng.choice((0, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1))
+            changed[at : at + 8] = rng.choice((number.to_bytes(8, "little"), str(number).encode()))
+        elif kind == 7 and changed[at : at + 1]:
+            changed[at] ^= 1 << rng.randrange(8)
+        elif rng.random() < 0.3:
+            del changed[at:]
+    return bytes(changed)
+
+
+def mutated_pickle(content: bytes, rng: random.Random) -> bytes:
+    """The zip file with a changed list of tensors whose checksum is right."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
+        for member in old.infolist():
+            part = old.read(member)
+            if member.filename.endswith("data.pkl"):
+                part = mutate(part, [range(len(part))], rng)
+            new.writestr(member.filename, part)
+    return made.getvalue()
+
+
+def test_mutations_give_one_line_or_a_right_result(tmp_path: Path, good: dict[str, bytes]) -> None:
+    """250 of them, or MOESR_FUZZ."""
+    rng = random.Random(2310)
+    aims = {name: structure(name, content) for name, content in good.items()}
+    (tmp_path / "x.ckpt").write_bytes(good["converted"])
+    right = dict(open_model(tmp_path / "x.ckpt").expert(0))
+    loaded, slowest, peak = 0, 0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rounds = int(os.environ.get("MOESR_FUZZ", "250"))
+    for i in range(rounds):
+        name = ("converted", "zip", "pickle", "old")[i % 4]
+        content = mutated_pickle(good["zip"], rng) if name == "pickle" else mutate(good[name], aims[name], rng)
+        path = tmp_path / f"{i}.ckpt"
+        path.write_bytes(content)
+        began = time.monotonic()
+        try:
+            files = open_model(path)
+            state = {**files.expert(0), **files.autoencoder()}
+            assert all(v.isfinite().numel() == v.numel() for v in state.values())  # every number was read
+            network = UNet(files.config.unet).state_dict()
+            assert all(state[k].shape == v.shape and state[k].is_floating_point() for k, v in network.items())
+            loaded += 1
+            if name == "converted" and content[aims[name][0].stop :] == good[name][aims[name][0].stop :]:
+                assert all(torch.equal(files.expert(0)[k], v) for k, v in right.items())
+        except MoESRError as error:
+            line = str(error)
+            assert "\n" not in line, line
+            assert line.isprintable(), line
+            assert len(line) < 1000 + len(str(path)), line
+        slowest = max(slowest, time.monotonic() - began)
+        path.unlink()
+    assert slowest < 5
+    assert 0.02 * rounds < loaded < 0.9 * rounds, loaded  # neither refuses everything nor misses everything
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 2**19  # KiB
+    assert not Path(os.environ["CANARY_FILE"]).exists()
+    assert CANARY not in os.environ
+
+
+def test_random_lightning_checkpoint_of_any_size_is_one_of_torch(tmp_path: Path) -> None:
+    """The files that the tests write piece by piece are read by torch itself too."""
+    path = tmp_path / "x.ckpt"
+    write_checkpoint(path, {"a.weight": (3, 4, 5), "b": (), "c.bias": (7,)}, epoch=3)
+    wanted = torch.load(path, weights_only=True)["state_dict"]
+    found = Weights(path)
+    assert list(found) == list(wanted)
+    assert all(torch.equal(found[k], v) for k, v in wanted.items())

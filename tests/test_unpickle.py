@@ -1,0 +1,203 @@
+"""Pickles that want to run something, or to be believed: nothing is run, and they are refused in one line."""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import io
+import os
+import random
+import struct
+import sys
+import time
+import types
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moesr.checkpoints.reading import Weights
+from tests.checkpoint_files import CANARY, PAYLOADS, Pretended, legacy, listing, pickled, refused, zipped
+
+
+@pytest.fixture
+def foreign(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Objects as Lightning and its friends leave them; their modules are gone when the test reads the file."""
+
+    class Kept:
+        def __init__(self) -> None:
+            self.state = {"weight": torch.ones(3), "path": "somewhere"}
+
+        def __setstate__(self, state: object) -> None:
+            raise AssertionError("a foreign class was brought to life")
+
+    class Config(dict):  # type: ignore[type-arg]
+        pass
+
+    places = {
+        "ModelCheckpoint": ("pytorch_lightning.callbacks.model_checkpoint", Kept),
+        "AttributeDict": ("lightning_fabric.utilities.data", Config),
+        "DictConfig": ("omegaconf.dictconfig", Kept),
+    }
+    made: dict[str, Any] = {}
+    for name, (module, base) in places.items():
+        kind = type(name, (base,), {"__module__": module})
+        for i in range(module.count(".") + 1):
+            part = ".".join(module.split(".")[: i + 1])
+            monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+        setattr(sys.modules[module], name, kind)
+        made[name] = kind()
+    made["AttributeDict"]["lr"] = 1e-4
+    return made
+
+
+def test_foreign_objects_are_neither_run_nor_in_the_way(
+    tmp_path: Path, foreign: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = OrderedDict(a=torch.ones(2), b=torch.zeros(3))
+    beside = {
+        "callbacks": {foreign["ModelCheckpoint"].__class__: foreign["ModelCheckpoint"]},
+        "hyper_parameters": foreign["AttributeDict"],
+        "config": foreign["DictConfig"],
+        "arguments": argparse.Namespace(lr=1.0, path=Path("x")),
+        "random": [torch.get_rng_state(), random.Random(0).getstate()],
+        "dtype": torch.float16,
+        "device": torch.device("cpu"),
+        "size": torch.Size([1, 2]),
+        "names": {"a", "b"},
+        "few": frozenset([1]),
+    }
+    for path, save in ((tmp_path / "x.ckpt", torch.save), (tmp_path / "y.ckpt", lambda v, p: legacy(p, v))):
+        save({**beside, "state_dict": state, "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}}]}, path)
+    for name in [m for m in sys.modules if m.split(".")[0] in ("pytorch_lightning", "lightning_fabric", "omegaconf")]:
+        monkeypatch.delitem(sys.modules, name)
+    original = builtins.__import__
+
+    def guarded(name: str, *rest: Any) -> Any:
+        assert name.split(".")[0] not in ("pytorch_lightning", "lightning_fabric", "omegaconf", "argparse")
+        return original(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", guarded)
+    for path in (tmp_path / "x.ckpt", tmp_path / "y.ckpt"):
+        found = Weights(path)
+        assert {k: v.tolist() for k, v in found.items()} == {"a": [1, 1], "b": [0, 0, 0]}
+
+
+@pytest.fixture
+def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails the test if a payload was run."""
+    monkeypatch.setenv("CANARY_FILE", str(tmp_path / "canary"))
+    yield
+    assert CANARY not in os.environ
+    assert not (tmp_path / "canary").exists()
+    assert "this" not in sys.modules
+
+
+@pytest.mark.usefixtures("canary")
+@pytest.mark.parametrize("name", PAYLOADS)
+@pytest.mark.parametrize("form", ["zip", "old"])
+def test_payloads_are_not_run(tmp_path: Path, name: str, form: str) -> None:
+    payload, save = PAYLOADS[name](), torch.save if form == "zip" else lambda v, p: legacy(p, v)
+    save({"state_dict": {"a": torch.ones(2), "b": payload}, "x": payload}, tmp_path / "x.ckpt")
+    assert set(Weights(tmp_path / "x.ckpt")) == {"a"}
+    save(payload, tmp_path / "y.ckpt")
+    refused(tmp_path / "y.ckpt")
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+CALL = b"cos\nsystem\n" + text("touch $CANARY_FILE") + b"\x85R"
+ONE = b"K\x01"
+NO_END = 2**31 - 1
+#: Lists of nine times the list before: small as they are, endless if they are spelled out.
+LAUGHS = b"".join(b"](" + b"h%c" % i * 9 + b"eq%c" % (i + 1) for i in range(40))
+
+#: Pickles by hand: each runs a command if anything is looked up, or takes all memory or time if it is believed.
+HOSTILE: dict[str, bytes] = {
+    "placeholder called": pickled(CALL, b")R)R"),
+    "placeholder's state": pickled(CALL, b"}", text("__class__"), CALL, b"sb"),
+    "state of a dict": pickled(b"}}", text("__reduce__"), CALL, b"sb"),
+    "state in slots": pickled(b"ccollections\nOrderedDict\n)RN}", text("__class__"), CALL, b"s\x86b"),
+    "instance": pickled(b"(", text("touch $CANARY_FILE"), b"ios\nsystem\n"),
+    "object": pickled(b"(cos\nsystem\n", text("touch $CANARY_FILE"), b"o"),
+    "new object": pickled(b"cos\nsystem\n", text("x"), b"\x85\x81"),
+    "new object with names": pickled(b"cos\nsystem\n)}\x92"),
+    "name on the stack": pickled(text("os"), text("system"), b"\x93", text("touch $CANARY_FILE"), b"\x85R"),
+    "name of no text": pickled(b"]]\x93"),
+    "tensor of a call": pickled(b"ctorch._utils\n_rebuild_tensor_v2\n(", CALL, b"K\x00)))))tR"),
+    "type of a call": pickled(b"ctorch._tensor\n_rebuild_from_type_v2\n(", CALL, b"NNNtR"),
+    "hook of a tensor": pickled(b"ctorch._utils\n_rebuild_parameter\n(", CALL, b"K\x01", CALL, b"tR"),
+    "extension": pickled(b"\x82\x01"),
+    "persistent id": pickled(text("x"), b"Q"),
+    "persistent id as text": pickled(b"Px\n"),
+    "memo far away": pickled(ONE, b"r" + struct.pack("<I", 2**32 - 1)),
+    "memo of nothing": pickled(b"h\x05"),
+    "text without end": pickled(b"\x8d" + struct.pack("<Q", 2**62)),
+    "bytes without end": pickled(b"\x8e" + struct.pack("<Q", 2**40)),
+    "array without end": pickled(b"\x96" + struct.pack("<Q", 2**40)),
+    "frame without end": pickled(b"\x95" + struct.pack("<Q", 2**62), ONE),
+    "number without end": pickled(b"\x8b" + struct.pack("<i", NO_END)),
+    "digits without end": pickled(b"L" + b"9" * 10**6 + b"L\n"),
+    "stack is empty": pickled(b"R"),
+    "no mark": pickled(b"t"),
+    "deep list": pickled(b"]" * 10**5, b"a" * (10**5 - 1)),
+    "deep tuple as a key": pickled(b"}", b")", b"\x85" * 10**5, ONE, b"s"),
+    "list in itself": pickled(b"]q\x00h\x00a"),
+    "dict in itself": pickled(b"}q\x00", text("state_dict"), b"h\x00s"),
+    "laughs": pickled(b"]q\x00", LAUGHS),
+    "laughs as a name": pickled(b"]q\x00", LAUGHS, b"2\x93"),
+    "long text again and again": pickled(text("x" * 10**6), b"q\x00", b"h\x00h\x00\x930" * 10**4),
+    "steps without end": pickled(b"K\x000" * 6 * 10**5),
+    "nothing": pickled(),
+    "no stop": b"\x80\x02}",
+    "no pickle": b"hello",
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("canary")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pickles_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    began = time.monotonic()
+    zipped(tmp_path / "x.ckpt", HOSTILE[name])
+    refused(tmp_path / "x.ckpt", "x.ckpt")
+    start = io.BytesIO()
+    torch.save({}, start, _use_new_zipfile_serialization=False)
+    head = start.getvalue()
+    (tmp_path / "y.ckpt").write_bytes(head[: head.index(b".", head.index(b"little_endian")) + 1] + HOSTILE[name])
+    refused(tmp_path / "y.ckpt", "y.ckpt")
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"key": "1"},
+        {"numel": 2**40, "shape": (2**40,)},
+        {"shape": (5,)},
+        {"offset": 1},
+        {"offset": 2**60},
+        {"offset": -1},
+        {"stride": (2,)},
+        {"stride": (2**61,)},
+        {"stride": (-1,)},
+        {"shape": (2**40,), "stride": (0,)},
+        {"shape": (2**40, 2**40), "stride": (0, 0)},
+        {"shape": (-4,)},
+        {"shape": (2, 2)},
+        {"shape": (1,) * 2000, "stride": (1,) * 2000},
+        {"shape": (4.0,)},
+        {"kind": "Double"},
+    ],
+    ids=str,
+)
+def test_tensors_outside_of_their_storage_are_refused(tmp_path: Path, numbers: dict[str, Any]) -> None:
+    path = tmp_path / "x.pth"
+    zipped(path, listing({"a": Pretended()}), {"0": bytes(16)})
+    assert Weights(path)["a"].tolist() == [0, 0, 0, 0]
+    zipped(path, listing({"a": Pretended(**numbers)}), {"0": bytes(16)})
+    refused(path, "x.pth", Weights)
