@@ -21,7 +21,7 @@ from .images.assembly import Store, resized_rows
 from .images.canvas import as_canvas
 from .images.colour import COLOUR_FIXES
 from .images.condition import Condition
-from .images.finish import finish, fix_colour, planes, result_size
+from .images.finish import colours, finish, fix_colour, result_size
 from .images.windows import Blender, Window, crop, tile_windows
 from .model import SRModel
 
@@ -81,17 +81,17 @@ def upscale(
     _check(fidelity, color_fix, batch_seed, tile, tile_batch, scale, eta)
     canvas = as_canvas(image)
     with torch.inference_mode():
-        lr, images = planes(canvas, model.device)
+        lr = colours(canvas, model.device)
         run = _Run(model, lr, wrap, tile, tile_batch, callback)
 
         y = run.encode() if model.process.kind == "residual_shift" else None
         steps = model.config.steps if steps is None else steps
-        z = run.sample(y, steps, sampler, spacing, eta, _generators(seed, batch_seed, len(lr), images))
+        z = run.sample(y, steps, sampler, spacing, eta, _generators(seed, batch_seed, len(lr)))
         sr = run.decode(z, fidelity)
 
         size = result_size(canvas, sr, scale)
-        colours = [fix_colour(color_fix if i < images else "wavelet", sr, i, lr[i], wrap) for i in range(len(lr))]
-        final = [resized_rows(rows, sr.height, sr.width, size, wrap) for rows in colours]
+        fixed = [fix_colour(color_fix, sr, i, lr[i], wrap) for i in range(len(lr))]
+        final = [resized_rows(rows, sr.height, sr.width, size, wrap) for rows in fixed]
         return finish(canvas, lr, final, size, mask, wrap)
 
 
@@ -265,12 +265,9 @@ def _crop(canvas: Tensor, image: int, window: Window) -> Tensor:
     return crop(canvas[image : image + 1], window)
 
 
-def _generators(seed: int, batch_seed: str, planes: int, images: int) -> list[torch.Generator]:
-    """A CPU generator for each image, seeded with (seed, image index): noise belongs to the image, not to the batch.
-
-    Alpha planes, which come after the images, have their image's noise.
-    """
-    keys = [(seed % 2**64, 0 if batch_seed == "same" else i % images) for i in range(planes)]
+def _generators(seed: int, batch_seed: str, images: int) -> list[torch.Generator]:
+    """A CPU generator for each image, seeded with (seed, image index): noise belongs to the image, not to the batch."""
+    keys = [(seed % 2**64, 0 if batch_seed == "same" else i) for i in range(images)]
     words = [int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) for key in keys]
     return [torch.Generator().manual_seed(word % 2**63) for word in words]
 

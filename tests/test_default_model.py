@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -96,9 +97,9 @@ def seam_energies(model: SRModel, image: Tensor, tile: int) -> list[tuple[float,
     """Gradient energy across the borders of tiles, and everywhere, for rows and columns."""
     from moesr.images.windows import tile_windows
 
-    cells = (image.shape[-2] // 4, image.shape[-1] // 4)
     multiple = model.config.unet.multiple
-    windows = tile_windows(*cells, tile // 4, max(multiple, tile // 32), multiple)
+    cells = [math.ceil(side / 4 / multiple) * multiple for side in image.shape[-2:]]
+    windows = tile_windows(cells[0], cells[1], tile // 4, max(multiple, tile // 32), multiple)
     out = []
     for dim, borders in ((-2, {w.y0 for w in windows} | {w.y0 + w.h for w in windows}),
                          (-1, {w.x0 for w in windows} | {w.x0 + w.w for w in windows})):  # fmt: skip

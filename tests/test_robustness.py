@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import moesr
 from moesr.images import assembly, finish
 from moesr.images.files import Picture, read, write
+from moesr.images.resize import resize_uint8
 from moesr.model import SRModel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,18 +65,27 @@ def over(image: np.ndarray, background: tuple[float, float, float]) -> np.ndarra
 
 @pytest.mark.parametrize("background", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0)])
 def test_a_logo_with_a_soft_shadow_has_no_fringe(background: tuple[float, float, float]) -> None:
-    """Composed on a background, no pixel leaves the range of the same logo enlarged without transparency's garbage."""
-    out = moesr.upscale(moesr.load(), logo())
+    """The colour under full transparency leaves no trace, and composing adds little to what edges overshoot anyway."""
+    model, dirty = moesr.load(), logo()
+    out = moesr.upscale(model, dirty)
     assert out.shape == (192, 192, 4)
+    assert (out[:8, -8:, 3] == 0).all()
+    clean = dirty.copy()
+    clean[dirty[..., 3] == 0, :3] = (255, 0, 255)
     composed = over(out, background)
-    source = over(logo(), background)
+    assert np.abs(composed - over(moesr.upscale(model, clean), background)).max() < 1 / 255
+    naive = [over(resize_uint8(image, (192, 192)), background) for image in (dirty, clean)]
+    assert np.abs(naive[0] - naive[1]).max() > 20 / 255  # a plain resize does leave one
+    # The embedded model overshoots at hard synthetic edges, opaque ones too (0.10 to 0.12); this is not to grow.
+    assert beyond(composed, over(dirty, background)) < 0.17
+
+
+def beyond(image: np.ndarray, source: np.ndarray) -> float:
+    """How far the worst thousandth of the pixels leaves the range of the source's pixels around it."""
     y, x = np.mgrid[:192, :192] // 4
     nearby = np.stack([np.roll(source, (dy, dx), (0, 1)) for dy in range(-2, 3) for dx in range(-2, 3)])
     low, high = nearby.min(0)[y, x], nearby.max(0)[y, x]
-    beyond = np.maximum(low - composed, composed - high).clip(0)
-    assert np.quantile(beyond, 0.999) < 0.1
-    assert composed[..., 1].max() <= max(background[1], 0.1) + 0.12  # none of the garbage's green
-    assert (out[:8, -8:, 3] == 0).all()
+    return float(np.quantile(np.maximum(low - image, image - high).clip(0), 0.999))
 
 
 def test_alpha_stays_exact_where_it_is_flat(model: SRModel) -> None:
@@ -100,20 +110,24 @@ def test_a_16_bit_gradient_stays_smooth(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (19, 30)])
 def test_the_seam_of_a_repeated_texture_is_no_edge(height: int, width: int) -> None:
+    """The seam has no more gradient energy than the same place has when the texture is rolled to have it inside."""
     y, x = np.mgrid[:height, :width]
     waves = np.sin(2 * np.pi * (2 * y / height + 3 * x / width)) + np.cos(2 * np.pi * (5 * y / height - x / width))
     texture = ((waves[..., None] * [0.15, 0.1, 0.05] + 0.5) * 255).round().astype(np.uint8)
-    out = moesr.upscale(moesr.load(), texture, wrap=True, tile=96).astype(float)
-    for axis in (0, 1):
-        inside = np.square(np.diff(out, axis=axis)).mean()
-        seam = np.square(out.take(0, axis) - out.take(-1, axis)).mean()
-        assert seam <= 1.05 * max(inside, _largest_line(out, axis))
+    model, (down, right) = moesr.load(), (height // 2, width // 2)
+
+    def run(image: np.ndarray) -> np.ndarray:
+        return moesr.upscale(model, image, wrap=True, tile=96).astype(float)
+
+    at_the_border = seam_energy(run(texture))
+    inside = seam_energy(np.roll(run(np.roll(texture, (down, right), (0, 1))), (-4 * down, -4 * right), (0, 1)))
+    assert at_the_border <= 1.05 * inside
+    plain = moesr.upscale(model, texture, tile=96).astype(float)
+    assert seam_energy(plain) > 1.05 * inside  # without wrap there is an edge, so the measure can tell
 
 
-def _largest_line(image: np.ndarray, axis: int) -> float:
-    """The gradient energy of the busiest line inside, averaged with its neighbours: a texture is not equally busy."""
-    lines = np.square(np.diff(image, axis=axis)).mean(axis=tuple(a for a in range(3) if a != axis))
-    return float(np.convolve(lines, np.ones(5) / 5, mode="valid").max())
+def seam_energy(image: np.ndarray) -> float:
+    return sum(float(np.square(image.take(0, axis) - image.take(-1, axis)).mean()) for axis in (0, 1))
 
 
 def test_kill_at_any_moment_leaves_only_whole_files(nano: Path, tmp_path: Path) -> None:

@@ -21,14 +21,10 @@ from .resize import resize_rows
 BAND = 256
 
 
-def planes(canvas: Canvas, device: torch.device) -> tuple[Tensor, int]:
-    """What is upscaled, [N, 3, H, W] in [-1, 1], and how many of it are colours; alpha that varies follows as grey."""
-    if canvas.alpha is None:
-        return canvas.rgb.to(device) * 2 - 1, len(canvas.rgb)
-    planes = fill_transparent(canvas.rgb, canvas.alpha)
-    if not _constant(canvas.alpha):
-        planes = torch.cat([planes, canvas.alpha.expand(-1, 3, -1, -1)])
-    return planes.to(device) * 2 - 1, len(canvas.rgb)
+def colours(canvas: Canvas, device: torch.device) -> Tensor:
+    """What is upscaled, [B, 3, H, W] in [-1, 1]: colours, also where nothing is seen of them."""
+    rgb = canvas.rgb if canvas.alpha is None else fill_transparent(canvas.rgb, canvas.alpha)
+    return rgb.to(device) * 2 - 1
 
 
 def result_size(canvas: Canvas, sr: Store, scale: float | None) -> tuple[int, int]:
@@ -57,11 +53,11 @@ def finish(canvas: Canvas, lr: Tensor, final: list[Rows], size: tuple[int, int],
     """The result in the caller's kind: [0, 1], masked, with its alpha, band by band."""
     out = canvas.empty(*size)
     images = len(canvas.rgb)
-    weights = None if mask is None else _mask(mask, lr[:images])
+    weights = None if mask is None else _mask(mask, lr)
     for image in range(images):
         small = lr[image]
         plain = resized_rows(_rows_of(small), small.shape[1], small.shape[2], size, wrap)
-        alpha = None if canvas.alpha is None else _alpha_rows(canvas.alpha[image], final, image, images, size)
+        alpha = None if canvas.alpha is None else _alpha_rows(canvas.alpha[image], size, wrap)
         for start in range(0, size[0], BAND):
             stop = min(start + BAND, size[0])
             rgb = ((final[image](start, stop) + 1) / 2).clamp(0, 1)
@@ -74,31 +70,27 @@ def finish(canvas: Canvas, lr: Tensor, final: list[Rows], size: tuple[int, int],
     return canvas.restore(out)
 
 
-def _alpha_rows(alpha: Tensor, final: list[Rows], image: int, images: int, size: tuple[int, int]) -> Rows:
-    """Alpha [1, h, W] of the result: upscaled like a grey image, between the least and largest alpha around each pixel.
+def _alpha_rows(alpha: Tensor, size: tuple[int, int], wrap: bool) -> Rows:
+    """Alpha [1, h, w] of the result: bicubic, between the least and largest alpha around each pixel.
 
-    So what was transparent or opaque stays that exactly, and a constant alpha needs no network.
+    So what was transparent or opaque stays that exactly, and soft shadows stay soft: a network that invents texture
+    has no place here, because every speck of alpha shows on every background.
     """
-    if len(final) == images:
-        return lambda start, stop: alpha.flatten()[0].expand(1, stop - start, size[1])
+    height, width = alpha.shape[1:]
+    plain = resized_rows(_rows_of(alpha), height, width, size, wrap)
     high = F.max_pool2d(alpha[None], 3, stride=1, padding=1)[0]
     low = -F.max_pool2d(-alpha[None], 3, stride=1, padding=1)[0]
-    columns = torch.arange(size[1]) * alpha.shape[2] // size[1]
+    columns = torch.arange(size[1]) * width // size[1]
 
     def rows(start: int, stop: int) -> Tensor:
-        lines = torch.arange(start, stop) * alpha.shape[1] // size[0]
-        grey = (final[images + image](start, stop).cpu().mean(dim=0, keepdim=True) + 1) / 2
-        return grey.clamp(low[:, lines][:, :, columns], high[:, lines][:, :, columns])
+        lines = torch.arange(start, stop) * height // size[0]
+        return plain(start, stop).clamp(low[:, lines][:, :, columns], high[:, lines][:, :, columns])
 
     return rows
 
 
 def _rows_of(image: Tensor) -> Rows:
     return lambda start, stop: image[:, start:stop]
-
-
-def _constant(values: Tensor) -> bool:
-    return bool((values == values.flatten()[0]).all())
 
 
 def _mask(mask: Any, lr: Tensor) -> Tensor:
