@@ -52,41 +52,63 @@ def fix_colour(name: str, sr: Store, image: int, lr: Tensor, wrap: bool) -> Rows
 def finish(canvas: Canvas, lr: Tensor, final: list[Rows], size: tuple[int, int], mask: Any, wrap: bool) -> Any:
     """The result in the caller's kind: [0, 1], masked, with its alpha, band by band."""
     out = canvas.empty(*size)
-    images = len(canvas.rgb)
     weights = None if mask is None else _mask(mask, lr)
-    for image in range(images):
-        small = lr[image]
+    for image, small in enumerate((lr + 1) / 2):
         plain = resized_rows(_rows_of(small), small.shape[1], small.shape[2], size, wrap)
-        alpha = None if canvas.alpha is None else _alpha_rows(canvas.alpha[image], size, wrap)
+        alpha = None if canvas.alpha is None else _Alpha(canvas.alpha[image], small.cpu(), size, wrap)
         for start in range(0, size[0], BAND):
             stop = min(start + BAND, size[0])
             rgb = ((final[image](start, stop) + 1) / 2).clamp(0, 1)
             if weights is not None:
                 part = weights[image % len(weights)]
                 weight = resize_rows(_rows_of(part), part.shape[1], part.shape[2], size, start, stop).clamp(0, 1)
-                below = ((plain(start, stop) + 1) / 2).clamp(0, 1)
+                below = plain(start, stop).clamp(0, 1)
                 rgb = below + weight * (rgb - below)
-            canvas.put(out, image, start, rgb, None if alpha is None else alpha(start, stop))
+            opacity = None
+            if alpha is not None:
+                opacity = alpha.rows(start, stop)
+                rgb = alpha.settle(rgb.cpu(), opacity, start, stop)
+            canvas.put(out, image, start, rgb, opacity)
     return canvas.restore(out)
 
 
-def _alpha_rows(alpha: Tensor, size: tuple[int, int], wrap: bool) -> Rows:
-    """Alpha [1, h, w] of the result: bicubic, between the least and largest alpha around each pixel.
+class _Alpha:
+    """Alpha [1, h, w] of one image on its way out, and what it asks of the colours [3, h, w] under it.
 
-    So what was transparent or opaque stays that exactly, and soft shadows stay soft: a network that invents texture
-    has no place here, because every speck of alpha shows on every background.
+    Alpha is enlarged bicubically, between the least and largest alpha around each pixel: what was transparent or opaque
+    stays that exactly. A network that invents texture has no place here, as every speck of alpha shows on every
+    background. Colours next to transparency are held so that, laid on black or on white, no pixel is darker or brighter
+    than those around it were: anything else would be a fringe.
     """
-    height, width = alpha.shape[1:]
-    plain = resized_rows(_rows_of(alpha), height, width, size, wrap)
-    high = F.max_pool2d(alpha[None], 3, stride=1, padding=1)[0]
-    low = -F.max_pool2d(-alpha[None], 3, stride=1, padding=1)[0]
-    columns = torch.arange(size[1]) * width // size[1]
 
-    def rows(start: int, stop: int) -> Tensor:
-        lines = torch.arange(start, stop) * height // size[0]
-        return plain(start, stop).clamp(low[:, lines][:, :, columns], high[:, lines][:, :, columns])
+    def __init__(self, alpha: Tensor, colours: Tensor, size: tuple[int, int], wrap: bool) -> None:
+        self._size, self._source = size, alpha.shape[1:]
+        self._plain = resized_rows(_rows_of(alpha), alpha.shape[1], alpha.shape[2], size, wrap)
+        self._low, self._high = _range(alpha)
+        self._on_black = _range(alpha * colours)
+        self._on_white = _range(alpha * (1 - colours))
 
-    return rows
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Alpha [1, stop - start, W]."""
+        return self._plain(start, stop).clamp(self._at(self._low, start, stop), self._at(self._high, start, stop))
+
+    def settle(self, rgb: Tensor, alpha: Tensor, start: int, stop: int) -> Tensor:
+        """Colours [3, stop - start, W] under that alpha, held wherever the surroundings are not all opaque."""
+        weight = alpha.clamp_min(1e-4)
+        black_low, black_high = (self._at(plane, start, stop) / weight for plane in self._on_black)
+        white_low, white_high = (self._at(plane, start, stop) / weight for plane in self._on_white)
+        held = rgb.clamp(torch.maximum(black_low, 1 - white_high), torch.minimum(black_high, 1 - white_low))
+        return torch.where(self._at(self._low, start, stop) < 1, held.clamp(0, 1), rgb)
+
+    def _at(self, plane: Tensor, start: int, stop: int) -> Tensor:
+        lines = torch.arange(start, stop) * self._source[0] // self._size[0]
+        columns = torch.arange(self._size[1]) * self._source[1] // self._size[1]
+        return plane[:, lines][:, :, columns]
+
+
+def _range(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and largest value of the 3 x 3 pixels around every pixel of [C, h, w]."""
+    return -F.max_pool2d(-image[None], 3, stride=1, padding=1)[0], F.max_pool2d(image[None], 3, stride=1, padding=1)[0]
 
 
 def _rows_of(image: Tensor) -> Rows:

@@ -50,7 +50,7 @@ class PhotoCrops(Dataset[dict[str, Tensor]]):
         pixels = np.rot90(pixels, int(rng.integers(4)))
         if rng.integers(2):
             pixels = pixels[:, ::-1]
-        hr = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 127.5 - 1
+        hr = torch.tensor(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 127.5 - 1
         return {"hr": hr, "lr": self.degrade(hr, rng)}
 
 
