@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .colour import LOW_PASS_RADIUS, Moments, low_pass
+from .colour import LOW_PASS_RADIUS, Moments, low_pass, moved
 from .resize import resize_rows
 
 #: Rows start .. stop of a picture, float [C, stop - start, width].
@@ -64,10 +64,8 @@ class Store:
 
 def adain_rows(content: Rows, moments: Moments, style: Tensor) -> Rows:
     """AdaIN: `content`, whose statistics are `moments`, with those of the image `style` [C, h, w]."""
-    target = Moments()
-    target.add(style)
-    (std_x, mean_x), (std_s, mean_s) = moments.statistics(), target.statistics()
-    return lambda start, stop: (content(start, stop) - mean_x) * (std_s / std_x) + mean_s
+    target = Moments(style)
+    return lambda start, stop: moved(content(start, stop), moments, target)
 
 
 def wavelet_rows(content: Rows, style: Rows, height: int) -> Rows:
