@@ -39,7 +39,8 @@ class AutoencoderConfig:
     """First stage and decoder: VQ or KL, optionally with LR fusion and the AFF refinement U-Net (FCD).
 
     `scale_factor` multiplies an encoded latent before diffusion and divides it before decoding. With `lr_skip` the
-    decoder gives what is to be added to the upsampled LR image (ours, for small models).
+    decoder gives what is to be added to the upsampled LR image, and without `mid_attention` encoder and decoder are
+    convolutions only (ours, for small models).
     """
 
     kind: str = "vq"
@@ -59,6 +60,7 @@ class AutoencoderConfig:
     fusion_growth: int = 32
     fusion_blocks: int = 2
     norm_groups: int = 32
+    mid_attention: bool = True
     scale_factor: float = 1.0
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import moesr
 from moesr.errors import CheckpointError, ImageError, NumericsError, SettingError
@@ -99,6 +99,29 @@ def test_all_stages_end_in_a_model_that_upscales(config: TrainingConfig, trained
     assert moesr.upscale(model, np.zeros((5, 6, 3), np.uint8)).shape == (20, 24, 3)
     for stage in ("first_stage", "trunk", "stage0", "stage1", "decoder"):
         assert [row["step"] for row in losses(trained / stage)] == [1, 2]
+
+
+def test_a_kl_first_stage_with_fusion_and_joint_training_end_in_a_model(
+    config: TrainingConfig, photos: Path, metrics: Path, tmp_path: Path
+) -> None:
+    kl = replace(config.model.autoencoder, kind="kl", z_channels=4, embed_dim=4, mid_attention=False)
+    unet = replace(config.model.unet, in_channels=7, out_channels=4)
+    config = replace(
+        config,
+        model=replace(config.model, autoencoder=kl, unet=unet),
+        first_stage=replace(config.first_stage, fuse=True),
+        decoder=replace(config.decoder, train="joint", alternate=True, loop=replace(config.decoder.loop, steps=4)),
+    )
+    for stage in ("first-stage", "experts", "decoder"):
+        train(stage, config, photos, tmp_path, metrics)
+    before, after = (load_file(tmp_path / part / "stage0.safetensors") for part in ("stage0", "decoder"))
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    assert moved == set(before)  # the last expert was trained, all of it
+    model = moesr.load(export(config, tmp_path, tmp_path / "out.safetensors"))
+    with model.bank.stage(0) as expert:
+        kept = expert.state_dict()
+    assert all(torch.allclose(kept[k].float(), after[k], atol=2e-3) for k in after)
+    assert moesr.upscale(model, Image.new("RGB", (20, 12), "teal")).size == (80, 48)
 
 
 def test_resume_is_exact(config: TrainingConfig, photos: Path, metrics: Path, tmp_path: Path) -> None:

@@ -64,12 +64,12 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
+    """Residual block, attention (unless the config leaves it out), residual block at the lowest resolution."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(self, channels: int, groups: int, attends: bool) -> None:
         super().__init__()
         self.block_1 = NormResBlock(channels, channels, groups)
-        self.attn_1 = AttnBlock(channels, groups)
+        self.attn_1 = AttnBlock(channels, groups) if attends else nn.Identity()
         self.block_2 = NormResBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Encoder(nn.Module):
             if i != len(config.ch_mult) - 1:
                 level.downsample = PaddedDownsample(out)
             self.down.append(level)
-        self.mid = Middle(widths[-1], config.norm_groups)
+        self.mid = Middle(widths[-1], config.norm_groups, config.mid_attention)
         self.norm_out = group_norm(widths[-1], 1e-6, config.norm_groups)
         z = config.z_channels * (2 if config.kind == "kl" else 1)
         self.conv_out = nn.Conv2d(widths[-1], z, 3, padding=1)
@@ -122,7 +122,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.ch * m for m in config.ch_mult]
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], config.norm_groups)
+        self.mid = Middle(widths[-1], config.norm_groups, config.mid_attention)
         levels: list[nn.Module] = []
         for i, (channels, out) in enumerate(zip([*widths[1:], widths[-1]], widths)):
             level = Level(channels, out, config.num_res_blocks + 1, config.norm_groups)

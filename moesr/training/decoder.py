@@ -22,9 +22,11 @@ from .loop import Batch, LoopConfig, Stateful, autocast, rate
 class DecoderConfig:
     """L1 + LPIPS + GAN + 10 x focal frequency loss.
 
-    `train` is "fcd" (the paper: fusion and AFF U-Net, the first stage frozen) or "decoder" (all of the decoder, for a
-    small first stage). `consistency` weighs an L1 between the LR image and the downscaled result. `lpips` maps a
-    network's name to its weight. From `freeze_norms` on, batch norms use and keep their running statistics.
+    `train` is "fcd" (the paper: fusion and AFF U-Net, the first stage frozen), "decoder" (all of the decoder, for a
+    small first stage) or "joint" (the decoder and the last time expert: see joint.py). `consistency` weighs an L1
+    between the downscaled HR image and the downscaled result. `lpips` maps a network's name to its weight; with
+    `alternate` the networks take turns, one a step. From `freeze_norms` on, batch norms use and keep their running
+    statistics.
     """
 
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -35,6 +37,7 @@ class DecoderConfig:
     train: str = "fcd"
     l1_weight: float = 1.0
     lpips: dict[str, float] = field(default_factory=lambda: {"vgg": 1.0})
+    alternate: bool = False
     frequency_weight: float = 10.0
     consistency: float = 0.0
     gan_start: int = 1000
@@ -58,11 +61,11 @@ class FCD:
         self.network = Autoencoder(model)
         missing = self.network.load_state_dict(first_stage, strict=False).missing_keys
         trained = [self.network.decoder.fusion_layer_1, self.network.decoder.unet_1]
-        if model.lr_skip:  # training begins at the upsampled LR image
+        if model.lr_skip and missing:  # the first stage knows no LR image: training begins at the upsampled one
             trained.append(self.network.decoder.conv_out)
             for parameter in self.network.decoder.conv_out.parameters():
                 torch.nn.init.zeros_(parameter)
-        if config.train == "decoder":
+        if config.train != "fcd":
             trained = [self.network.decoder, self.network.post_quant_conv]
         assert all(k.startswith(("decoder.fusion_layer_1.", "decoder.unet_1.")) for k in missing), missing
         self.network.requires_grad_(False)
@@ -86,39 +89,53 @@ class FCD:
         if index >= config.freeze_norms:
             freeze_norms(self.network)
         out = self.predict(batch)
-        l1 = F.l1_loss(out, hr)
-        frequency = losses.focal_frequency_loss(out, hr)
-        loss = config.l1_weight * l1 + config.frequency_weight * frequency
-        report = {"l1": l1.item(), "ffl": frequency.item()}
-        with autocast(config.loop, hr.device):
-            for name, distance in self.distances.items():
-                perceptual = distance(out, hr).mean()
-                loss = loss + config.lpips[name] * perceptual
-                report[name] = perceptual.item()
-        if config.consistency:
-            consistent = F.l1_loss(resize(out, (lr.shape[-2], lr.shape[-1])), lr)
-            loss = loss + config.consistency * consistent
-            report["consistency"] = consistent.item()
+        loss = self.loss(out, batch, index, report := {})
+        shifted, real = losses.phase(out, hr)
         if index >= config.gan_start:
             self.adversary.requires_grad_(False)
             with autocast(config.loop, hr.device):
-                adversarial = -self.adversary(out).float().mean()
+                adversarial = -self.adversary(shifted).float().mean()
             self.adversary.requires_grad_(True)
             loss = loss + config.gan_weight * adversarial
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
-        self.ema.update(self.network)
+        self.after_step()
         if index >= config.gan_start:
             with autocast(config.loop, hr.device):
-                scores = self.adversary(torch.cat([hr, out.detach()])).float()
+                scores = self.adversary(torch.cat([real, shifted.detach()])).float()
             against = losses.hinge_discriminator(*scores.chunk(2))
             self.opponent.zero_grad(set_to_none=True)
             against.backward()
             self.opponent.step()
             report["adversary"] = against.item()
         return report
+
+    def loss(self, out: Tensor, batch: Batch, index: int, report: dict[str, float]) -> Tensor:
+        """What images `out` are charged at step `index`, but for the adversary; its parts go into `report`."""
+        config, hr = self.config, batch["hr"]
+        l1, frequency = F.l1_loss(out, hr), losses.focal_frequency_loss(out, hr)
+        loss = config.l1_weight * l1 + config.frequency_weight * frequency
+        report |= {"l1": l1.item(), "ffl": frequency.item()}
+        names = sorted(self.distances)
+        if config.alternate:
+            names = [names[index % len(names)]]
+        with autocast(config.loop, hr.device):
+            for name in names:
+                perceptual = self.distances[name](*losses.phase(out, hr)).mean()
+                loss = loss + config.lpips[name] * len(self.distances) / len(names) * perceptual
+                report[name] = perceptual.item()
+        if config.consistency:
+            size = (batch["lr"].shape[-2], batch["lr"].shape[-1])
+            consistent = F.l1_loss(resize(out, size), resize(hr, size))
+            loss = loss + config.consistency * consistent
+            report["consistency"] = consistent.item()
+        return loss
+
+    def latent(self, batch: Batch) -> Tensor:
+        """The latents [B, C, h, w] to decode."""
+        return batch["z"]
 
     def predict(self, batch: Batch) -> Tensor:
         """Images [B, 3, H, W] decoded from the batch's latents at full fidelity."""
@@ -127,7 +144,11 @@ class FCD:
         with autocast(self.config.loop, hr.device):
             with torch.no_grad():
                 features = net.features(lr_up)
-            return net.decode(batch["z"], features, 1.0).float()
+            return net.decode(self.latent(batch), features, 1.0).float()
+
+    def after_step(self) -> None:
+        """What follows an optimiser step."""
+        self.ema.update(self.network)
 
     def export(self, folder: Path) -> None:
         weights.save(self.ema.weights(self.network), folder / "decoder.safetensors")

@@ -1,4 +1,4 @@
-"""First stage: VQ-GAN (Esser et al., arXiv 2012.09841), the latent space everything else lives in."""
+"""First stage: VQ-GAN (Esser et al., arXiv 2012.09841) or KL (LDM), the latent space everything else lives in."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config import AutoencoderConfig
 from ..evaluation.lpips import LPIPS
+from ..images.resize import resize
 from ..networks.autoencoder import Autoencoder
 from . import losses, weights
 from .ema import EMA
@@ -21,8 +22,9 @@ from .loop import Batch, LoopConfig, Stateful, autocast, rate
 class FirstStageConfig:
     """L1 + LPIPS + commitment, and from `gan_start` on a hinge PatchGAN with VQ-GAN's adaptive weight.
 
-    Up to `quantise_start` latents pass unquantised; then the codebook starts from latents it has seen. `refine` trains
-    the AFF U-Net along with the rest instead of leaving it to the decoder's stage.
+    Up to `quantise_start` latents pass unquantised; then the codebook starts from latents it has seen. A KL stage has
+    `kl_weight` times the KL divergence of a latent's cell instead. `refine` trains the AFF U-Net along with the rest,
+    `fuse` LR fusion too, instead of leaving them to the decoder's stage: latents then need not repeat the LR image.
     """
 
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -33,17 +35,22 @@ class FirstStageConfig:
     gan_start: int = 10_000_000
     gan_weight: float = 0.8
     quantise_start: int = 0
+    kl_weight: float = 1e-3
     refine: bool = False
+    fuse: bool = False
     ema: float = 0.999
 
 
 class FirstStage:
-    """Trains encoder, codebook and decoder; fusion and refinement are not part of this stage. See loop.Task."""
+    """Trains encoder, codebook and decoder, and what `config` says of the rest. Batches hold hr and lr. See loop.Task."""
 
     def __init__(self, model: AutoencoderConfig, config: FirstStageConfig, metrics: str | Path | None) -> None:
         torch.manual_seed(config.loop.seed)
         self.config = config
-        self.network = Autoencoder(replace(model, lr_fusion=False, lr_skip=False, refine=config.refine))
+        fuse = config.fuse
+        self.network = Autoencoder(
+            replace(model, lr_fusion=fuse, lr_skip=fuse and model.lr_skip, refine=config.refine, scale_factor=1.0)
+        )
         self.distance = LPIPS(config.lpips, metrics)
         self.adversary = losses.PatchDiscriminator()
         self.optimiser = torch.optim.AdamW(self.network.parameters(), config.loop.lr, betas=(0.9, 0.99), weight_decay=0)
@@ -59,12 +66,10 @@ class FirstStage:
         for group in (*self.optimiser.param_groups, *self.opponent.param_groups):
             group["lr"] = rate(config.loop, index)
         with autocast(config.loop, image.device):
-            z = net.moments(image).float()
-            if index == config.quantise_start:
-                self._start_codebook(z)
-            quantised, code_loss = self._quantise(z) if index >= config.quantise_start else (z, z.new_zeros(()))
-            out = net.decoder(net.post_quant_conv(quantised), None, 0.0).float()
-            perceptual = self.distance(out, image).mean()
+            z, code_loss = self._latent(net.moments(image).float(), index)
+            features = net.features(self._upsampled(batch)) if config.fuse else None
+            out = net.decode(z, features, quantize=False).float()
+            perceptual = self.distance(*losses.phase(out, image)).mean()
         l1 = F.l1_loss(out, image)
         loss = reconstruction = l1 + config.lpips_weight * perceptual
         report = {"l1": l1.item(), "lpips": perceptual.item(), "codes": code_loss.item()}
@@ -84,6 +89,21 @@ class FirstStage:
             self.opponent.step()
             report["adversary"] = against.item()
         return report
+
+    @staticmethod
+    def _upsampled(batch: Batch) -> Tensor:
+        return resize(batch["lr"], (batch["hr"].shape[-2], batch["hr"].shape[-1])).clamp(-1, 1)
+
+    def _latent(self, moments: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        if self.network.config.kind == "kl":
+            mean, log_variance = moments.chunk(2, dim=1)
+            log_variance = log_variance.clamp(-30, 20)
+            divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
+            z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+            return z, self.config.kl_weight * divergence
+        if index == self.config.quantise_start:
+            self._start_codebook(moments)
+        return self._quantise(moments) if index >= self.config.quantise_start else (moments, moments.new_zeros(()))
 
     def _quantise(self, z: Tensor) -> tuple[Tensor, Tensor]:
         codes = self.network.quantize(z)

@@ -42,6 +42,20 @@ def _spectrum(image: Tensor, patches: int) -> Tensor:
     return torch.fft.fft2(split.permute(0, 2, 4, 1, 3, 5).flatten(1, 2), norm="ortho")
 
 
+def phase(*images: Tensor, most: int = 8) -> list[Tensor]:
+    """The images [B, C, H, W] without up to `most` - 1 rows and columns, the same for all, at the top and left.
+
+    Features of strided networks (LPIPS, the adversary) depend on where their grid lies. Against a fixed grid the
+    decoder, whose own grid is the latent's, learns a pattern that only those networks like; against a moving one it
+    cannot. Images below 64 pixels stay as they are.
+    """
+    if min(images[0].shape[-2:]) < 64:
+        return list(images)
+    y, x = torch.randint(most, (2,)).tolist()
+    height, width = images[0].shape[-2] - most + 1, images[0].shape[-1] - most + 1
+    return [image[..., y : y + height, x : x + width] for image in images]
+
+
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """Hinge loss of a discriminator's scores, any shape: a scalar."""
     return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2

@@ -25,7 +25,8 @@ from .degradation import degradation
 from .experts import Expert
 from .first_stage import FirstStage
 from .latents import LatentCrops, cached, to_bytes
-from .loop import Batch, autocast, run
+from .joint import Joint
+from .loop import Batch, Task, autocast, run
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +90,21 @@ def train_experts(config: TrainingConfig, data: Path, out: Path, metrics: Path |
 
 
 def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path | None) -> None:
-    """Latents sampled by the experts, kept on disk, then the decoder on them."""
+    """Latents sampled by the experts, kept on disk, then the decoder on them.
+
+    For joint training the states that the last expert begins with are kept instead.
+    """
     stage, model = config.decoder, with_facts(config.model, out)
     network = _first_stage(model, out)
     process = from_config(model.process)
     bank = ExpertBank(model.stages, All([_expert(model, out, i) for i in range(len(model.stages))]))
     sampler, spacing = choose(process, stage.sample_steps, stage.sampler, "auto")
     timesteps = process.timesteps(stage.sample_steps, spacing)
+    last = process.last(stage.sample_steps, spacing)
+    joint = stage.train == "joint"
+    if joint:
+        last = next(t for t in timesteps if t < model.stages[0])
+        timesteps = [t for t in timesteps if t > last]
     generator = torch.Generator().manual_seed(stage.loop.seed)
 
     def draw(batch: Batch) -> Batch:
@@ -112,16 +121,20 @@ def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path |
             return process.x0(out.float(), z, t, y)
 
         start = process.prior(noise(-1), y, timesteps[0])
-        last = process.last(stage.sample_steps, spacing)
         z = sample(sampler, predict, process, timesteps, start, noise=noise, last=last, y=y)
-        return {"z": z, "lr": to_bytes(lr), "hr": to_bytes(hr)}
+        return {"z": z, "y": y, "lr": to_bytes(lr), "hr": to_bytes(hr)}
 
     crops = _crops(config, data, stage.crop, stage.cache, stage.loop.seed + 7)
     tensors = cached(out / "samples.safetensors", crops, CACHE_BATCH, draw)
     factor = model.autoencoder.factor
     size = stage.crop // factor // 2
-    rates = {"z": 1, "lr": factor // model.scale or 1, "hr": factor}
-    task = FCD(model.autoencoder, stage, _state(out / "first_stage" / "first_stage.safetensors"), metrics)
+    rates = {"z": 1, "y": 1, "lr": factor // model.scale or 1, "hr": factor}
+    first = _state(out / "first_stage" / "first_stage.safetensors")
+    if joint:
+        grouped = _state(out / "stage0" / "stage0_grouped.safetensors")
+        task: Task = Joint(model, stage, first, grouped, last, config.experts.gamma, metrics)
+    else:
+        task = FCD(model.autoencoder, stage, first, metrics)
     items = LatentCrops(tensors, rates, size, stage.loop.steps * stage.loop.batch, stage.loop.seed)
     run(task, items, stage.loop, out / "decoder")
 
@@ -145,7 +158,9 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
 def _first_stage(model: ModelConfig, out: Path) -> Autoencoder:
     state = _state(out / "first_stage" / "first_stage.safetensors")
     refine = any(k.startswith("decoder.unet_1.") for k in state)
-    network = Autoencoder(replace(model.autoencoder, lr_fusion=False, lr_skip=False, refine=refine))
+    fuse = any(k.startswith("decoder.fusion_layer_1.") for k in state)
+    skip = fuse and model.autoencoder.lr_skip
+    network = Autoencoder(replace(model.autoencoder, lr_fusion=fuse, lr_skip=skip, refine=refine))
     network.load_state_dict(state)
     return network.eval().requires_grad_(False)
 

@@ -1,0 +1,72 @@
+"""The decoder and the last time expert together: the expert's last steps are judged by the image that comes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..diffusion.process import from_config
+from ..networks.space_moe import average_experts, exchange_weights
+from ..networks.unet import UNet
+from . import weights
+from .decoder import FCD, DecoderConfig
+from .ema import EMA
+from .loop import Batch
+
+
+class Joint(FCD):
+    """Trains the decoder and expert 0, which alone sees the last timesteps (ours; not in the paper). See loop.Task.
+
+    Batches hold lr, hr, y and z: the state at timestep `start` that experts with more noise sampled. Half of the
+    batches take one step from there to the clean latent; the others go on to a random lower timestep first, so that
+    the expert serves any number of steps. The experts above stay as stage 1 left them.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: DecoderConfig,
+        first_stage: dict[str, Tensor],
+        expert: dict[str, Tensor],
+        start: int,
+        gamma: float,
+        metrics: str | Path | None,
+    ) -> None:
+        super().__init__(model.autoencoder, config, first_stage, metrics)
+        self.process, self.start, self.gamma = from_config(model.process), start, gamma
+        grouped = 1 + max(int(k.split(".moe_blocks.")[1].split(".")[0]) for k in expert if ".moe_blocks." in k)
+        self.expert = UNet(replace(model.unet, space_experts=grouped))
+        self.expert.load_state_dict(expert)
+        self.parameters = [*self.parameters, *self.expert.parameters()]
+        self.optimiser.add_param_group({"params": list(self.expert.parameters())})
+        self.expert_ema = EMA(self.expert, config.ema)
+        self.parts |= {"expert": self.expert, "expert_ema": self.expert_ema}
+
+    def latent(self, batch: Batch) -> Tensor:
+        z, y, lr, t = batch["z"], batch["y"], batch["lr"], self.start
+        if torch.rand(()) < 0.5:
+            with torch.no_grad():
+                x0 = self._x0(z, t, y, lr)
+            torch.clear_autocast_cache()  # or the weights as they were cast here, without gradient, would be used again
+            t = int(torch.randint(self.start, ()))
+            z = self.process.add_noise(x0, y, torch.randn_like(x0), t)
+        return self._x0(z, t, y, lr)
+
+    def _x0(self, z: Tensor, t: int, y: Tensor, lr: Tensor) -> Tensor:
+        out = self.expert(torch.cat([self.process.scale_input(z, t), lr], dim=1), torch.full((len(z),), t))
+        return self.process.x0(out.float(), z, t, y)
+
+    def after_step(self) -> None:
+        super().after_step()
+        exchange_weights(self.expert, self.gamma)
+        self.expert_ema.update(self.expert)
+
+    def export(self, folder: Path) -> None:
+        super().export(folder)
+        grouped = self.expert_ema.weights(self.expert)
+        weights.save(grouped, folder / "stage0_grouped.safetensors")
+        weights.save(average_experts(grouped), folder / "stage0.safetensors")
