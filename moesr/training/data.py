@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import ImageError, SettingError
+from .degradation import Degradation, Degrade
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-
-#: A degradation: (HR [3, H, W] in [-1, 1], random generator) -> LR [3, H / scale, W / scale] in [-1, 1].
-Degrade = Callable[[Tensor, np.random.Generator], Tensor]
 
 
 class PhotoCrops(Dataset[dict[str, Tensor]]):
@@ -51,7 +48,8 @@ class PhotoCrops(Dataset[dict[str, Tensor]]):
         if rng.integers(2):
             pixels = pixels[:, ::-1]
         hr = torch.tensor(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 127.5 - 1
-        return {"hr": hr, "lr": self.degrade(hr, rng)}
+        lr = self.degrade(hr, rng)
+        return {"hr": self.degrade.target(hr) if isinstance(self.degrade, Degradation) else hr, "lr": lr}
 
 
 def _open(path: Path) -> Image.Image:
