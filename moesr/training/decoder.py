@@ -47,7 +47,10 @@ class DecoderConfig:
 
 
 class FCD:
-    """Trains the decoder. Batches hold lr, z (sampled latents) and hr. See loop.Task."""
+    """Trains the decoder. Batches hold lr, z (sampled latents) and hr. See loop.Task.
+
+    `skipped`: the first stage has learned with `skip`.
+    """
 
     def __init__(
         self,
@@ -55,13 +58,14 @@ class FCD:
         config: DecoderConfig,
         first_stage: dict[str, Tensor],
         metrics: str | Path | None,
+        skipped: bool = False,
     ) -> None:
         torch.manual_seed(config.loop.seed)
         self.config = config
         self.network = Autoencoder(model)
         missing = self.network.load_state_dict(first_stage, strict=False).missing_keys
         trained = [self.network.decoder.fusion_layer_1, self.network.decoder.unet_1]
-        if model.lr_skip and missing:  # the first stage knows no LR image: training begins at the upsampled one
+        if model.lr_skip and not skipped:  # the first stage knows no LR image: training begins at the upsampled one
             trained.append(self.network.decoder.conv_out)
             for parameter in self.network.decoder.conv_out.parameters():
                 torch.nn.init.zeros_(parameter)

@@ -23,8 +23,9 @@ class FirstStageConfig:
     """L1 + LPIPS + commitment, and from `gan_start` on a hinge PatchGAN with VQ-GAN's adaptive weight.
 
     Up to `quantise_start` latents pass unquantised; then the codebook starts from latents it has seen. A KL stage has
-    `kl_weight` times the KL divergence of a latent's cell instead. `refine` trains the AFF U-Net along with the rest,
-    `fuse` LR fusion too, instead of leaving them to the decoder's stage: latents then need not repeat the LR image.
+    `kl_weight` times the KL divergence of a latent's element instead. `refine` trains the AFF U-Net along with the rest
+    instead of leaving it to the decoder's stage. `skip` adds the upsampled LR image to the result, for a model with
+    `lr_skip`: latents then need not repeat it, and carry detail.
     """
 
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -35,9 +36,9 @@ class FirstStageConfig:
     gan_start: int = 10_000_000
     gan_weight: float = 0.8
     quantise_start: int = 0
-    kl_weight: float = 1e-3
+    kl_weight: float = 1e-5
     refine: bool = False
-    fuse: bool = False
+    skip: bool = False
     ema: float = 0.999
 
 
@@ -47,10 +48,9 @@ class FirstStage:
     def __init__(self, model: AutoencoderConfig, config: FirstStageConfig, metrics: str | Path | None) -> None:
         torch.manual_seed(config.loop.seed)
         self.config = config
-        fuse = config.fuse
-        self.network = Autoencoder(
-            replace(model, lr_fusion=fuse, lr_skip=fuse and model.lr_skip, refine=config.refine, scale_factor=1.0)
-        )
+        self.network = Autoencoder(replace(model, lr_fusion=False, lr_skip=False, refine=config.refine, scale_factor=1))
+        if config.skip:  # training begins at the upsampled image
+            torch.nn.init.zeros_(self.network.decoder.conv_out.weight)
         self.distance = LPIPS(config.lpips, metrics)
         self.adversary = losses.PatchDiscriminator()
         self.optimiser = torch.optim.AdamW(self.network.parameters(), config.loop.lr, betas=(0.9, 0.99), weight_decay=0)
@@ -67,8 +67,9 @@ class FirstStage:
             group["lr"] = rate(config.loop, index)
         with autocast(config.loop, image.device):
             z, code_loss = self._latent(net.moments(image).float(), index)
-            features = net.features(self._upsampled(batch)) if config.fuse else None
-            out = net.decode(z, features, quantize=False).float()
+            out = net.decode(z, quantize=False).float()
+            if config.skip:
+                out = out + self._upsampled(batch)
             perceptual = self.distance(*losses.phase(out, image)).mean()
         l1 = F.l1_loss(out, image)
         loss = reconstruction = l1 + config.lpips_weight * perceptual

@@ -35,8 +35,9 @@ class Joint(FCD):
         start: int,
         gamma: float,
         metrics: str | Path | None,
+        skipped: bool = False,
     ) -> None:
-        super().__init__(model.autoencoder, config, first_stage, metrics)
+        super().__init__(model.autoencoder, config, first_stage, metrics, skipped)
         self.process, self.start, self.gamma = from_config(model.process), start, gamma
         grouped = 1 + max(int(k.split(".moe_blocks.")[1].split(".")[0]) for k in expert if ".moe_blocks." in k)
         self.expert = UNet(replace(model.unet, space_experts=grouped))

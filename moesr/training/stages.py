@@ -132,9 +132,9 @@ def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path |
     first = _state(out / "first_stage" / "first_stage.safetensors")
     if joint:
         grouped = _state(out / "stage0" / "stage0_grouped.safetensors")
-        task: Task = Joint(model, stage, first, grouped, last, config.experts.gamma, metrics)
+        task: Task = Joint(model, stage, first, grouped, last, config.experts.gamma, metrics, config.first_stage.skip)
     else:
-        task = FCD(model.autoencoder, stage, first, metrics)
+        task = FCD(model.autoencoder, stage, first, metrics, config.first_stage.skip)
     items = LatentCrops(tensors, rates, size, stage.loop.steps * stage.loop.batch, stage.loop.seed)
     run(task, items, stage.loop, out / "decoder")
 
@@ -158,9 +158,7 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
 def _first_stage(model: ModelConfig, out: Path) -> Autoencoder:
     state = _state(out / "first_stage" / "first_stage.safetensors")
     refine = any(k.startswith("decoder.unet_1.") for k in state)
-    fuse = any(k.startswith("decoder.fusion_layer_1.") for k in state)
-    skip = fuse and model.autoencoder.lr_skip
-    network = Autoencoder(replace(model.autoencoder, lr_fusion=fuse, lr_skip=skip, refine=refine))
+    network = Autoencoder(replace(model.autoencoder, lr_fusion=False, lr_skip=False, refine=refine))
     network.load_state_dict(state)
     return network.eval().requires_grad_(False)
 
