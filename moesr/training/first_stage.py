@@ -25,7 +25,9 @@ class FirstStageConfig:
     Up to `quantise_start` latents pass unquantised; then the codebook starts from latents it has seen. A KL stage has
     `kl_weight` times the KL divergence of a latent's element instead. `refine` trains the AFF U-Net along with the rest
     instead of leaving it to the decoder's stage. `skip` adds the upsampled LR image to the result, for a model with
-    `lr_skip`: latents then need not repeat it, and carry detail.
+    `lr_skip`: latents then need not repeat it, and carry detail. `guide_weight` times the squared distance from the
+    principal components of detail (see `detail_components`) is added; left to itself a small network takes hours to
+    find out that detail is worth encoding (0: no guide; KL only).
     """
 
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -39,16 +41,26 @@ class FirstStageConfig:
     kl_weight: float = 1e-5
     refine: bool = False
     skip: bool = False
+    guide_weight: float = 0.0
     ema: float = 0.999
 
 
 class FirstStage:
     """Trains encoder, codebook and decoder, and what `config` says of the rest. Batches hold hr and lr. See loop.Task."""
 
-    def __init__(self, model: AutoencoderConfig, config: FirstStageConfig, metrics: str | Path | None) -> None:
+    def __init__(
+        self,
+        model: AutoencoderConfig,
+        config: FirstStageConfig,
+        metrics: str | Path | None,
+        guide: Tensor | None = None,
+    ) -> None:
         torch.manual_seed(config.loop.seed)
         self.config = config
         self.network = Autoencoder(replace(model, lr_fusion=False, lr_skip=False, refine=config.refine, scale_factor=1))
+        self.guide = guide
+        if model.kind == "kl":  # latents start nearly without noise
+            torch.nn.init.constant_(self.network.quant_conv.bias[model.embed_dim :], -6.0)
         if config.skip:  # training begins at the upsampled image
             torch.nn.init.zeros_(self.network.decoder.conv_out.weight)
         self.distance = LPIPS(config.lpips, metrics)
@@ -66,7 +78,8 @@ class FirstStage:
         for group in (*self.optimiser.param_groups, *self.opponent.param_groups):
             group["lr"] = rate(config.loop, index)
         with autocast(config.loop, image.device):
-            z, code_loss = self._latent(net.moments(image).float(), index)
+            moments = net.moments(image).float()
+            z, code_loss = self._latent(moments, index)
             out = net.decode(z, quantize=False).float()
             if config.skip:
                 out = out + self._upsampled(batch)
@@ -78,6 +91,10 @@ class FirstStage:
             adversarial = -self.adversary(out).mean()
             weight = losses.adaptive_weight(reconstruction, adversarial, net.decoder.conv_out.weight)
             loss = loss + config.gan_weight * weight * adversarial
+        if self.guide is not None:
+            guided = F.mse_loss(moments[:, : len(self.guide)], F.conv2d(detail(image), self.guide, stride=net.config.factor))
+            loss = loss + config.guide_weight * guided
+            report["guide"] = guided.item()
         self.optimiser.zero_grad(set_to_none=True)
         (loss + code_loss).backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -121,3 +138,20 @@ class FirstStage:
 
     def export(self, folder: Path) -> None:
         weights.save(self.ema.weights(self.network), folder / "first_stage.safetensors")
+
+
+def detail(image: Tensor) -> Tensor:
+    """What of images [B, 3, H, W] is lost when they are made four times smaller and enlarged again."""
+    height, width = image.shape[-2:]
+    return image - resize(resize(image, (height // 4, width // 4)), (height, width))
+
+
+def detail_components(images: Tensor, count: int, factor: int) -> Tensor:
+    """The `count` principal components of detail in cells of `factor` x `factor` pixels, as a convolution's weight.
+
+    images: [B, 3, H, W]. Returns [count, 3, factor, factor], scaled so that the first component has unit variance.
+    """
+    cells = F.pixel_unshuffle(detail(images), factor).movedim(1, -1).flatten(0, -2).double()  # [cells, 3 factor^2]
+    values, vectors = torch.linalg.eigh(cells.T @ cells / len(cells))
+    components = vectors.flip(1)[:, :count].T / values[-1].sqrt()
+    return components.view(count, 3, factor, factor).float()

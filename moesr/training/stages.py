@@ -23,7 +23,7 @@ from .data import PhotoCrops
 from .decoder import FCD
 from .degradation import degradation
 from .experts import Expert
-from .first_stage import FirstStage
+from .first_stage import FirstStage, detail_components
 from .latents import LatentCrops, cached, to_bytes
 from .joint import Joint
 from .loop import Batch, Task, autocast, run
@@ -44,11 +44,15 @@ def train(stage: str, config: TrainingConfig, data: Path, out: Path, metrics: Pa
 
 
 def train_first_stage(config: TrainingConfig, data: Path, out: Path, metrics: Path | None) -> None:
-    """VQ-GAN on crops of the images in `data`; then the scale factor that gives its latents unit variance."""
+    """First stage on crops of the images in `data`; then the scale factor that gives its latents unit variance."""
     stage = config.first_stage
     crops = _crops(config, data, stage.crop, stage.loop.steps * stage.loop.batch, stage.loop.seed)
     folder = out / "first_stage"
-    run(FirstStage(config.model.autoencoder, stage, metrics), crops, stage.loop, folder)
+    model, guide = config.model.autoencoder, None
+    if stage.guide_weight:
+        images = torch.stack([crops[i]["hr"] for i in range(min(64, len(crops)))])
+        guide = detail_components(images, model.embed_dim, model.factor)
+    run(FirstStage(model, stage, metrics, guide), crops, stage.loop, folder)
     network = _first_stage(replace(config.model, autoencoder=replace(config.model.autoencoder, scale_factor=1.0)), out)
     sample_crops = torch.utils.data.Subset(crops, range(64))
     with torch.inference_mode():
