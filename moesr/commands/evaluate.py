@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
     test.add_argument("--sampler", default="auto", help="as for upscale")
     test.add_argument("--seed", type=int, default=0, help="as for upscale")
     test.add_argument("--fidelity", type=float, default=1.0, help="0 generative to 1 faithful")
+    test.add_argument("--without", choices=("latent", "experts", "filters"), help="what the figures are without a part")
     test.add_argument("--tile", type=size, default="auto", help="side of a tile in output pixels, 0 for none")
     test.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16")
     test.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
@@ -75,6 +76,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _contestant(options: argparse.Namespace) -> tuple[str, dict[str, Any], Any]:
     """Who is evaluated: a name, the settings that count, and what makes an image (None for ready results)."""
+    from ..evaluation.ablation import without
     from ..evaluation.benchmark import bicubic
     from ..pipeline import upscale
 
@@ -84,6 +86,10 @@ def _contestant(options: argparse.Namespace) -> tuple[str, dict[str, Any], Any]:
         scale = options.scale or 4
         return "Pillow bicubic", {"scale": scale}, bicubic(scale)
     model = open_model(options)
+    name = model.config.name or options.model
+    if options.without:
+        model = without(model, options.without)
+        name = f"{name} without {options.without}"
     settings = {name: getattr(options, name) for name in ("sampler", "seed", "fidelity", "tile")}
     settings["scale"] = options.scale or model.scale
     settings["steps"] = model.config.steps if options.steps is None else options.steps
@@ -93,4 +99,4 @@ def _contestant(options: argparse.Namespace) -> tuple[str, dict[str, Any], Any]:
         with Bar("upscale") as bar:
             return upscale(model, lr, **settings, callback=bar.show)
 
-    return model.config.name or options.model, {**settings, **computing}, make
+    return name, {**settings, **computing}, make
