@@ -87,7 +87,7 @@ class FCD:
         }  # fmt: skip
 
     def step(self, batch: Batch, index: int) -> dict[str, float]:
-        config, hr, lr = self.config, batch["hr"], batch["lr"]
+        config, hr = self.config, batch["hr"]
         for group in (*self.optimiser.param_groups, *self.opponent.param_groups):
             group["lr"] = rate(config.loop, index)
         if index >= config.freeze_norms:

@@ -46,7 +46,10 @@ class FirstStageConfig:
 
 
 class FirstStage:
-    """Trains encoder, codebook and decoder, and what `config` says of the rest. Batches hold hr and lr. See loop.Task."""
+    """Trains encoder, codebook and decoder; LR fusion is not part of this stage. Batches hold hr and lr. See loop.Task.
+
+    `guide`: the convolution weight [C, 3, factor, factor] of the guide's components.
+    """
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class FirstStage:
         self.network = Autoencoder(replace(model, lr_fusion=False, lr_skip=False, refine=config.refine, scale_factor=1))
         self.guide = guide
         if model.kind == "kl":  # latents start nearly without noise
-            torch.nn.init.constant_(self.network.quant_conv.bias[model.embed_dim :], -6.0)
+            self._quieten(model.embed_dim)
         if config.skip:  # training begins at the upsampled image
             torch.nn.init.zeros_(self.network.decoder.conv_out.weight)
         self.distance = LPIPS(config.lpips, metrics)
@@ -72,6 +75,12 @@ class FirstStage:
             "network": self.network, "adversary": self.adversary, "optimiser": self.optimiser,
             "opponent": self.opponent, "ema": self.ema,
         }  # fmt: skip
+
+    @torch.no_grad()
+    def _quieten(self, channels: int) -> None:
+        bias = self.network.quant_conv.bias
+        assert bias is not None
+        bias[channels:] = -6.0  # of the log variance
 
     def step(self, batch: Batch, index: int) -> dict[str, float]:
         config, net, image = self.config, self.network, batch["hr"]
@@ -92,7 +101,8 @@ class FirstStage:
             weight = losses.adaptive_weight(reconstruction, adversarial, net.decoder.conv_out.weight)
             loss = loss + config.gan_weight * weight * adversarial
         if self.guide is not None:
-            guided = F.mse_loss(moments[:, : len(self.guide)], F.conv2d(detail(image), self.guide, stride=net.config.factor))
+            components = F.conv2d(detail(image), self.guide, stride=net.config.factor)
+            guided = F.mse_loss(moments[:, : len(self.guide)], components)
             loss = loss + config.guide_weight * guided
             report["guide"] = guided.item()
         self.optimiser.zero_grad(set_to_none=True)

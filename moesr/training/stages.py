@@ -24,8 +24,8 @@ from .decoder import FCD
 from .degradation import degradation
 from .experts import Expert
 from .first_stage import FirstStage, detail_components
-from .latents import LatentCrops, cached, to_bytes
 from .joint import Joint
+from .latents import LatentCrops, cached, to_bytes
 from .loop import Batch, Task, autocast, run
 
 log = logging.getLogger(__name__)
