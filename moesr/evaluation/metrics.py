@@ -77,18 +77,32 @@ def grid_power(image: Tensor) -> Tensor:
     below 64 x 64.
     """
     _check("grid power", image, image, _BLOCK)
-    window = torch.hann_window(_BLOCK, dtype=torch.float64, device=image.device)
-    window = window[:, None] * window
-    blocks = (255 * luma(image.double()))[:, 0].unfold(1, _BLOCK, _BLOCK // 2).unfold(2, _BLOCK, _BLOCK // 2)
+    return grid_ratios(block_power(image.double())).amax(dim=(1, 2))
+
+
+def block_power(image: Tensor) -> Tensor:
+    """Power spectrum of Y in grey levels, mean of the windowed blocks of an image: [B, 3, H, W] -> [B, 64, 64]."""
+    window = _window(image)
+    blocks = (255 * luma(image))[:, 0].unfold(1, _BLOCK, _BLOCK // 2).unfold(2, _BLOCK, _BLOCK // 2)
     blocks = (blocks - blocks.mean(dim=(-2, -1), keepdim=True)) * window  # [B, rows, columns, 64, 64]
-    power = torch.fft.fft2(blocks).abs().square().mean(dim=(1, 2))  # [B, 64, 64]
+    return torch.fft.fft2(blocks).abs().square().mean(dim=(1, 2))
+
+
+def grid_ratios(power: Tensor) -> Tensor:
+    """Power at (k/8, l/8) cycles a pixel over that of the neighbours, 0 at k = l = 0: [B, 64, 64] -> [B, 8, 8]."""
     step = _BLOCK // 8
     beside = [_beside(power, dim)[:, ::step, ::step] for dim in (1, 2)]  # [B, 8, 8] each
     neighbours = (beside[0] + beside[1]) / 2
     neighbours[:, :, 0], neighbours[:, 0, :] = beside[0][:, :, 0], beside[1][:, 0, :]  # along the axis they lie on
-    ratio = power[:, ::step, ::step] / (neighbours + _FLOOR**2 * window.square().sum())
-    ratio[:, 0, 0] = 0
-    return ratio.amax(dim=(1, 2))
+    ratio = power[:, ::step, ::step] / (neighbours + _FLOOR**2 * _window(power).square().sum())
+    keep = torch.ones_like(ratio)
+    keep[:, 0, 0] = 0
+    return ratio * keep
+
+
+def _window(like: Tensor) -> Tensor:
+    window = torch.hann_window(_BLOCK, dtype=like.dtype, device=like.device)
+    return window[:, None] * window
 
 
 def _beside(power: Tensor, dim: int) -> Tensor:

@@ -25,8 +25,8 @@ class DecoderConfig:
     `train` is "fcd" (the paper: fusion and AFF U-Net, the first stage frozen), "decoder" (all of the decoder, for a
     small first stage) or "joint" (the decoder and the last time expert: see joint.py). `consistency` weighs an L1
     between the downscaled HR image and the downscaled result. `lpips` maps a network's name to its weight; with
-    `alternate` the networks take turns, one a step. From `freeze_norms` on, batch norms use and keep their running
-    statistics.
+    `alternate` the networks take turns, one a step. `grid_weight` weighs a regular grid (losses.grid). From
+    `freeze_norms` on, batch norms use and keep their running statistics.
     """
 
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -38,12 +38,16 @@ class DecoderConfig:
     l1_weight: float = 1.0
     lpips: dict[str, float] = field(default_factory=lambda: {"vgg": 1.0})
     alternate: bool = False
+    grid_weight: float = 0.0
     frequency_weight: float = 10.0
     consistency: float = 0.0
+    adversary: int = 64
     gan_start: int = 1000
     gan_weight: float = 0.1
     freeze_norms: int = 10_000_000
     ema: float = 0.999
+    start: str = ""
+    rehearsed: float = 0.0
 
 
 class FCD:
@@ -77,7 +81,7 @@ class FCD:
             module.requires_grad_(True)
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.distances = {name: LPIPS(name, metrics) for name in config.lpips}
-        self.adversary = losses.PatchDiscriminator()
+        self.adversary = losses.PatchDiscriminator(config.adversary)
         self.optimiser = torch.optim.AdamW(self.parameters, config.loop.lr, betas=(0.9, 0.99), weight_decay=0)
         self.opponent = torch.optim.AdamW(self.adversary.parameters(), config.loop.lr, betas=(0.5, 0.9), weight_decay=0)
         self.ema = EMA(self.network, config.ema)
@@ -130,6 +134,10 @@ class FCD:
                 perceptual = self.distances[name](*losses.phase(out, hr)).mean()
                 loss = loss + config.lpips[name] * len(self.distances) / len(names) * perceptual
                 report[name] = perceptual.item()
+        if config.grid_weight:
+            repeated = losses.grid(out)
+            loss = loss + config.grid_weight * repeated
+            report["grid"] = repeated.item()
         if config.consistency:
             size = (batch["lr"].shape[-2], batch["lr"].shape[-1])
             consistent = F.l1_loss(resize(out, size), resize(hr, size))

@@ -21,9 +21,10 @@ from .loop import Batch
 class Joint(FCD):
     """Trains the decoder and expert 0, which alone sees the last timesteps (ours; not in the paper). See loop.Task.
 
-    Batches hold lr, hr, y and z: the state at timestep `start` that experts with more noise sampled. Half of the
+    Batches hold lr, hr, x0, y and z: the state at timestep `start` that experts with more noise sampled. Half of the
     batches take one step from there to the clean latent; the others go on to a random lower timestep first, so that
-    the expert serves any number of steps. The experts above stay as stage 1 left them.
+    the expert serves any number of steps. The experts above stay as stage 1 left them. x0, the latents of the HR
+    images, take the place of the first `rehearsed` share of a batch's.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class Joint(FCD):
             torch.clear_autocast_cache()  # or the weights as they were cast here, without gradient, would be used again
             t = int(torch.randint(self.start, ()))
             z = self.process.add_noise(x0, y, torch.randn_like(x0), t)
-        return self._x0(z, t, y, lr)
+        x0 = self._x0(z, t, y, lr)
+        known = round(self.config.rehearsed * len(x0))
+        return torch.cat([batch["x0"][:known], x0[known:]])
 
     def _x0(self, z: Tensor, t: int, y: Tensor, lr: Tensor) -> Tensor:
         out = self.expert(torch.cat([self.process.scale_input(z, t), lr], dim=1), torch.full((len(z),), t))

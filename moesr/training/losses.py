@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..evaluation.metrics import block_power, grid_ratios
+
 
 def focal_frequency_loss(
     prediction: Tensor,
@@ -40,6 +42,16 @@ def _spectrum(image: Tensor, patches: int) -> Tensor:
     b, c, h, w = image.shape
     split = image.float().view(b, c, patches, h // patches, patches, w // patches)
     return torch.fft.fft2(split.permute(0, 2, 4, 1, 3, 5).flatten(1, 2), norm="ortho")
+
+
+def grid(image: Tensor, allowed: float = 1.5) -> Tensor:
+    """How far a batch stands above `allowed` times its surroundings at the frequencies of a regular grid: a scalar.
+
+    Mean over the frequencies of log(ratio / allowed) where that is above 0, for the ratios of metrics.grid_power, of
+    power averaged over the batch. image: [B, 3, H, W] in [-1, 1], sides at least 64.
+    """
+    power = block_power((image.float() + 1) / 2).mean(dim=0, keepdim=True)
+    return F.relu(torch.log(grid_ratios(power) / allowed + 1e-6)).mean()
 
 
 def phase(*images: Tensor, most: int = 8) -> list[Tensor]:

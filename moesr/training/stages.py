@@ -114,6 +114,7 @@ def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path |
     def draw(batch: Batch) -> Batch:
         hr, lr = batch["hr"], batch["lr"]
         with autocast(stage.loop, lr.device):
+            x0 = network.encode(hr)
             y = network.encode(resize(lr, (hr.shape[-2], hr.shape[-1])).clamp(-1, 1)).float()
 
         def noise(_: int) -> torch.Tensor:
@@ -126,19 +127,21 @@ def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path |
 
         start = process.prior(noise(-1), y, timesteps[0])
         z = sample(sampler, predict, process, timesteps, start, noise=noise, last=last, y=y)
-        return {"z": z, "y": y, "lr": to_bytes(lr), "hr": to_bytes(hr)}
+        return {"z": z, "x0": x0, "y": y, "lr": to_bytes(lr), "hr": to_bytes(hr)}
 
     crops = _crops(config, data, stage.crop, stage.cache, stage.loop.seed + 7)
     tensors = cached(out / "samples.safetensors", crops, CACHE_BATCH, draw)
     factor = model.autoencoder.factor
     size = stage.crop // factor // 2
-    rates = {"z": 1, "y": 1, "lr": factor // model.scale or 1, "hr": factor}
-    first = _state(out / "first_stage" / "first_stage.safetensors")
+    rates = {"z": 1, "x0": 1, "y": 1, "lr": factor // model.scale or 1, "hr": factor}
+    before = Path(stage.start) if stage.start else None
+    first = _state(before / "decoder.safetensors" if before else out / "first_stage" / "first_stage.safetensors")
+    skipped = config.first_stage.skip or before is not None
     if joint:
-        grouped = _state(out / "stage0" / "stage0_grouped.safetensors")
-        task: Task = Joint(model, stage, first, grouped, last, config.experts.gamma, metrics, config.first_stage.skip)
+        grouped = _state((before or out / "stage0") / "stage0_grouped.safetensors")
+        task: Task = Joint(model, stage, first, grouped, last, config.experts.gamma, metrics, skipped)
     else:
-        task = FCD(model.autoencoder, stage, first, metrics, config.first_stage.skip)
+        task = FCD(model.autoencoder, stage, first, metrics, skipped)
     items = LatentCrops(tensors, rates, size, stage.loop.steps * stage.loop.batch, stage.loop.seed)
     run(task, items, stage.loop, out / "decoder")
 
