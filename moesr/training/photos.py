@@ -65,12 +65,15 @@ class Folder:
             try:
                 self.sizes.append(_size(path))
             except ImageError as error:
+                _log.info("%s", error)
                 bad.append(str(error))
         if bad:
             raise ImageError(f"{folder}: {len(bad)} of {len(self.paths)} images cannot be used, first: {bad[0]}")
         small = [i for i, size in enumerate(self.sizes) if min(size) < crop]
         if small:
             path, (width, height) = self.paths[small[0]], self.sizes[small[0]]
+            for i in small:
+                _log.info("%s: %d x %d is too small", self.paths[i], *self.sizes[i])
             are = "images are" if len(small) > 1 else "image is"
             raise ImageError(
                 f"{folder}: {len(small)} of {len(self.paths)} {are} smaller than the crop {crop}, "

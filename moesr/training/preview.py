@@ -42,7 +42,7 @@ def sheet(crops: PhotoCrops, count: int) -> Picture:
 def _draw(canvas: Image.Image, pair: Pair, corner: tuple[int, int], panel: int) -> None:
     x, y = corner
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default()
-    caption = f"{Path(pair.name).name}: {pair.facts}".encode("latin-1", "replace").decode("latin-1")
+    caption = f"{Path(pair.name).name}: {pair.facts}".encode("ascii", "replace").decode()
     lines = _wrapped(caption, lambda text: draw.textlength(text, font) <= 2 * panel)[:_LINES]
     for i, line in enumerate(lines, _LINES - len(lines)):
         draw.text((x, y + i * _LINE), line, fill="black", font=font)
