@@ -46,4 +46,4 @@ def _data(options: argparse.Namespace) -> int:
 def _summary(photos: Any) -> str:
     count = len(photos)
     sides = [min(size) for size in photos.sizes]
-    return f"{count} image{'s' * (count > 1)}, {photos.pixels / 1e6:.1f} MP, shorter sides {min(sides)} to {max(sides)}"
+    return f"{count} image{'s' * (count > 1)}, {photos.pixels / 1e6:.2f} MP, shorter sides {min(sides)} to {max(sides)}"

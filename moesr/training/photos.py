@@ -74,11 +74,9 @@ class Folder:
             path, (width, height) = self.paths[small[0]], self.sizes[small[0]]
             for i in small:
                 _log.info("%s: %d x %d is too small", self.paths[i], *self.sizes[i])
-            are = "images are" if len(small) > 1 else "image is"
-            raise ImageError(
-                f"{folder}: {len(small)} of {len(self.paths)} {are} smaller than the crop {crop}, "
-                f"first: {path.name} ({width} x {height}); remove them or lower the crop"
-            )
+            few = f"{len(small)} of {len(self)} images {'are' if len(small) > 1 else 'is'} smaller than the crop {crop}"
+            first = f"{path.relative_to(folder)} ({width} x {height})"
+            raise ImageError(f"{folder}: {few}, first: {first}; remove what is smaller or lower the crop")
         _log.info("%s: %d images, %.1f MP", folder, len(self), self.pixels / 1e6)
 
     def __len__(self) -> int:
