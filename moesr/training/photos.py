@@ -16,7 +16,7 @@ from ..errors import ImageError, SettingError
 from ..images import png16
 from ..images.files import READ_FORMATS, READ_SUFFIXES, explained, from_pil, on_white, read
 
-#: How whole files of a format end. Others (trailing data is legal) are decoded once, to see.
+#: How whole files of a format end. Others (trailing data is legal) are decoded once, to see. WebP is seen when opened.
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 
 _log = logging.getLogger(__name__)
@@ -36,9 +36,8 @@ def photos(source: object, crop: int) -> Photos:
         return Folder(Path(source), crop)
     if isinstance(source, Sequence) or (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
         return Wrapped(source)
-    raise SettingError(
-        f"{type(source).__name__}: not training images; give a folder or a dataset with len() and [index]"
-    )
+    kind = type(source).__name__
+    raise SettingError(f"{kind}: not training images; give a folder or a map-style dataset, with len and index")
 
 
 class Folder:
@@ -53,9 +52,8 @@ class Folder:
         if not folder.is_dir():
             raise ImageError(f"{folder}: {'not a' if folder.exists() else 'no such'} folder; give one with photographs")
         found = [(p.relative_to(folder).parts, p) for p in folder.rglob("*") if p.suffix.lower() in READ_SUFFIXES]
-        self.paths = [
-            p for parts, p in sorted(found) if not any(name.startswith(".") for name in parts) and p.is_file()
-        ]
+        shown = [p for parts, p in sorted(found) if not any(name.startswith(".") for name in parts)]
+        self.paths = [p for p in shown if not p.is_dir()]
         if not self.paths:
             kinds = ", ".join(READ_SUFFIXES)
             raise ImageError(f"{folder}: no images ({kinds}) below it; give a folder with photographs")
@@ -178,9 +176,6 @@ def _size(path: Path) -> tuple[int, int]:
 def _ends(file: IO[bytes], kind: str) -> bool:
     """True if the file ends as files of its kind do."""
     length = file.seek(0, 2)
-    if kind == "WEBP":
-        file.seek(4)
-        return int.from_bytes(file.read(4), "little") + 8 <= length
     end = _ENDS.get(kind, b"")
     file.seek(max(0, length - len(end)))
     return file.read() == end
