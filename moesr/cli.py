@@ -6,7 +6,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from .commands import evaluate, models, train, upscale
+from .commands import data, evaluate, models, train, upscale
 from .commands.common import fail
 from .errors import MoESRError
 
@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   python -m moesr info model.safetensors                    what a file is
   python -m moesr models                                    what is in the library, what can be fetched
   python -m moesr convert stages/ -o model.safetensors      released checkpoints as one small file
+  python -m moesr data photos/ --preview sheet.png          what a training run would see of them
   python -m moesr evaluate --hr photos/ --html report.html  figures and pictures
 """
 
@@ -50,6 +51,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for module in (upscale, models, train, evaluate):
+    for module in (upscale, models, data, train, evaluate):
         module.add(commands)
     return parser

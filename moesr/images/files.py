@@ -7,6 +7,8 @@ import logging
 import os
 import secrets
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from ..errors import ImageError, NumericsError, SettingError
+from ..errors import ImageError, MoESRError, NumericsError, SettingError
 from . import png16
 
 READ_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 WRITE_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 _LARGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}
 _LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)
 _ORIENTATION_TAG = 0x0112
@@ -70,21 +72,31 @@ def read(path: str | os.PathLike[str]) -> Picture:
         raise ImageError(f"{path}: cannot be read ({_reason(error)}); check the path") from error
     if not data:
         raise ImageError(f"{path}: the file is empty; get it again")
+    with explained(path), Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
+        image.load()
+        samples = png16.decode(data) if png16.is_png16(data) else None
+        return from_pil(image, samples)
+
+
+@contextmanager
+def explained(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever goes wrong in the block with the picture of that name is an ImageError, one line that begins with it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's notes on large or slightly odd files; its errors still count
-            with Image.open(io.BytesIO(data), formats=_READ_FORMATS) as image:
-                image.load()
-                samples = png16.decode(data) if png16.is_png16(data) else None
-                return from_pil(image, samples)
+            yield
+    except MoESRError:
+        raise
     except Image.UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not a PNG, JPEG, WebP, TIFF or BMP picture; convert it to one of these") from error
+        raise ImageError(f"{name}: not a PNG, JPEG, WebP, TIFF or BMP picture; convert it to one of these") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: too many pixels to open safely; cut the picture into smaller ones") from error
+        raise ImageError(f"{name}: too many pixels to open safely; cut the picture into smaller ones") from error
     except MemoryError as error:
-        raise ImageError(f"{path}: not enough memory to open it; cut the picture into smaller ones") from error
+        raise ImageError(f"{name}: not enough memory to open it; cut the picture into smaller ones") from error
     except Exception as error:  # damaged files make Pillow raise nearly anything, from KeyError to SyntaxError
-        raise ImageError(f"{path}: damaged picture ({_reason(error)}); get it again or save it anew") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ImageError(f"{name}: cannot be read ({_reason(error)}); check the path") from error
+        raise ImageError(f"{name}: damaged picture ({_reason(error)}); get it again or save it anew") from error
 
 
 def from_pil(image: Image.Image, samples: np.ndarray | None = None) -> Picture:
@@ -150,7 +162,7 @@ def write(path: str | os.PathLike[str], picture: Picture, *, bits: int | None = 
 def _encode(picture: Picture, kind: str, bits: int, quality: int) -> bytes:
     if kind == "PNG" and bits == 16:
         return png16.encode(_samples(picture, 16), picture.icc)
-    image = to_pil(_on_white(picture) if kind == "JPEG" else picture)
+    image = to_pil(on_white(picture) if kind == "JPEG" else picture)
     options: dict[str, Any] = {
         "PNG": {},
         "JPEG": {"quality": quality, "subsampling": 0},
@@ -196,7 +208,8 @@ def _samples(picture: Picture, bits: int) -> np.ndarray:
     return values.astype(np.uint16 if bits == 16 else np.uint8)
 
 
-def _on_white(picture: Picture) -> Picture:
+def on_white(picture: Picture) -> Picture:
+    """The picture without alpha, as it looks on white."""
     if picture.alpha is None:
         return picture
     picture = picture.floats()

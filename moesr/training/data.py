@@ -1,60 +1,83 @@
-"""Training images: a folder in, pairs of HR crop and degraded LR out, the same for the same seed and index."""
+"""Training pairs: images in, HR crops and their degraded LR out, the same for the same seed and index."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import ImageError, SettingError
 from .degradation import Degradation, Degrade
+from .photos import photos, values
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+
+@dataclass(frozen=True)
+class Pair:
+    """One HR crop [3, crop, crop] and its LR [3, crop / scale, crop / scale] in [-1, 1], with what is known of them.
+
+    name: of the image; facts: what the degradation did, in a few words ("" if it does not say).
+    """
+
+    hr: Tensor
+    lr: Tensor
+    name: str
+    facts: str
 
 
 class PhotoCrops(Dataset[dict[str, Tensor]]):
-    """Random square crops of the images below a folder, turned and mirrored, with their degraded LR.
+    """Random square crops of images, turned and mirrored, with their degraded LR.
+
+    `source` is a folder, or a map-style dataset (anything with len and index) of PIL images, uint8 arrays [H, W, C] or
+    float tensors [3, H, W] in [-1, 1]. Grey becomes RGB, alpha is laid on white, EXIF orientation is applied, CMYK
+    becomes sRGB, and samples of 16 bits keep them all.
 
     Item k is a function of (seed, k) alone, so a resumed run sees the same data. Items: hr [3, crop, crop] and lr
-    [3, crop / scale, crop / scale], float32 in [-1, 1]. Raises ImageError for an empty folder, an unreadable image or
-    one smaller than the crop, SettingError for a crop that the scale does not divide.
+    [3, crop / scale, crop / scale], float32 in [-1, 1]. Raises SettingError for settings, and ImageError where there
+    are no images or one is unreadable or smaller than the crop: at once as far as headers tell, else with the item.
     """
 
-    def __init__(self, folder: str | Path, crop: int, scale: int, degrade: Degrade, length: int, seed: int = 0) -> None:
-        if crop % scale:
-            raise SettingError(f"crop {crop}: must be a multiple of the scale {scale}; choose {crop // scale * scale}")
-        self.paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not self.paths:
-            raise ImageError(f"{folder}: no images ({', '.join(SUFFIXES)}) below it; give a folder with photographs")
+    def __init__(
+        self, source: str | Path | Any, crop: int, scale: int, degrade: Degrade, length: int, seed: int = 0
+    ) -> None:
+        if scale < 1 or crop < scale or crop % scale:
+            nearest = max(1, crop // max(scale, 1)) * scale
+            raise SettingError(f"crop {crop}: must be a multiple of the scale {scale}; choose {nearest}")
+        if seed < 0:
+            raise SettingError(f"seed {seed}: must not be negative; choose 0 or more")
+        self.photos = photos(source, crop)
         self.crop, self.degrade, self.length, self.seed = crop, degrade, length, seed
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        pair = self.pair(index)
+        return {"hr": pair.hr, "lr": pair.lr}
+
+    def pair(self, index: int) -> Pair:
+        """Item `index`, with the name of its image and the facts of its degradation."""
         rng = np.random.default_rng((self.seed, index))
-        path = self.paths[rng.integers(len(self.paths))]
-        image = _open(path)
-        if min(image.size) < self.crop:
-            raise ImageError(f"{path}: {image.width} x {image.height} is smaller than the crop {self.crop}; remove it")
-        x = int(rng.integers(image.width - self.crop + 1))
-        y = int(rng.integers(image.height - self.crop + 1))
-        pixels = np.asarray(image.crop((x, y, x + self.crop, y + self.crop)))
-        pixels = np.rot90(pixels, int(rng.integers(4)))
+        which = int(rng.integers(len(self.photos)))
+        image, name = self.photos.image(which), self.photos.name(which)
+        width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+        if min(width, height) < self.crop:
+            raise ImageError(
+                f"{name}: {width} x {height} is smaller than the crop {self.crop}; remove it or lower the crop"
+            )
+        x = int(rng.integers(width - self.crop + 1))
+        y = int(rng.integers(height - self.crop + 1))
+        pixels = np.rot90(values(image, x, y, self.crop, name), int(rng.integers(4)))
         if rng.integers(2):
             pixels = pixels[:, ::-1]
-        hr = torch.tensor(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 127.5 - 1
-        lr = self.degrade(hr, rng)
-        return {"hr": self.degrade.target(hr) if isinstance(self.degrade, Degradation) else hr, "lr": lr}
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path}: not readable as an image ({error}); remove or replace it") from error
+        hr = torch.tensor(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+        if not isinstance(self.degrade, Degradation):
+            return Pair(hr, self.degrade(hr, rng), name, "")
+        numbers = self.degrade.draw(rng)
+        lr = self.degrade.apply(hr, numbers, rng)
+        return Pair(self.degrade.target(hr), lr, name, str(numbers))

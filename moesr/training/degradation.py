@@ -30,15 +30,14 @@ def degradation(name: str, scale: int) -> Degradation:
     bicubic with probability P (0.5 by default), else mild. `blind`: Real-ESRGAN's second order, see Blind; `blind:usm`
     sharpens the HR first, which then is the target too. Raises SettingError for any other name.
     """
-    kind, _, parameter = name.partition(":")
-    plain = {"bicubic": Bicubic, "mild": Mild, "blind": Blind}
-    if kind in plain and not parameter:
-        return plain[kind](scale)
+    plain = {"bicubic": Bicubic, "mild": Mild, "mixed": Mixed, "blind": Blind}
+    if name in plain:
+        return plain[name](scale)
     if name == "blind:usm":
         return Blind(scale, usm=True)
-    if kind == "mixed":
+    if name.startswith("mixed:"):
         try:
-            probability = float(parameter or 0.5)
+            probability = float(name.removeprefix("mixed:"))
         except ValueError:
             probability = -1.0
         if 0 <= probability <= 1:
