@@ -19,7 +19,7 @@ from .diffusion.process import Process, from_config
 from .errors import SettingError
 from .host import Host, NullHost
 from .networks.autoencoder import Autoencoder
-from .networks.unet import UNet
+from .networks.denoiser import denoiser
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def load(
     config = files.config
 
     def expert(i: int) -> nn.Module:
-        return build(UNet, config.unet, files.expert(i), number, where, f"expert {i} of {_name(files)}")
+        return build(denoiser, config.unet, files.expert(i), number, where, f"expert {i} of {_name(files)}")
 
     keeper = _residency(residency, files, number, where, host)
     experts = range(len(config.stages))
@@ -142,6 +142,6 @@ def _residency(name: str, files: ModelFiles, dtype: torch.dtype, device: torch.d
     if name != "auto":
         return name
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in UNet(files.config.unet).parameters())
+        parameters = sum(p.numel() for p in denoiser(files.config.unet).parameters())
     needed = parameters * dtype.itemsize * len(files.config.stages)
     return "all" if needed < host.free_memory(device) / 2 else "stream"

@@ -103,9 +103,12 @@ class _Run:
     ) -> None:
         self.model, self.callback, self.wrap, self.lr = model, callback, wrap, lr
         self.factor = model.config.autoencoder.factor
-        self.multiple = model.config.unet.multiple
-        self.condition = Condition(lr, model.scale, self.factor, self.multiple, wrap)
-        self.smallest = max(SMALLEST_TILE // self.factor, 2 * self.multiple)
+        unet = model.config.unet
+        self.multiple, self.alignment = unet.multiple, unet.alignment
+        self.condition = Condition(
+            lr, model.scale, self.factor, self.multiple, wrap, unet.detail, model.config.lr_resize
+        )
+        self.smallest = max(SMALLEST_TILE // self.factor, 2 * self.alignment, self.multiple)
         self.tile = self._first_tile(tile)  # in latent cells; only ever shrinks
         self.tile_batch = 1 if tile_batch == "auto" else int(tile_batch)
         self.at = Event("encode", 0, 0, 0, 0, 0, 0)
@@ -114,7 +117,7 @@ class _Run:
     def encode(self) -> Tensor:
         """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]."""
         height, width = self.condition.cells
-        images, channels = len(self.condition.latent), self.model.config.autoencoder.embed_dim
+        images, channels = len(self.lr), self.model.config.autoencoder.embed_dim
 
         def attempt(tile: int) -> Tensor:
             windows = self._windows(tile)
@@ -149,9 +152,9 @@ class _Run:
             self._advance(len(windows))
             cond = torch.cat([self.condition.crop(i, w) for i, w in zip(images, windows)])
             shift = None if y is None else torch.cat([_crop(y, i, w) for i, w in zip(images, windows)])
-            x = torch.cat([process.scale_input(z, t), cond], dim=1).to(self.model.dtype)
+            x, cond = process.scale_input(z, t).to(self.model.dtype), cond.to(self.model.dtype)
             with bank.stage(t) as expert:
-                out = expert(x, torch.full((len(x),), t, device=x.device))
+                out = expert(x, torch.full((len(x),), t, device=x.device), cond)
             return process.x0(out.float(), z, t, shift)
 
         def predict(z: Tensor, t: int) -> Tensor:
@@ -222,8 +225,8 @@ class _Run:
                 first, band = ready, band[:, ready - first :].clone()
 
     def _windows(self, tile: int) -> list[Window]:
-        overlap = max(self.multiple, tile // 8)
-        return tile_windows(*self.condition.cells, tile, overlap, self.multiple, self.wrap)
+        overlap = max(self.alignment, tile // 8)
+        return tile_windows(*self.condition.cells, tile, overlap, self.multiple, self.wrap, self.alignment)
 
     def _upsampled(self, image: int, window: Window) -> Tensor:
         return self.condition.upsampled(image, window).to(self.model.dtype)
@@ -255,7 +258,7 @@ class _Run:
 
     def _preview(self) -> Image.Image:
         """The first image so far, at latent size: colours are an affine map of the latent, fitted to the LR image."""
-        cond = self.condition.latent[0]
+        cond = self.condition.thumbnail(0)
         shown = cond if self.latest is None else _affine(self.latest[0], cond)
         pixels = ((shown.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
         return Image.fromarray(pixels.cpu().numpy())

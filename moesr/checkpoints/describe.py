@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import ModelConfig
+from ..config import ModelConfig, SwinUNetConfig, averaged
 from ..networks.autoencoder import Autoencoder
 from ..networks.unet import UNet
 from .detect import EMA, role
 from .files import open_autoencoder, open_model
 from .header import LICENCE, sources_of
 from .reading import Weights
-from .stages import averaged, stage_number, stage_view
+from .stages import stage_number, stage_view
 from .wrong import one_line
 
 Facts = dict[str, Any]
@@ -119,6 +119,8 @@ def _stage(path: Path, weights: Weights) -> Facts:
 
 
 def _released(config: ModelConfig) -> str:
+    if isinstance(config.unet, SwinUNetConfig):
+        return "ResShift checkpoint"
     return "released MoESR checkpoints" if config.unet.space_experts else "LDM-SR checkpoint, one expert"
 
 

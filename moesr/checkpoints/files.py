@@ -16,14 +16,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..config import AutoencoderConfig, ModelConfig, UNetConfig, uniform_stages
+from ..config import AutoencoderConfig, ModelConfig, UNetConfig, averaged, uniform_stages
 from ..errors import CheckpointError, SettingError
 from ..networks.autoencoder import Autoencoder
 from ..networks.unet import UNet
 from .detect import FIRST_STAGE, autoencoder_config, check, network_shapes, role, under
 from .header import model_config, notes_of, to_header
 from .reading import View, Weights
-from .stages import averaged, in_order, stage_view
+from .stages import in_order, stage_view
 from .writing import Entry, write
 
 log = logging.getLogger(__name__)
