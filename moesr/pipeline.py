@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .diffusion.samplers import choose, sample
+from .diffusion.samplers import Noise, choose, sample
 from .diffusion.tiled import tiled
 from .errors import NumericsError, SettingError
 from .host import shrinking
@@ -21,7 +21,7 @@ from .images.assembly import Store, resized_rows
 from .images.canvas import as_canvas
 from .images.colour import COLOUR_FIXES
 from .images.condition import Condition
-from .images.finish import colours, finish, fix_colour, result_size
+from .images.finish import colours, finish, fix_colour, masked, result_size
 from .images.windows import Blender, Window, crop, tile_windows
 from .model import SRModel
 
@@ -75,28 +75,34 @@ def upscale(
     is drawn on the CPU for the whole image from (seed, its index in the batch), or from the seed alone with batch_seed
     "same". fidelity: weight of the LR image in the decoder, 0 generative to 1 faithful. color_fix: adain, wavelet or
     none. tile: side of a square window of the output in pixels, 0 for none. wrap: opposite borders are neighbours
-    (seamless textures). mask [H, W]: where the result counts, elsewhere it is bicubic. callback(Event): called before
-    every batch of tiles; what it raises stops the run. Raises SettingError, ImageError or NumericsError.
+    (seamless textures). mask [H, W]: where the result counts, elsewhere it is bicubic; models that fill in what is
+    missing need it, and see nothing of the image there. callback(Event): called before every batch of tiles; what it
+    raises stops the run. Raises SettingError, ImageError or NumericsError.
     """
     _check(fidelity, color_fix, batch_seed, tile, tile_batch, scale, eta)
     canvas = as_canvas(image)
+    fills = model.config.unet.mask
     with torch.inference_mode():
         lr = colours(canvas, model.device)
-        run = _Run(model, lr, wrap, tile, tile_batch, callback)
+        run = Run(model, masked(lr, mask) if fills else lr, wrap, tile, tile_batch, callback)
 
-        y = run.encode() if model.process.kind == "residual_shift" else None
+        y = run.encode()
         steps = model.config.steps if steps is None else steps
-        z = run.sample(y, steps, sampler, spacing, eta, _generators(seed, batch_seed, len(lr)))
+        z = run.sample(y, steps, sampler, spacing, eta, run.noise(generators(seed, batch_seed, len(lr))))
         sr = run.decode(z, fidelity)
 
         size = result_size(canvas, sr, scale)
-        fixed = [fix_colour(color_fix, sr, i, lr[i], wrap) for i in range(len(lr))]
+        # What is hidden has no colours to go by.
+        fixed = [fix_colour("none" if fills else color_fix, sr, i, lr[i], wrap) for i in range(len(lr))]
         final = [resized_rows(rows, sr.height, sr.width, size, wrap) for rows in fixed]
         return finish(canvas, lr, final, size, mask, wrap)
 
 
-class _Run:
-    """One call of `upscale`: the condition, the tiles, and what the callback is told."""
+class Run:
+    """One run of a model over a batch: the condition, the tiles, and what the callback is told.
+
+    lr: [B, 3, H, W] in [-1, 1], with a mask as the fourth channel for models that take one. tile: as for `upscale`.
+    """
 
     def __init__(
         self, model: SRModel, lr: Tensor, wrap: bool, tile: int | str, tile_batch: int | str, callback: Callback | None
@@ -114,8 +120,10 @@ class _Run:
         self.at = Event("encode", 0, 0, 0, 0, 0, 0)
         self.latest: Tensor | None = None  # predicted x0 of the whole canvas
 
-    def encode(self) -> Tensor:
-        """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]."""
+    def encode(self) -> Tensor | None:
+        """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]; None if it has no use."""
+        if self.model.process.kind != "residual_shift":
+            return None
         height, width = self.condition.cells
         images, channels = len(self.lr), self.model.config.autoencoder.embed_dim
 
@@ -134,19 +142,21 @@ class _Run:
 
         return self._shrinking(attempt)
 
-    def sample(
-        self, y: Tensor | None, steps: int, sampler: str, spacing: str, eta: float, generators: list[torch.Generator]
-    ) -> Tensor:
-        """A clean latent [B, C, h, w], denoised by the experts in turn (paper, section 3.1)."""
+    def noise(self, generators: list[torch.Generator]) -> Noise:
+        """Standard normal noise of the whole canvas, drawn anew at every call, with a generator an image."""
+        shape = (self.model.config.unet.out_channels, *self.condition.cells)
+        return lambda _: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.model.device)
+
+    def sample(self, y: Tensor | None, steps: int, sampler: str, spacing: str, eta: float, noise: Noise) -> Tensor:
+        """A clean latent [B, C, h, w], denoised by the experts in turn (paper, section 3.1).
+
+        noise(-1) is what the start is made of, noise(i) that of step i.
+        """
         process, bank = self.model.process, self.model.bank
         sampler = self.model.config.sampler if sampler == "auto" else sampler
         sampler, spacing = choose(process, steps, sampler, spacing)
         timesteps = process.timesteps(steps, spacing)
         bank.start(timesteps)
-        shape = (self.model.config.unet.out_channels, *self.condition.cells)
-
-        def noise(_: int) -> Tensor:
-            return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.model.device)
 
         def predict_tile(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]) -> Tensor:
             self._advance(len(windows))
@@ -268,7 +278,7 @@ def _crop(canvas: Tensor, image: int, window: Window) -> Tensor:
     return crop(canvas[image : image + 1], window)
 
 
-def _generators(seed: int, batch_seed: str, images: int) -> list[torch.Generator]:
+def generators(seed: int, batch_seed: str, images: int) -> list[torch.Generator]:
     """A CPU generator for each image, seeded with (seed, image index): noise belongs to the image, not to the batch."""
     keys = [(seed % 2**64, 0 if batch_seed == "same" else i) for i in range(images)]
     words = [int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) for key in keys]

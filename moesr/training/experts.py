@@ -74,14 +74,18 @@ class Expert:
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error between the network's output and its target, one random timestep an item."""
-        x0, y, lr = batch["x0"], batch["y"], batch["lr"]
+        x0 = batch["x0"]
         t = torch.randint(self.span[0], self.span[1], (x0.shape[0],), device=x0.device)
-        noise = torch.randn_like(x0)
+        return self.errors(batch, t, torch.randn_like(x0)).mean()
+
+    def errors(self, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
+        """The mean squared error of every item [B] at its timestep, with its noise."""
+        x0, y, lr = batch["x0"], batch["y"], batch["lr"]
         z = self.process.add_noise(x0, y, noise, t)
         with autocast(self.loop, x0.device):
             out = self.network(self.process.scale_input(z, t), t, lr)
         target = {"eps": noise, "x0": x0, "residual": y - x0}[self.process.predict]
-        return (out.float() - target).square().mean()
+        return (out.float() - target).square().flatten(1).mean(1)
 
     def export(self, folder: Path) -> None:
         """The grouped network, to branch from, and its averaged form, to sample with."""

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Callable
 from pathlib import Path
 
-from . import decoder, images, resshift, sampling, swin, training, unet
+from . import decoder, images, resshift, sampling, shifting, swin, training, unet
 from .case import Case
 
 CHECKS: dict[str, Callable[[Case], None]] = {
@@ -31,6 +31,11 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "vq_*": decoder.vq,
     "swin_block*": swin.block,
     "unet_*": swin.unet,
+    "loop_*": shifting.loop,
+    "e2e_*": shifting.picture,
+    "tiling_starts*": shifting.tile_starts,
+    "tiling_*": shifting.tiling,
+    "training*": shifting.training,
 }
 
 #: Files that cases read; no cases themselves.
