@@ -68,15 +68,16 @@ def swin_config(shapes: Shapes) -> SwinUNetConfig:
         raise CheckpointError(f"not a Swin UNet: {reason(error)}; give a checkpoint of ResShift") from error
 
 
-def shift_mask(weights: Mapping[str, Tensor], keys: Shapes, config: SwinUNetConfig) -> str:
+def shift_mask(weights: Mapping[str, Tensor], config: SwinUNetConfig, prefix: str = "") -> str:
     """Which mask the network was trained with, by one that the file keeps; "released" where it keeps none.
 
-    keys: those of `weights` that are the network's. The window that tells is the last but one of the last row.
+    The window that tells is the last but one of the last row. prefix: of the network's keys.
     """
-    kept = [k for k in keys if k.endswith(_MASK) and len(keys[k]) == 3 and keys[k][0] > 1]
-    if not kept:
-        return config.shift_mask
-    mask = weights[kept[0]][-2].float()
+    kept = next((k for k in weights if k.startswith(prefix) and k.endswith(_MASK)), None)
+    masks = torch.zeros(0, 0, 0) if kept is None else weights[kept]
+    if masks.ndim != 3 or len(masks) < 2:
+        return "released"
+    mask = masks[-2].float()
     textbook = apart(config.window, config.window // 2, "rows", torch.device("cpu"), torch.float32)
     return "textbook" if mask.shape == textbook.shape and torch.equal(mask, textbook) else "released"
 

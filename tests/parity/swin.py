@@ -14,8 +14,9 @@ from torch import Tensor
 
 from moesr.checkpoints.swin import BUFFERS, shift_mask, swin_config
 from moesr.config import SwinUNetConfig
-from moesr.networks.swin import SwinBlock, WindowAttention, apart, position_index
+from moesr.networks.swin import SwinBlock, WindowAttention, position_index
 from moesr.networks.swin_unet import SwinUNet
+from tests.checkpoint_files import window_masks
 
 from .case import Case, recorded
 
@@ -85,27 +86,15 @@ def load(case: Case, values: dict[str, Any] | None, file: str | None = None) -> 
     assert not used.missing_keys, used.missing_keys
     left = [k for k in used.unexpected_keys if not k.endswith(BUFFERS)]
     assert not left, left
-    shapes = {k: tuple(v.shape) for k, v in state.items()}
-    assert shift_mask(state, shapes, network.config) == "released"
+    assert shift_mask(state, network.config) == "released"
     for key in used.unexpected_keys:
         layer = network.get_submodule(key.rpartition(".")[0])
         if isinstance(layer, WindowAttention):
             assert torch.equal(state[key], position_index(layer.window, CPU)), key
         elif isinstance(layer, SwinBlock):
             side = int(len(state[key]) ** 0.5)
-            assert torch.equal(state[key], masks(layer.attn, side, side)), key
+            assert torch.equal(state[key], window_masks(layer.attn, side, side)), key
     return network.eval()
-
-
-def masks(layer: WindowAttention, rows: int, columns: int) -> Tensor:
-    """What a layer adds to the attention of each of rows x columns windows, row by row: [windows, N, N]."""
-    n = layer.window**2
-    full = torch.zeros(rows, columns, n, n)
-    for row, along in layer.regions:
-        for column, axes in along:
-            if axes:
-                full[row, column] = apart(layer.window, layer.shift, axes, CPU, torch.float32)
-    return full.flatten(0, 1)
 
 
 @torch.no_grad()
@@ -122,7 +111,7 @@ def block(case: Case) -> None:
         found = re.fullmatch(r"attn_mask_(\d+)x(\d+)_w(\d+)_s(\d+)", key)
         if found:
             height, width, window, shift = map(int, found.groups())
-            made = masks(WindowAttention(32, 1, window, shift, "released"), height // window, width // window)
+            made = window_masks(WindowAttention(32, 1, window, shift, "released"), height // window, width // window)
             case.compare(key, made.to(want.dtype))
         found = re.fullmatch(r"relative_position_index_w(\d+)", key)
         if found:
