@@ -19,7 +19,7 @@ from .diffusion.process import Process, from_config
 from .errors import SettingError
 from .host import Host, NullHost
 from .networks.autoencoder import Autoencoder
-from .networks.unet import UNet
+from .networks.denoiser import denoiser
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ def load(
     device: str | torch.device = "auto",
     residency: str = "auto",
     scale: int | None = None,
+    timesteps: int | None = None,
     host: Host | None = None,
 ) -> SRModel:
     """A model ready for `upscale`.
@@ -70,17 +71,18 @@ def load(
     source: a name in the library, a file, a folder, or a list of stage files (and a decoder). dtype: auto, fp32, bf16
     or fp16; auto is fp16 on CUDA and fp32 elsewhere. device: auto or what torch calls it. residency: "all" keeps every
     expert on the device, "stream" the one at work and the next; auto streams if all would take more than half of the
-    free memory. scale: for files that do not say theirs. Raises CheckpointError for files that are not a whole model,
+    free memory. scale: for files that do not say theirs. timesteps: for ResShift's files, which do not say theirs
+    either: 15 or 4, by default as their names have it. Raises CheckpointError for files that are not a whole model,
     SettingError for an option that does not exist.
     """
     host = host or NullHost()
     where = _device(device)
-    files = open_model(_locate(source), scale)
+    files = open_model(_locate(source), scale, timesteps)
     number = _dtype(dtype, where)
     config = files.config
 
     def expert(i: int) -> nn.Module:
-        return build(UNet, config.unet, files.expert(i), number, where, f"expert {i} of {_name(files)}")
+        return build(denoiser, config.unet, files.expert(i), number, where, f"expert {i} of {_name(files)}")
 
     keeper = _residency(residency, files, number, where, host)
     experts = range(len(config.stages))
@@ -142,6 +144,6 @@ def _residency(name: str, files: ModelFiles, dtype: torch.dtype, device: torch.d
     if name != "auto":
         return name
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in UNet(files.config.unet).parameters())
+        parameters = sum(p.numel() for p in denoiser(files.config.unet).parameters())
     needed = parameters * dtype.itemsize * len(files.config.stages)
     return "all" if needed < host.free_memory(device) / 2 else "stream"

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .diffusion.samplers import choose, sample
+from .diffusion.samplers import Noise, choose, sample
 from .diffusion.tiled import tiled
 from .errors import NumericsError, SettingError
 from .host import shrinking
@@ -21,7 +21,7 @@ from .images.assembly import Store, resized_rows
 from .images.canvas import as_canvas
 from .images.colour import COLOUR_FIXES
 from .images.condition import Condition
-from .images.finish import colours, finish, fix_colour, result_size
+from .images.finish import colours, finish, fix_colour, masked, result_size
 from .images.windows import Blender, Window, crop, tile_windows
 from .model import SRModel
 
@@ -75,46 +75,57 @@ def upscale(
     is drawn on the CPU for the whole image from (seed, its index in the batch), or from the seed alone with batch_seed
     "same". fidelity: weight of the LR image in the decoder, 0 generative to 1 faithful. color_fix: adain, wavelet or
     none. tile: side of a square window of the output in pixels, 0 for none. wrap: opposite borders are neighbours
-    (seamless textures). mask [H, W]: where the result counts, elsewhere it is bicubic. callback(Event): called before
-    every batch of tiles; what it raises stops the run. Raises SettingError, ImageError or NumericsError.
+    (seamless textures). mask [H, W]: where the result counts, elsewhere it is bicubic; models that fill in what is
+    missing need it, and see nothing of the image there. callback(Event): called before every batch of tiles; what it
+    raises stops the run. Raises SettingError, ImageError or NumericsError.
     """
     _check(fidelity, color_fix, batch_seed, tile, tile_batch, scale, eta)
     canvas = as_canvas(image)
+    fills = model.config.unet.mask
     with torch.inference_mode():
         lr = colours(canvas, model.device)
-        run = _Run(model, lr, wrap, tile, tile_batch, callback)
+        run = Run(model, masked(lr, mask) if fills else lr, wrap, tile, tile_batch, callback)
 
-        y = run.encode() if model.process.kind == "residual_shift" else None
+        y = run.encode()
         steps = model.config.steps if steps is None else steps
-        z = run.sample(y, steps, sampler, spacing, eta, _generators(seed, batch_seed, len(lr)))
+        z = run.sample(y, steps, sampler, spacing, eta, run.noise(generators(seed, batch_seed, len(lr))))
         sr = run.decode(z, fidelity)
 
         size = result_size(canvas, sr, scale)
-        fixed = [fix_colour(color_fix, sr, i, lr[i], wrap) for i in range(len(lr))]
+        # What is hidden has no colours to go by.
+        fixed = [fix_colour("none" if fills else color_fix, sr, i, lr[i], wrap) for i in range(len(lr))]
         final = [resized_rows(rows, sr.height, sr.width, size, wrap) for rows in fixed]
         return finish(canvas, lr, final, size, mask, wrap)
 
 
-class _Run:
-    """One call of `upscale`: the condition, the tiles, and what the callback is told."""
+class Run:
+    """One run of a model over a batch: the condition, the tiles, and what the callback is told.
+
+    lr: [B, 3, H, W] in [-1, 1], with a mask as the fourth channel for models that take one. tile: as for `upscale`.
+    """
 
     def __init__(
         self, model: SRModel, lr: Tensor, wrap: bool, tile: int | str, tile_batch: int | str, callback: Callback | None
     ) -> None:
         self.model, self.callback, self.wrap, self.lr = model, callback, wrap, lr
         self.factor = model.config.autoencoder.factor
-        self.multiple = model.config.unet.multiple
-        self.condition = Condition(lr, model.scale, self.factor, self.multiple, wrap)
-        self.smallest = max(SMALLEST_TILE // self.factor, 2 * self.multiple)
+        unet = model.config.unet
+        self.multiple, self.alignment = unet.multiple, unet.alignment
+        self.condition = Condition(
+            lr, model.scale, self.factor, self.multiple, wrap, unet.detail, model.config.lr_resize
+        )
+        self.smallest = max(SMALLEST_TILE // self.factor, 2 * self.alignment, self.multiple)
         self.tile = self._first_tile(tile)  # in latent cells; only ever shrinks
         self.tile_batch = 1 if tile_batch == "auto" else int(tile_batch)
         self.at = Event("encode", 0, 0, 0, 0, 0, 0)
         self.latest: Tensor | None = None  # predicted x0 of the whole canvas
 
-    def encode(self) -> Tensor:
-        """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]."""
+    def encode(self) -> Tensor | None:
+        """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]; None if it has no use."""
+        if self.model.process.kind != "residual_shift":
+            return None
         height, width = self.condition.cells
-        images, channels = len(self.condition.latent), self.model.config.autoencoder.embed_dim
+        images, channels = len(self.lr), self.model.config.autoencoder.embed_dim
 
         def attempt(tile: int) -> Tensor:
             windows = self._windows(tile)
@@ -131,27 +142,29 @@ class _Run:
 
         return self._shrinking(attempt)
 
-    def sample(
-        self, y: Tensor | None, steps: int, sampler: str, spacing: str, eta: float, generators: list[torch.Generator]
-    ) -> Tensor:
-        """A clean latent [B, C, h, w], denoised by the experts in turn (paper, section 3.1)."""
+    def noise(self, generators: list[torch.Generator]) -> Noise:
+        """Standard normal noise of the whole canvas, drawn anew at every call, with a generator an image."""
+        shape = (self.model.config.unet.out_channels, *self.condition.cells)
+        return lambda _: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.model.device)
+
+    def sample(self, y: Tensor | None, steps: int, sampler: str, spacing: str, eta: float, noise: Noise) -> Tensor:
+        """A clean latent [B, C, h, w], denoised by the experts in turn (paper, section 3.1).
+
+        noise(-1) is what the start is made of, noise(i) that of step i.
+        """
         process, bank = self.model.process, self.model.bank
         sampler = self.model.config.sampler if sampler == "auto" else sampler
         sampler, spacing = choose(process, steps, sampler, spacing)
         timesteps = process.timesteps(steps, spacing)
         bank.start(timesteps)
-        shape = (self.model.config.unet.out_channels, *self.condition.cells)
-
-        def noise(_: int) -> Tensor:
-            return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.model.device)
 
         def predict_tile(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]) -> Tensor:
             self._advance(len(windows))
             cond = torch.cat([self.condition.crop(i, w) for i, w in zip(images, windows)])
             shift = None if y is None else torch.cat([_crop(y, i, w) for i, w in zip(images, windows)])
-            x = torch.cat([process.scale_input(z, t), cond], dim=1).to(self.model.dtype)
+            x, cond = process.scale_input(z, t).to(self.model.dtype), cond.to(self.model.dtype)
             with bank.stage(t) as expert:
-                out = expert(x, torch.full((len(x),), t, device=x.device))
+                out = expert(x, torch.full((len(x),), t, device=x.device), cond)
             return process.x0(out.float(), z, t, shift)
 
         def predict(z: Tensor, t: int) -> Tensor:
@@ -222,8 +235,8 @@ class _Run:
                 first, band = ready, band[:, ready - first :].clone()
 
     def _windows(self, tile: int) -> list[Window]:
-        overlap = max(self.multiple, tile // 8)
-        return tile_windows(*self.condition.cells, tile, overlap, self.multiple, self.wrap)
+        overlap = max(self.alignment, tile // 8)
+        return tile_windows(*self.condition.cells, tile, overlap, self.multiple, self.wrap, self.alignment)
 
     def _upsampled(self, image: int, window: Window) -> Tensor:
         return self.condition.upsampled(image, window).to(self.model.dtype)
@@ -255,7 +268,7 @@ class _Run:
 
     def _preview(self) -> Image.Image:
         """The first image so far, at latent size: colours are an affine map of the latent, fitted to the LR image."""
-        cond = self.condition.latent[0]
+        cond = self.condition.thumbnail(0)
         shown = cond if self.latest is None else _affine(self.latest[0], cond)
         pixels = ((shown.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
         return Image.fromarray(pixels.cpu().numpy())
@@ -265,7 +278,7 @@ def _crop(canvas: Tensor, image: int, window: Window) -> Tensor:
     return crop(canvas[image : image + 1], window)
 
 
-def _generators(seed: int, batch_seed: str, images: int) -> list[torch.Generator]:
+def generators(seed: int, batch_seed: str, images: int) -> list[torch.Generator]:
     """A CPU generator for each image, seeded with (seed, image index): noise belongs to the image, not to the batch."""
     keys = [(seed % 2**64, 0 if batch_seed == "same" else i) for i in range(images)]
     words = [int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) for key in keys]

@@ -20,10 +20,13 @@ from torch import Tensor, _utils, nn
 
 from moesr.checkpoints.detect import EMA, FIRST_STAGE, UNET
 from moesr.checkpoints.files import open_model
-from moesr.config import AutoencoderConfig, UNetConfig
+from moesr.config import AutoencoderConfig, SwinUNetConfig, UNetConfig
 from moesr.errors import MoESRError
 from moesr.networks.autoencoder import Autoencoder
-from moesr.networks.unet import UNet
+from moesr.networks.layers import Upsample
+from moesr.networks.swin import SwinBlock, WindowAttention, apart, position_index
+from moesr.networks.swin_unet import SwinUNet
+from moesr.networks.unet import Downsample, UNet
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -122,6 +125,48 @@ def stage_state(
     if first is not None:
         state |= {FIRST_STAGE + k: v for k, v in random_state(Autoencoder, first, 9).items()}
     return state
+
+
+SWIN = SwinUNetConfig(
+    model_channels=32, channel_mult=(1, 2), num_res_blocks=(1, 1), attention_downsamples=(1, 2), swin_channels=32,
+    mlp_channels=64, window=4, latent_size=8,
+)  # fmt: skip
+
+
+def resshift_state(config: SwinUNetConfig = SWIN, seed: int = 0) -> dict[str, Tensor]:
+    """What a published network of ResShift holds: its weights, and indices and masks that follow from its config."""
+    state = dict(random_state(SwinUNet, config, seed))
+    with torch.device("meta"):
+        network = SwinUNet(config)
+    for name, block in network.named_modules():
+        if isinstance(block, SwinBlock):
+            state[f"{name}.attn.relative_position_index"] = position_index(block.attn.window, torch.device("cpu"))
+            if block.attn.shift:
+                side = (config.latent_size >> _level(network, name)) // block.attn.window
+                state[f"{name}.attn_mask"] = window_masks(block.attn, side, side)
+    return state
+
+
+def _level(network: SwinUNet, name: str) -> int:
+    """At which level a layer of the network stands, by the halvings or doublings before it."""
+    part, index = name.split(".")[:2]
+    last = len(network.config.channel_mult) - 1
+    if part == "middle_block":
+        return last
+    before = [layer for block in list(getattr(network, part))[: int(index)] for layer in block]
+    steps = sum(isinstance(layer, (Downsample, Upsample)) for layer in before)
+    return steps if part == "input_blocks" else last - steps
+
+
+def window_masks(layer: WindowAttention, rows: int, columns: int) -> Tensor:
+    """What a layer adds to the attention of each of rows x columns windows, row by row: [windows, N, N]."""
+    n = layer.window**2
+    full = torch.zeros(rows, columns, n, n)
+    for row, along in layer.regions:
+        for column, axes in along:
+            if axes:
+                full[row, column] = apart(layer.window, layer.shift, axes, torch.device("cpu"), torch.float32)
+    return full.flatten(0, 1)
 
 
 def legacy(path: Path, value: Any) -> None:

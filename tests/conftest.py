@@ -11,7 +11,7 @@ import torch
 from moesr.checkpoints.files import save_model
 from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, UNetConfig
 from moesr.networks.autoencoder import Autoencoder
-from moesr.networks.unet import UNet
+from moesr.networks.denoiser import denoiser
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
@@ -47,7 +47,7 @@ def nano(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A file with a model of random weights and the full structure, over either process."""
     config = nano_config(request.param)
     torch.manual_seed(0)
-    experts = [UNet(config.unet).state_dict() for _ in config.stages]
+    experts = [denoiser(config.unet).state_dict() for _ in config.stages]
     path = tmp_path_factory.mktemp("nano") / f"{config.name}.safetensors"
     autoencoder = Autoencoder(config.autoencoder)
     torch.nn.init.normal_(autoencoder.quantize.embedding.weight)  # codes as far apart as latents are

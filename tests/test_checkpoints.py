@@ -27,6 +27,7 @@ from moesr.checkpoints.reading import Weights
 from moesr.config import AutoencoderConfig, ModelConfig
 from moesr.errors import MoESRError
 from moesr.networks.autoencoder import Autoencoder
+from moesr.networks.denoiser import denoiser
 from moesr.networks.unet import UNet
 from tests.checkpoint_files import (
     CANARY,
@@ -407,7 +408,7 @@ def test_mutations_give_one_line_or_a_right_result(tmp_path: Path, good: dict[st
             files = open_model(path)
             state = {**files.expert(0), **files.autoencoder()}
             assert all(v.isfinite().numel() == v.numel() for v in state.values())  # every number was read
-            network = UNet(files.config.unet).state_dict()
+            network = denoiser(files.config.unet).state_dict()
             assert all(state[k].shape == v.shape and state[k].is_floating_point() for k, v in network.items())
             loaded += 1
             if name == "converted" and content[aims[name][0].stop :] == good[name][aims[name][0].stop :]:

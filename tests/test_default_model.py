@@ -13,6 +13,7 @@ from torch import Tensor
 
 import moesr
 from moesr.checkpoints.library import EMBEDDED
+from moesr.config import UNetConfig
 from moesr.evaluation.metrics import psnr_y
 from moesr.images.resize import resize
 from moesr.model import SRModel
@@ -55,6 +56,7 @@ def test_it_is_the_full_structure_and_small(model: SRModel) -> None:
     config = model.config
     assert model.scale == 4
     assert len(config.stages) == 4
+    assert isinstance(config.unet, UNetConfig)
     assert config.unet.space_experts == 1
     assert config.autoencoder.lr_fusion
     assert config.autoencoder.refine

@@ -17,8 +17,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from moesr.checkpoints.detect import EMA, FIRST_STAGE, UNET, autoencoder_config, under, unet_config
-from moesr.config import AutoencoderConfig, UNetConfig
+from moesr.checkpoints.swin import BUFFERS as MADE_HERE
+from moesr.checkpoints.swin import is_swin, swin_config
+from moesr.config import AutoencoderConfig, SwinUNetConfig, UNetConfig
 from moesr.networks.autoencoder import Autoencoder
+from moesr.networks.swin_unet import SwinUNet
 from moesr.networks.unet import UNet
 
 Shapes = dict[str, tuple[int, ...]]
@@ -47,6 +50,33 @@ AUTOENCODERS = {
         kind="kl", ch_mult=(1, 2, 4, 4), z_channels=4, embed_dim=4, lr_fusion=False, scale_factor=0.18215
     ),
 }
+#: ResShift's networks: file: (its config, parameters)
+SWIN_UNETS = {
+    "resshift_unet_realsr_v1v2": (SwinUNetConfig(), 118_593_583),
+    "resshift_unet_realsr_v3_journal": (SwinUNetConfig(), 118_593_583),
+    "resshift_unet_bicsr": (SwinUNetConfig(), 118_593_583),
+    "resshift_unet_realsr_x2": (SwinUNetConfig(lr_downsamples=1), 118_640_431),
+    "resshift_unet_inpaint": (SwinUNetConfig(lr_downsamples=2, mask=True), 118_714_399),
+    "resshift_unet_faceir": (SwinUNetConfig(in_channels=8, out_channels=8, lr_downsamples=3), 118_931_604),
+}
+#: and its first stages: file: (its config, parameters)
+FIRST_STAGES = {
+    "resshift_vq_f4": (AutoencoderConfig(lr_fusion=False, refine=False), 55_322_782),
+    "resshift_vq_f8_face512": (
+        AutoencoderConfig(
+            ch=64, ch_mult=(1, 2, 4, 8), num_res_blocks=(1, 2, 3, 4), z_channels=8, embed_dim=8, n_embed=4096,
+            lr_fusion=False, refine=False,
+        ),
+        77_009_115,
+    ),
+}  # fmt: skip
+#: floating-point operations of a step at 64 x 64: file: count
+STEPS = {
+    "resshift_unet_realsr_v1v2": 101_323_300_864,
+    "resshift_unet_realsr_x2": 101_717_303_296,
+    "resshift_unet_inpaint": 102_722_363_392,
+    "resshift_unet_faceir": 107_370_176_512,
+}
 #: file: (Space MoE experts, width of the UNet, width of the first stage, number of keys)
 STAGES = {
     "stage_checkpoint": (16, 160, 128, 1623),
@@ -74,7 +104,9 @@ def count(kind: Callable[[Any], nn.Module], config: object) -> int:
 
 
 def test_every_table_is_used() -> None:
-    assert {p.name.split(".")[0] for p in FOLDER.iterdir()} == {*UNETS, *AUTOENCODERS, *STAGES}
+    assert {p.name.split(".")[0] for p in FOLDER.iterdir()} == {
+        *UNETS, *AUTOENCODERS, *STAGES, *SWIN_UNETS, *FIRST_STAGES
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", UNETS)
@@ -93,6 +125,50 @@ def test_autoencoder_is_known_by_its_keys(name: str) -> None:
     config = autoencoder_config(found)
     assert config == AUTOENCODERS[name]
     assert shapes_of(Autoencoder, config) == found
+
+
+@pytest.mark.parametrize("name", SWIN_UNETS)
+def test_swin_unet_is_known_by_its_keys(name: str) -> None:
+    found = table(name)
+    expected, parameters = SWIN_UNETS[name]
+    assert is_swin(found)
+    config = swin_config(found)
+    assert config == expected
+    network = on_meta(SwinUNet, config)
+    made = {k: s for k, s in found.items() if k.endswith(MADE_HERE)}
+    assert {k: tuple(v.shape) for k, v in network.state_dict().items()} == {k: found[k] for k in found.keys() - made}
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    # what is made here instead has the shapes of the file's: index [N, N], mask [windows, N, N] of shifted blocks only
+    assert sum(torch.Size(s).numel() for s in made.values()) == 761_856
+    shifted = {k.removesuffix(".attn_mask") for k in made if k.endswith(".attn_mask")}
+    ours = {k for k, m in network.named_modules() if getattr(getattr(m, "attn", None), "shift", 0)}
+    assert shifted == ours == {f"{layer}.blocks.1" for layer in SHIFTED}
+
+
+#: Layers of ResShift's networks whose every second block is shifted: all but those of 8 x 8 latents.
+SHIFTED = [f"input_blocks.{i}.1" for i in (1, 4, 7)] + [f"output_blocks.{i}.1" for i in (3, 6, 9)]
+
+
+@pytest.mark.parametrize("name", FIRST_STAGES)
+def test_first_stage_of_resshift_is_known_by_its_keys(name: str) -> None:
+    found = table(name)
+    expected, parameters = FIRST_STAGES[name]
+    assert autoencoder_config(found) == expected
+    assert shapes_of(Autoencoder, expected) == found
+    assert count(Autoencoder, expected) == parameters
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_cost_of_a_step_of_resshift(name: str) -> None:
+    config, _ = SWIN_UNETS[name]
+    network = on_meta(SwinUNet, config)
+    z = torch.zeros(1, config.in_channels, 64, 64, device="meta")
+    lr = torch.zeros(1, 3 + config.mask, 64 * config.detail, 64 * config.detail, device="meta")
+    cost = tera(lambda: network(z, torch.zeros(1, device="meta"), lr))
+    # how fused attention is counted differs between versions of torch
+    assert cost["all"] == pytest.approx(STEPS[name] / 2e12, rel=0.005)
+    if name == "resshift_unet_realsr_v1v2":
+        assert cost["aten.convolution"] == pytest.approx(93_769_695_232 / 2e12, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -17,7 +17,7 @@ from moesr.config import AutoencoderConfig, ModelConfig, UNetConfig
 from moesr.errors import CheckpointError, SettingError
 from moesr.host import NullHost
 from moesr.networks.autoencoder import Autoencoder
-from moesr.networks.unet import UNet
+from moesr.networks.denoiser import denoiser
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,7 +48,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
         autoencoder=AutoencoderConfig(ch=32, num_res_blocks=1, n_embed=16, fusion_growth=8, fusion_blocks=1),
     )
     path = tmp_path_factory.mktemp("wide") / "wide.safetensors"
-    expert = UNet(config.unet)
+    expert = denoiser(config.unet)
     experts = [expert.state_dict()] * 4
     save_model(path, config, experts, Autoencoder(config.autoencoder).state_dict(), torch.float16)
     return path, sum(p.numel() for p in expert.parameters()) * 4 / 2**20

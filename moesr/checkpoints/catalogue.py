@@ -82,7 +82,7 @@ def _resshift(name: str, about: str, weights: str, first_stage: str = "autoencod
     release = "https://github.com/zsyOAOA/ResShift/releases/download/v2.0/"
     return Entry(
         name=f"resshift-{name}",
-        about=f"ResShift: {about}; this version cannot run it yet",
+        about=f"ResShift: {about}",
         files=tuple(RemoteFile(file, release + file) for file in (weights, first_stage)),
         licence="S-Lab License 1.0: non-commercial use only",
         page="https://github.com/zsyOAOA/ResShift",

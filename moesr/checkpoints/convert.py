@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..config import SwinUNetConfig
 from ..errors import CheckpointError, SettingError
 from .detect import FIRST_STAGE
 from .files import ModelFiles, open_model
 from .header import LICENCE, LICENCE_NOTE, NOTES, Source, sources_of, to_header
 from .library import find
 from .reading import BLOCK, View
+from .resshift import published_process
 from .writing import Entry, write
 from .wrong import one_line
 
@@ -34,10 +36,12 @@ def convert(
     dtype: str = "fp16",
     scale: int | None = None,
     progress: Progress | None = None,
+    timesteps: int | None = None,
 ) -> Path:
     """Write a model as one safetensors file that `moesr.load` opens, with the weights that it gives for the sources.
 
-    sources: stage files and a decoder, or a folder with them, or a converted file. The file has the EMA weights if
+    sources: stage files and a decoder, a network of ResShift and its first stage, a folder with them, or a converted
+    file. scale, timesteps: as for `moesr.load`; a converted file is corrected to them. The file has the EMA weights if
     they are complete, FFN experts averaged (arXiv 2310.12004, section 3.2), and no training state; its header has the
     config, the scale, the sha256 of each source, a note on the licence, and whatever had to be assumed. One tensor is
     in memory at a time. Interrupted at any time, it leaves `out` as it was. Raises SettingError for options that do
@@ -54,13 +58,28 @@ def convert(
     if not sources:
         raise SettingError("no model to convert: give stage files and a decoder, or a folder with them")
     paths = [find(str(s)) for s in sources]
-    files = open_model(paths[0] if len(paths) == 1 else paths, scale)
+    files = open_model(paths[0] if len(paths) == 1 else paths, scale, timesteps)
     if target.exists() and any(os.path.samefile(target, p) for p in files.paths):
         raise SettingError(f"{target}: is one of the sources; give another name")
-    return _convert(files, target, DTYPES[dtype], scale, progress or (lambda done, total, what: None))
+    files = _corrected(files, scale, timesteps) if files.converted else files
+    return _convert(files, target, DTYPES[dtype], progress or (lambda done, total, what: None))
 
 
-def _convert(files: ModelFiles, target: Path, dtype: torch.dtype, scale: int | None, progress: Progress) -> Path:
+def _corrected(files: ModelFiles, scale: int | None, timesteps: int | None) -> ModelFiles:
+    """A converted file with another scale or schedule than its header says, and without the notes on those."""
+    config, notes = files.config, files.notes
+    if scale is not None:
+        config = replace(config, scale=scale)
+        notes = tuple(n for n in notes if not n.startswith("asked for x"))
+    if timesteps is not None:
+        if not isinstance(config.unet, SwinUNetConfig) or len(config.stages) > 1:
+            raise SettingError(f"timesteps {timesteps}: only those of one network of ResShift can be corrected")
+        config = replace(config, process=published_process(timesteps), stages=(timesteps,), steps=timesteps)
+        notes = tuple(n for n in notes if " timesteps" not in n)
+    return replace(files, config=config, notes=notes)
+
+
+def _convert(files: ModelFiles, target: Path, dtype: torch.dtype, progress: Progress) -> Path:
     ledger = _Ledger(dtype)
     entries = [
         ledger.entry(prefix + name, view, name)
@@ -80,14 +99,14 @@ def _convert(files: ModelFiles, target: Path, dtype: torch.dtype, scale: int | N
         weights.verify()
         made_from.append(_source(path, lambda size, path=path: advance(size, f"checking {path.name}")))
     name = files.config.name if files.converted else target.stem
-    config = replace(files.config, scale=scale or files.config.scale, name=name)
-    licence = files.converted.metadata.get(LICENCE, LICENCE_NOTE) if files.converted else LICENCE_NOTE
-    notes = [note for note in files.notes if scale is None or not note.startswith("asked for")]
+    config = replace(files.config, name=name)
+    licence = f"{LICENCE_NOTE} {files.licence}".strip()
+    licence = files.converted.metadata.get(LICENCE, licence) if files.converted else licence
 
     def late() -> dict[str, str]:
-        return {k: v for k, v in to_header(config, notes=[*notes, *ledger.notes()]).items() if k == NOTES}
+        return {k: v for k, v in to_header(config, notes=[*files.notes, *ledger.notes()]).items() if k == NOTES}
 
-    header = to_header(config, made_from, licence, notes)
+    header = to_header(config, made_from, licence, files.notes)
     write(target, entries, header, late=late, written=lambda entry: advance(entry.size, f"writing {target.name}"))
     return target
 

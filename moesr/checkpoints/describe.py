@@ -10,32 +10,41 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import ModelConfig
+from ..config import ModelConfig, SwinUNetConfig, averaged, unet_values
+from ..errors import CheckpointError
 from ..networks.autoencoder import Autoencoder
+from ..networks.denoiser import denoiser
 from ..networks.unet import UNet
 from .detect import EMA, role
 from .files import open_autoencoder, open_model
 from .header import LICENCE, sources_of
 from .reading import Weights
-from .stages import averaged, stage_number, stage_view
+from .resshift import holds_swin, network_in, schedule
+from .stages import stage_number, stage_view
 from .wrong import one_line
 
 Facts = dict[str, Any]
 
 
-def describe(path: Path, scale: int | None = None) -> Facts:
+def describe(path: Path, scale: int | None = None, timesteps: int | None = None) -> Facts:
     """Plain values: kind of file, config, parameter counts, notes. Raises CheckpointError if it is none of ours.
 
-    A stage file or a decoder is described by itself, although it is not a whole model.
+    A stage file, a decoder or a network of ResShift is described by itself, although it is not a whole model. scale,
+    timesteps: as for `moesr.load`.
     """
     if path.is_file():
         weights = Weights(path)
         kind = role(weights)
         if kind == "autoencoder":
             return _decoder(path)
-        if kind == "expert" and stage_number(path) is not None:
+        if kind == "expert" and holds_swin(weights):
+            try:
+                open_model(path, scale, timesteps)
+            except CheckpointError as error:
+                return _swin(path, weights, timesteps, str(error))
+        elif kind == "expert" and stage_number(path) is not None:
             return _stage(path, weights)
-    files = open_model(path, scale)
+    files = open_model(path, scale, timesteps)
     facts: Facts = {
         "path": str(path),
         "kind": "MoESR model" if files.converted else _released(files.config),
@@ -68,10 +77,10 @@ def as_text(facts: Facts) -> str:
         ]
     if "unet" in config:
         unet = config["unet"]
-        moe = {0: "none", 1: "averaged"}.get(unet["space_experts"], f"{unet['space_experts']} FFNs")
+        own = _attention(unet) if unet["kind"] == SwinUNetConfig.kind else _moe(unet)
         lines.append(
             f"  unet       {unet['model_channels']} channels x {list(unet['channel_mult'])}, "
-            f"{unet['num_res_blocks']} blocks a level, Space MoE: {moe}"
+            f"{_each(unet['num_res_blocks'])} blocks a level, {own}"
         )
     if "autoencoder" in config:
         vae = config["autoencoder"]
@@ -83,6 +92,22 @@ def as_text(facts: Facts) -> str:
     lines += [f"  made from  {s['name']}, sha256 {s['sha256']}" for s in facts.get("sources", [])]
     lines += [f"  licence    {facts['licence']}"] if facts.get("licence") else []
     return "\n".join([*lines, *(f"  note       {note}" for note in facts["notes"])])
+
+
+def _moe(unet: Facts) -> str:
+    experts = unet["space_experts"]
+    return f"Space MoE: {experts} FFNs" if experts > 1 else f"Space MoE: {'averaged' if experts else 'none'}"
+
+
+def _attention(unet: Facts) -> str:
+    lr = "LR image and mask" if unet["mask"] else "LR image"
+    return f"windows of {unet['window']}, {lr} at {2 ** unet['lr_downsamples']} x the latent"
+
+
+def _each(numbers: Any) -> str:
+    """One number where all levels have the same."""
+    different = numbers if isinstance(numbers, (list, tuple)) else [numbers]
+    return str(different[0] if len(set(different)) == 1 else list(different))
 
 
 def _decoder(path: Path) -> Facts:
@@ -113,17 +138,33 @@ def _stage(path: Path, weights: Weights) -> Facts:
         "stage": stage_number(path),
         "ema": from_ema,
         "parameters": {"as trained": _count(UNet, config), "averaged": _count(UNet, averaged(config))},
-        "config": {"unet": asdict(config)},
+        "config": {"unet": unet_values(config)},
         "notes": [*notes, "one time expert; give the folder with all stages and the decoder"],
     }
 
 
+def _swin(path: Path, weights: Weights, timesteps: int | None, missing: str) -> Facts:
+    config, _ = network_in(weights)
+    process, notes = schedule(path, config, timesteps)
+    return {
+        "path": str(path),
+        "kind": "ResShift network",
+        "bytes": path.stat().st_size,
+        "timesteps": process.timesteps,
+        "parameters": {"network": _count(denoiser, config)},
+        "config": {"unet": unet_values(config)},
+        "notes": [*notes, one_line(missing.removeprefix(f"{path}: "), 400)],
+    }
+
+
 def _released(config: ModelConfig) -> str:
+    if isinstance(config.unet, SwinUNetConfig):
+        return "ResShift checkpoint"
     return "released MoESR checkpoints" if config.unet.space_experts else "LDM-SR checkpoint, one expert"
 
 
 def _parameters(config: ModelConfig) -> dict[str, int]:
-    expert, decoder = _count(UNet, config.unet), _count(Autoencoder, config.autoencoder)
+    expert, decoder = _count(denoiser, config.unet), _count(Autoencoder, config.autoencoder)
     return {"expert": expert, "decoder": decoder, "all": expert * len(config.stages) + decoder}
 
 

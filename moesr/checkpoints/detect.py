@@ -58,7 +58,7 @@ def unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
         out_channels = shapes["out.2.weight"][0]
         widths: list[int] = [0]  # output channels of each level
         blocks, attention, rate = 0, set(), 1
-        for i in range(1, _count(shapes, "input_blocks")):
+        for i in range(1, count(shapes, "input_blocks")):
             if f"input_blocks.{i}.0.op.weight" in shapes:
                 rate *= 2
                 widths.append(0)
@@ -67,12 +67,12 @@ def unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
             blocks += len(widths) == 1
             if f"input_blocks.{i}.1.qkv.weight" in shapes:
                 attention.add(rate)
-        _bounded(blocks * len(widths), "residual blocks")
+        bounded(blocks * len(widths), "residual blocks")
         mult = tuple(w // base for w in widths)
         copies = {k.split(".")[3] for k in shapes if re.match(r"middle_block\.2\.moe_blocks\.\d+\.", k)}
-        experts = _bounded(len(copies), "FFN experts")
+        experts = bounded(len(copies), "FFN experts")
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"not a UNet of LDM: {_reason(error)}; give a MoESR or LDM-SR checkpoint") from error
+        raise CheckpointError(f"not a UNet of LDM: {reason(error)}; give a MoESR or LDM-SR checkpoint") from error
     return UNetConfig(
         in_channels=in_channels,
         out_channels=out_channels,
@@ -88,11 +88,11 @@ def unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
 def autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
     """The autoencoder that has exactly these keys. Raises CheckpointError if they are not LDM's."""
     try:
-        levels = _count(shapes, "encoder.down")
+        levels = count(shapes, "encoder.down")
         ch = shapes["encoder.conv_in.weight"][0]
         widths = [shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(levels)]
-        blocks = _count(shapes, "encoder.down.0.block")
-        _bounded(levels * blocks, "residual blocks")
+        blocks = [count(shapes, f"encoder.down.{i}.block") for i in range(levels)]
+        bounded(sum(blocks), "residual blocks")
         kind = "vq" if "quantize.embedding.weight" in shapes else "kl"
         z = shapes["decoder.conv_in.weight"][1]
         fusion = "decoder.fusion_layer_1.encode_enc_1.conv1.weight" in shapes
@@ -106,7 +106,7 @@ def autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
             out_channels=shapes["decoder.conv_out.weight"][0],
             ch=ch,
             ch_mult=tuple(w // ch for w in widths),
-            num_res_blocks=blocks,
+            num_res_blocks=blocks[0] if len(set(blocks)) == 1 else tuple(blocks),
             z_channels=z,
             embed_dim=shapes["post_quant_conv.weight"][1],
             n_embed=shapes["quantize.embedding.weight"][0] if kind == "vq" else 8192,
@@ -115,11 +115,11 @@ def autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
             refine_mult=_refine_mult(shapes, unet, ch) if refine else (1, 1, 2, 2),
             filter_expansion=filters[3] // filters[2],
             fusion_growth=shapes[f"{rdb}.0.rdb1.conv1.weight"][0] if fusion else 32,
-            fusion_blocks=_count(shapes, rdb) if fusion else 2,
+            fusion_blocks=count(shapes, rdb) if fusion else 2,
             scale_factor=1.0 if kind == "vq" else 0.18215,
         )
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"not an autoencoder of LDM: {_reason(error)}; give a VQ f4 or KL f8 file") from error
+        raise CheckpointError(f"not an autoencoder of LDM: {reason(error)}; give a VQ f4 or KL f8 file") from error
 
 
 def network_shapes(kind: Callable[[Any], nn.Module], config: object) -> Shapes:
@@ -147,19 +147,21 @@ def _refine_mult(shapes: Shapes, unet: str, ch: int) -> tuple[int, ...]:
     return (shapes[f"{unet}.conv1.up_dim.weight"][1] // ch, *outs)
 
 
-def _count(shapes: Shapes, prefix: str) -> int:
+def count(shapes: Shapes, prefix: str) -> int:
     """How many numbered children a prefix has. Raises ValueError if it is too many for a network."""
     n = len(prefix) + 1
-    return _bounded(len({k[n:].split(".", 1)[0] for k in shapes if k.startswith(prefix + ".")}), prefix)
+    return bounded(len({k[n:].split(".", 1)[0] for k in shapes if k.startswith(prefix + ".")}), prefix)
 
 
-def _bounded(count: int, what: str) -> int:
-    if count > MOST_BLOCKS:
-        raise ValueError(f"{count} {what}")
-    return count
+def bounded(number: int, what: str = "blocks") -> int:
+    """The number itself. Raises ValueError if no network has so many."""
+    if number > MOST_BLOCKS:
+        raise ValueError(f"{number} {what}")
+    return number
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What was wrong with a file's keys, as the middle of an error line."""
     return f"{error} is missing" if isinstance(error, KeyError) else one_line(error) or "its shapes"
 
 

@@ -1,7 +1,8 @@
 """A model's weights as its networks want them, whichever files they come from.
 
-Two kinds: one converted safetensors file (`experts.<i>.*`, `first_stage_model.*`, config in the header), and the
-release's stage files with a decoder beside them. Nothing is read before a network asks for it.
+Three kinds: one converted safetensors file (`experts.<i>.*`, `first_stage_model.*`, config in the header); the
+release's stage files with a decoder beside them; and a network of ResShift with its first stage. Nothing is read before
+a network asks for it.
 """
 
 from __future__ import annotations
@@ -9,62 +10,48 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..config import AutoencoderConfig, ModelConfig, UNetConfig, uniform_stages
+from ..config import AutoencoderConfig, ModelConfig, UNetConfig, averaged, uniform_stages
 from ..errors import CheckpointError, SettingError
 from ..networks.autoencoder import Autoencoder
-from ..networks.unet import UNet
-from .detect import FIRST_STAGE, autoencoder_config, check, network_shapes, role, under
+from ..networks.denoiser import denoiser
+from .detect import FIRST_STAGE, check, role
 from .header import model_config, notes_of, to_header
+from .parts import (
+    SUFFIXES,
+    ModelFiles,
+    autoencoder_in,
+    decoder_alone,
+    decoders_beside,
+    expected_shapes,
+    short_name,
+    view_of,
+)
 from .reading import View, Weights
-from .stages import averaged, in_order, stage_view
+from .resshift import assemble, holds_swin
+from .stages import in_order, stage_view
 from .writing import Entry, write
 
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
 
-SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
-#: What a decoder beside stage files is called, in part.
-DECODER_NAMES = ("vae", "decoder", "fcd", "vq")
 #: The release's MoESR files are x8 and LDM-SR is x4; neither says so.
 SCALE_OF_MOESR, SCALE_OF_LDM = 8, 4
 
 
-@dataclass(frozen=True, eq=False)
-class ModelFiles:
-    """A model on disk: what it is, and its weights on demand. `notes` say what had to be assumed.
-
-    Views read one tensor at a time. `converted` is the file itself if the model is one converted file.
-    """
-
-    config: ModelConfig
-    experts: tuple[View, ...]
-    decoder: View
-    paths: tuple[Path, ...]
-    notes: tuple[str, ...] = ()
-    converted: Weights | None = field(default=None, repr=False)
-
-    def expert(self, i: int) -> View:
-        """Weights of expert i, by the keys of `UNet`."""
-        return self.experts[i]
-
-    def autoencoder(self) -> View:
-        """Weights of the decoder and its first stage, by the keys of `Autoencoder`."""
-        return self.decoder
-
-
-def open_model(source: Path | Sequence[Path], scale: int | None = None) -> ModelFiles:
+def open_model(source: Path | Sequence[Path], scale: int | None = None, timesteps: int | None = None) -> ModelFiles:
     """The model in a converted file, in a folder of the release's files, or in a list of them; no weight is read yet.
 
-    Every tensor that its networks need is there and has the right shape. scale: for files that do not say it. Raises
-    CheckpointError for a file that is neither, and for parts that are missing or do not fit together.
+    Every tensor that its networks need is there and has the right shape. scale: for files that do not say it;
+    timesteps: for those of ResShift, which do not say them. Raises CheckpointError for a file that is neither, and for
+    parts that are missing or do not fit together; SettingError for timesteps that cannot be.
     """
     given = [source] if isinstance(source, Path) else list(source)
     named = {p.absolute(): p for p in given if not p.is_dir()}
@@ -85,13 +72,17 @@ def open_model(source: Path | Sequence[Path], scale: int | None = None) -> Model
         some = ", ".join(w.path.name for w in whole)
         raise CheckpointError(f"{given[0]}: {some} is a whole model already; give one such file alone")
     if not whole:
-        return _released(given[0], roles, scale, notes, set(named.values()))
+        return _released(given[0], roles, scale, timesteps, notes, set(named.values()))
     others = [w.path.name for w, kind in roles if kind != "model"]
     notes += [f"left out beside the converted model: {', '.join(others)}"] if others else []
     model = _converted(whole[0], notes)
-    if scale in (None, model.config.scale):
-        return model
-    return replace(model, notes=(*model.notes, f"asked for x{scale}, but the file says x{model.config.scale}"))
+    asked = []
+    if scale not in (None, model.config.scale):
+        asked.append(f"asked for x{scale}, but the file says x{model.config.scale}")
+    own = model.config.process.timesteps
+    if timesteps not in (None, own):
+        asked.append(f"asked for {timesteps} timesteps, but the file says {own}")
+    return replace(model, notes=(*model.notes, *asked)) if asked else model
 
 
 def open_autoencoder(path: Path) -> tuple[AutoencoderConfig, View]:
@@ -102,7 +93,7 @@ def open_autoencoder(path: Path) -> tuple[AutoencoderConfig, View]:
     weights = Weights(path)
     if role(weights) != "autoencoder":
         raise CheckpointError(f"{path}: no decoder by itself; give fa_vae.pth")
-    return _autoencoder(weights, "")
+    return autoencoder_in(weights, "")
 
 
 def build(
@@ -153,21 +144,37 @@ def _converted(weights: Weights, notes: Sequence[str]) -> ModelFiles:
     count = len(config.stages)
     if any(k.startswith(f"experts.{count}.") for k in weights):
         raise CheckpointError(f"{weights.path}: more experts than the {count} stages of its config; convert it again")
-    unet, vae = _expected(UNet, config.unet, weights), _expected(Autoencoder, config.autoencoder, weights)
-    experts = [_view(weights, unet, f"experts.{i}.", f": expert {i}") for i in range(count)]
-    decoder = _view(weights, vae, FIRST_STAGE, ": decoder")
+    unet = expected_shapes(denoiser, config.unet, weights)
+    vae = expected_shapes(Autoencoder, config.autoencoder, weights)
+    experts = [view_of(weights, unet, f"experts.{i}.", f": expert {i}") for i in range(count)]
+    decoder = view_of(weights, vae, FIRST_STAGE, ": decoder")
     return ModelFiles(config, tuple(experts), decoder, (weights.path,), (*notes_of(weights), *notes), weights)
 
 
 def _released(
-    where: Path, roles: Sequence[tuple[Weights, str]], scale: int | None, notes: list[str], named: set[Path]
+    where: Path,
+    roles: Sequence[tuple[Weights, str]],
+    scale: int | None,
+    timesteps: int | None,
+    notes: list[str],
+    named: set[Path],
 ) -> ModelFiles:
     """The release's files as one model; `named` are the files that the user gave by name, which must all fit."""
     experts = [w for w, kind in roles if kind == "expert"]
     decoders = [w for w, kind in roles if kind == "autoencoder"]
     if not experts:
-        what = _decoder_alone(decoders[0]) if decoders else "no stage files there"
-        raise CheckpointError(f"{where}: {what}; give the stage files model_stage0 to 3.ckpt too")
+        what = decoder_alone(decoders[0]) if decoders else "no stage files there"
+        raise CheckpointError(f"{where}: {what}; give the stage files model_stage0 to 3.ckpt, or ResShift's, too")
+    if scale is not None and not 1 <= scale <= 64:
+        raise SettingError(f"scale {scale}: no model has it; give that of the files, 4 or 8")
+    swin = [holds_swin(w) for w in experts]
+    if all(swin):
+        return assemble(experts, decoders, named, scale, timesteps, notes)
+    if any(swin):
+        some = ", ".join(w.path.name for w in experts)
+        raise CheckpointError(f"{where}: networks of different methods ({some}); give the files of one model")
+    if timesteps not in (None, 1000):
+        raise SettingError(f"timesteps {timesteps}: these files have 1000; the choice is for files of ResShift")
     experts, order = in_order(experts)
     notes += order
     views, unet = [], None
@@ -182,15 +189,13 @@ def _released(
         unet = unet or found
     assert unet is not None
     if not decoders:
-        decoders = _beside(experts)
+        decoders = decoders_beside(experts)
         notes += [f"decoder found beside the stage files: {w.path.name}" for w in decoders[:1]]
     config, decoder, more = _choose_decoder(decoders, unet, experts, named)
     notes += more
     if scale is None:
         scale = SCALE_OF_MOESR if unet.space_experts else SCALE_OF_LDM
         notes.append(f"the files do not say their scale: assumed x{scale}; give scale to change it")
-    elif not 1 <= scale <= 64:
-        raise SettingError(f"scale {scale}: no model has it; give that of the files, 4 or 8")
     model = ModelConfig(
         unet=averaged(unet),
         autoencoder=config,
@@ -210,73 +215,24 @@ def _choose_decoder(
     """The decoder that fits the experts' latents: the fullest of the candidates, else the first stage inside."""
     fitting = []
     for w in candidates:
-        config, view = _autoencoder(w, "")
+        config, view = autoencoder_in(w, "")
         if config.kind == "vq" and config.embed_dim == unet.out_channels:
             fitting.append((config, view))
         elif w.path in named:
-            raise CheckpointError(f"{w.path}: {_decoder_alone(w)}, for other latents than these; give vq-f4/fa_vae.pth")
+            raise CheckpointError(f"{w.path}: {decoder_alone(w)}, for other latents than these; give vq-f4/fa_vae.pth")
     if fitting:
         fitting.sort(key=lambda pair: pair[0].lr_fusion + pair[0].refine, reverse=True)
         config, view = fitting[0]
-        others = ", ".join(_short(v.weights.path) for _, v in fitting[1:])
-        notes = [f"several decoders: {_short(view.weights.path)} is used, not {others}"] if others else []
+        others = ", ".join(short_name(v.weights.path) for _, v in fitting[1:])
+        notes = [f"several decoders: {short_name(view.weights.path)} is used, not {others}"] if others else []
         if not (config.lr_fusion or config.refine):
             notes.append(f"{view.weights.path.name} is a plain first stage, not a frequency-compensated decoder")
         return config, view, notes
     first = experts[0]
     if not any(k.startswith(FIRST_STAGE) for k in first):
         raise CheckpointError(f"{first.path}: no decoder in it nor beside it; give vq-f4/fa_vae.pth too")
-    config, view = _autoencoder(first, FIRST_STAGE)
+    config, view = autoencoder_in(first, FIRST_STAGE)
     return config, view, ["no frequency-compensated decoder among the files: the plain first stage decodes"]
-
-
-def _autoencoder(weights: Weights, prefix: str) -> tuple[AutoencoderConfig, View]:
-    try:
-        config = autoencoder_config(under(weights.shapes(), prefix))
-    except CheckpointError as error:
-        raise CheckpointError(f"{weights.path}: {error}") from error
-    return config, _view(weights, _expected(Autoencoder, config, weights), prefix)
-
-
-def _decoder_alone(weights: Weights) -> str:
-    config, _ = _autoencoder(weights, "")
-    if config.kind == "vq":
-        return "a decoder alone" if config.refine else "a first stage alone"
-    if config.refine:
-        return "a decoder of Stable Diffusion 1.5 latents (KL f8)"
-    return "a VAE of Stable Diffusion (KL f8)"
-
-
-def _beside(experts: Sequence[Weights]) -> list[Weights]:
-    """Decoders in the folder of the stage files or one below; files that cannot be read are none of them."""
-    folder = experts[0].path.parent
-    names = [p for p in (*folder.glob("*"), *folder.glob("*/*")) if p.suffix.lower() in SUFFIXES]
-    found = []
-    for path in sorted(p for p in names if any(name in str(p.relative_to(folder)).lower() for name in DECODER_NAMES)):
-        try:
-            weights = Weights(path)
-            if role(weights) == "autoencoder":
-                found.append(weights)
-        except CheckpointError as error:
-            log.debug("%s", error)
-    return found
-
-
-def _expected(kind: Callable[..., nn.Module], config: object, weights: Weights) -> dict[str, tuple[int, ...]]:
-    try:
-        return network_shapes(kind, config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{weights.path}: {error}") from error
-
-
-def _view(weights: Weights, expected: Mapping[str, tuple[int, ...]], prefix: str, part: str = "") -> View:
-    """The tensors that a network expects, and only those. CheckpointError if some are missing or misshapen."""
-    check(expected, under(weights.shapes(), prefix), f"{weights.path}{part}")
-    return View(weights, {name: (prefix + name,) for name in expected})
-
-
-def _short(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
 
 
 def _widths(config: UNetConfig) -> str:

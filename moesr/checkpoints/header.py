@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from ..config import ModelConfig
+from ..config import ModelConfig, SwinUNetConfig, UNetConfig
 from ..diffusion.process import PREDICTIONS
 from ..errors import CheckpointError, MoESRError
+from ..images.condition import RESIZES
+from ..networks.swin import MASKS
 from .detect import HEADER
 from .reading import Weights
 from .wrong import one_line
@@ -27,6 +29,7 @@ LICENCE_NOTE = (
 #: No number in a config is larger: above it, building the network would be the attack.
 LARGEST = 2**20
 MOST_BLOCKS = 32
+LARGEST_WINDOW, LARGEST_MULTIPLE = 64, 1024
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,11 @@ def _check_types(value: Any, like: Any, where: str) -> None:
     for field in fields(like):
         found, default = getattr(value, field.name), getattr(like, field.name)
         if is_dataclass(default):
-            _check_types(found, default, field.name)
-        elif not _of_kind(found, default):
+            # There is more than one kind of network: each is held against its own defaults.
+            _check_types(found, type(found)() if is_dataclass(found) else default, field.name)
+            continue
+        default = (1,) if isinstance(found, tuple) and "tuple" in str(field.type) else default
+        if not _of_kind(found, default):
             raise ValueError(f"{field.name} of {where} is {one_line(repr(found), 40)}")
 
 
@@ -110,15 +116,18 @@ def _of_kind(found: Any, default: Any) -> bool:
 
 def _check_values(config: ModelConfig) -> None:
     unet, vae, process = config.unet, config.autoencoder, config.process
-    if max(unet.num_res_blocks, vae.num_res_blocks, vae.fusion_blocks, vae.filter_expansion) > MOST_BLOCKS:
+    if not all((unet.channel_mult, vae.ch_mult, config.stages)) or len(vae.blocks) != len(vae.ch_mult):
+        raise ValueError("levels or stages")
+    if max(*vae.blocks, vae.fusion_blocks, vae.filter_expansion) > MOST_BLOCKS:
         raise ValueError("more blocks than any network has")
-    if unet.space_experts > 256 or min(unet.num_head_channels, unet.norm_groups, vae.norm_groups) < 1:
+    if min(unet.num_head_channels, unet.norm_groups, vae.norm_groups) < 1:
         raise ValueError("widths of heads or groups")
-    attends = [m for i, m in enumerate(unet.channel_mult) if 2**i in unet.attention_downsamples]
-    if not all((unet.channel_mult, vae.ch_mult, config.stages)):
-        raise ValueError("no levels or no stages")
-    if any(m * unet.model_channels % unet.num_head_channels for m in (*attends, unet.channel_mult[-1])):
-        raise ValueError(f"heads of {unet.num_head_channels} channels do not fit into the network")
+    if isinstance(unet, SwinUNetConfig):
+        _check_swin(unet)
+    else:
+        _check_unet(unet)
+    if config.lr_resize not in RESIZES:
+        raise ValueError("the way LR images are resized")
     if vae.kind not in ("vq", "kl") or not vae.scale_factor > 0:
         raise ValueError("kind or factor of the autoencoder")
     if process.kind not in ("ddpm", "residual_shift") or process.predict not in PREDICTIONS:
@@ -130,3 +139,25 @@ def _check_values(config: ModelConfig) -> None:
         raise ValueError("timesteps or stages")
     if config.stages[-1] > process.timesteps or not 1 <= config.scale <= 64 or config.steps < 1:
         raise ValueError("stages, scale or steps")
+
+
+def _check_unet(unet: UNetConfig) -> None:
+    if unet.num_res_blocks > MOST_BLOCKS or unet.space_experts > 256:
+        raise ValueError("more blocks than any network has")
+    attends = [m for i, m in enumerate(unet.channel_mult) if 2**i in unet.attention_downsamples]
+    if any(m * unet.model_channels % unet.num_head_channels for m in (*attends, unet.channel_mult[-1])):
+        raise ValueError(f"heads of {unet.num_head_channels} channels do not fit into the network")
+
+
+def _check_swin(unet: SwinUNetConfig) -> None:
+    if len(unet.num_res_blocks) != len(unet.channel_mult):
+        raise ValueError("blocks of its levels")
+    if max(*unet.num_res_blocks, unet.swin_depth) > MOST_BLOCKS or unet.lr_downsamples > 6:
+        raise ValueError("more blocks than any network has")
+    if unet.swin_channels % unet.num_head_channels or not unet.swin_channels:
+        raise ValueError(f"heads of {unet.num_head_channels} channels do not fit into the network")
+    sizes = min(unet.window, unet.latent_size)
+    if sizes < 1 or unet.window > LARGEST_WINDOW or unet.multiple > LARGEST_MULTIPLE:
+        raise ValueError("sizes of its windows")
+    if unet.shift_mask not in MASKS:
+        raise ValueError("mask of its shifted windows")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from ..config import UNetConfig
+from ..config import UNetConfig, averaged
 from ..errors import CheckpointError
 from ..networks.unet import UNet
 from .detect import EMA, UNET, check, network_shapes, under, unet_config
@@ -101,11 +100,6 @@ def stage_view(weights: Weights) -> tuple[UNetConfig, View, list[str]]:
         place = plain
     check(grouped, {copy: shapes[key] for copy, key in place.items()}, f"{weights.path}: EMA weights")
     return config, View(weights, {name: tuple(place[c] for c in copies[name]) for name in expected}), notes
-
-
-def averaged(config: UNetConfig) -> UNetConfig:
-    """The same network with its FFN experts averaged into one, as it is used."""
-    return replace(config, space_experts=min(config.space_experts, 1))
 
 
 def _copies(name: str, experts: int) -> tuple[str, ...]:

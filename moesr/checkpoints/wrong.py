@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 AGAIN = "download it again"
-OURS = "give model_stage0 to 3.ckpt with fa_vae.pth, an LDM-SR checkpoint, or a converted .safetensors"
+OURS = "give model_stage0 to 3.ckpt with fa_vae.pth, a checkpoint of LDM-SR or ResShift, or a converted .safetensors"
 UPSCALER = "use the Load Upscale Model node, or the upscaler list of the WebUI"
 DIFFUSION = "use the Load Checkpoint node, or the checkpoint list of the WebUI"
 
@@ -54,8 +54,6 @@ _NETWORKS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((r"(model\.diffusion_model\.)?(input_blocks|down_blocks)\..*\.transformer_blocks\.",),
      f"the UNet of an image generator (Stable Diffusion); {DIFFUSION}"),
     ((r"(single_)?transformer_blocks\.0\.",), f"the transformer of an image generator; {DIFFUSION}"),
-    ((r"(model\.)?input_blocks\..*\.relative_position_bias_table",),
-     "a ResShift network (Swin UNet), which this version does not support yet; give a MoESR or LDM-SR checkpoint"),
     ((r"(encoder\.down_blocks|decoder\.up_blocks)\.0\.",),
      "a VAE of Stable Diffusion in the layout of diffusers; give the decoder fa_vae.pth"),
     ((r"model\.0\.weight", r"model\.1\.sub\.0\."), f"an ESRGAN upscaler; {UPSCALER}"),

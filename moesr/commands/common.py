@@ -14,6 +14,12 @@ def verbose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="say more")
 
 
+def of_model(parser: argparse.ArgumentParser) -> None:
+    """What released files do not say of themselves."""
+    parser.add_argument("--model-scale", type=int, help="scale of released MoESR files, which do not say it (8)")
+    parser.add_argument("--model-timesteps", type=int, help="15 or 4: of ResShift's files, where their name lacks it")
+
+
 def size(text: str) -> int | str:
     """A number of pixels, or auto."""
     return text if text == "auto" else int(text)
@@ -42,6 +48,7 @@ def open_model(options: argparse.Namespace) -> Any:
         device=options.device,
         residency=options.residency,
         scale=options.model_scale,
+        timesteps=options.model_timesteps,
     )
     for note in model.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .common import Bar, fail, open_model, positive, size, verbose
+from .common import Bar, fail, of_model, open_model, positive, size, verbose
 
 
 def add(commands: Any) -> None:
@@ -33,7 +33,8 @@ def add(commands: Any) -> None:
     test.add_argument("--json", action="store_true", help="print JSON and nothing else")
     test.add_argument("--html", metavar="FILE", help="write a report with the images side by side")
     verbose(test)
-    test.set_defaults(run=_evaluate, residency="auto", model_scale=None)
+    of_model(test)
+    test.set_defaults(run=_evaluate, residency="auto")
 
 
 def _evaluate(options: argparse.Namespace) -> int:

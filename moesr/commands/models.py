@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .common import verbose
+from .common import of_model, verbose
 
 
 def add(commands: Any) -> None:
@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
     info.add_argument("file", metavar="FILE", help="name, file or folder")
     info.add_argument("--json", action="store_true", help="as JSON")
     info.set_defaults(run=_info)
-    info.add_argument("--model-scale", type=int, help="scale of released files, which do not say it (8)")
+    of_model(info)
 
     download = commands.add_parser("download", help="fetch a published model into the library")
     download.add_argument("name", metavar="NAME", help="as `models` lists them")
@@ -30,10 +30,16 @@ def add(commands: Any) -> None:
     models.set_defaults(run=_models)
 
     conv = commands.add_parser("convert", help="make one small file of training checkpoints")
-    conv.add_argument("sources", nargs="+", metavar="SRC", help="stage files and a decoder, or a folder with them")
+    conv.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SRC",
+        help="stage files and a decoder, a ResShift network and its first stage, or a folder with them",
+    )
     conv.add_argument("-o", "--output", required=True, metavar="OUT", help="the .safetensors file to write")
     conv.add_argument("--dtype", default="fp16", help="fp16 (default), bf16, fp32")
     conv.add_argument("--scale", type=int, help="scale of released files, which do not say it")
+    conv.add_argument("--timesteps", type=int, help="15 or 4: of ResShift's files, where their name lacks it")
     conv.set_defaults(run=_convert)
 
     for command in (info, download, models, conv):
@@ -44,7 +50,7 @@ def _info(options: argparse.Namespace) -> int:
     from ..checkpoints.describe import as_text, describe
     from ..checkpoints.library import find
 
-    facts = describe(find(options.file), options.model_scale)
+    facts = describe(find(options.file), options.model_scale, options.model_timesteps)
     print(json.dumps(facts, indent=2) if options.json else as_text(facts))
     return 0
 
@@ -126,6 +132,6 @@ def _convert(options: argparse.Namespace) -> int:
             bar.set_description_str(what, refresh=False)
             bar.update(done - bar.n)
 
-        path = convert(options.sources, options.output, options.dtype, options.scale, show)
+        path = convert(options.sources, options.output, options.dtype, options.scale, show, options.timesteps)
     print(as_text(describe(path)))
     return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MoESRError, SettingError
-from .common import Bar, fail, open_model, size, verbose
+from .common import Bar, fail, of_model, open_model, size, verbose
 
 
 def add(commands: Any) -> None:
@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
     up.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     up.add_argument("--residency", default="auto", help="auto, all, stream: which experts stay on the device")
     up.set_defaults(run=_upscale)
-    up.add_argument("--model-scale", type=int, help="scale of released files, which do not say it (8)")
+    of_model(up)
     verbose(up)
 
 

@@ -52,7 +52,7 @@ class _Zero(nn.Module):
         super().__init__()
         self.channels = channels
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         return torch.zeros_like(x[:, :1]).expand(-1, self.channels, -1, -1)
 
 

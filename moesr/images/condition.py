@@ -1,8 +1,9 @@
-"""The LR image as the networks are shown it: at latent size for the experts, at output size for the first stage."""
+"""The LR image as the networks are shown it: near latent size for the experts, at output size for the first stage."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,33 +16,49 @@ from .windows import Window, crop
 _MARGIN = 8
 
 
+def _matlab(image: Tensor, size: tuple[int, int]) -> Tensor:
+    return resize(image, size).clamp(-1, 1)
+
+
+def _torch(image: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(image, size=size, mode="bicubic", align_corners=False)
+
+
+#: How LR images are brought to output size for the first stage: MATLAB's bicubic, clamped; or torch's (a = -0.75), not
+#: clamped, with which ResShift was trained. An image of that size already is left as it is.
+RESIZES: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {"matlab": _matlab, "torch": _torch}
+
+
 class Condition:
     """LR images, padded so that every network takes them, as a value that windows are cut from.
 
-    lr: [B, 3, H, W] in [-1, 1]. scale: the model's; factor: output pixels a latent cell; multiple: of the latent's
-    sides. `latent` [B, 3, h, w] is the LR image at latent size (arXiv 2310.12004, section 3.1). Padding is at the right
-    and bottom, by reflection, by replication where that is not possible. With `wrap` opposite borders are neighbours
-    and nothing is padded: an image whose size does not fit is resampled, periodically, to one that does.
+    lr: [B, 3, H, W] in [-1, 1], perhaps with a mask of 0 and 1 as the fourth channel. scale: the model's; factor:
+    output pixels a latent cell; multiple: of the latent's sides; `cells` are those sides. The experts are shown the LR
+    image at `detail` times the latent's size (arXiv 2310.12004, section 3.1; ResShift, section 4). Padding is at the
+    right and bottom, by reflection, as often as it takes. With `wrap` opposite borders are neighbours and nothing is
+    padded: an image whose size does not fit is resampled, periodically, to one that does. lr_resize: a key of RESIZES.
     """
 
-    def __init__(self, lr: Tensor, scale: int, factor: int, multiple: int, wrap: bool = False) -> None:
-        self.scale, self.factor, self.wrap = scale, factor, wrap
+    def __init__(
+        self, lr: Tensor, scale: int, factor: int, multiple: int, wrap: bool = False, detail: int = 1,
+        lr_resize: str = "matlab",
+    ) -> None:  # fmt: skip
+        self.scale, self.factor, self.wrap, self.detail = scale, factor, wrap, detail
         self.size = (lr.shape[-2] * scale, lr.shape[-1] * scale)
         unit = multiple * factor // math.gcd(multiple * factor, scale)  # LR pixels that make whole multiples
         height, width = (math.ceil(side / unit) * unit for side in lr.shape[-2:])
-        self._lr = periodic_resize(lr, (height, width)) if wrap else pad(lr, (height, width))
-        cells = (height * scale // factor, width * scale // factor)
-        resample = periodic_resize if wrap else resize
-        self.latent = self._lr if cells == (height, width) else resample(self._lr, cells).clamp(-1, 1)
-
-    @property
-    def cells(self) -> tuple[int, int]:
-        """Height and width of the latent canvas."""
-        return self.latent.shape[-2], self.latent.shape[-1]
+        self._lr = _sharp_mask(periodic_resize(lr, (height, width))) if wrap else pad(lr, (height, width))
+        self._enlarge = RESIZES[lr_resize]
+        self.cells = (height * scale // factor, width * scale // factor)
+        self._shown = self._resampled((self.cells[0] * detail, self.cells[1] * detail))
 
     def crop(self, image: int, window: Window) -> Tensor:
-        """The condition of one window of one image, [1, 3, h, w]; windows are in latent cells."""
-        return crop(self.latent[image : image + 1], window)
+        """The condition of one window of one image, [1, 3 or 4, detail h, detail w]; windows are in latent cells."""
+        return crop(self._shown[image : image + 1], window.scaled(self.detail))
+
+    def thumbnail(self, image: int) -> Tensor:
+        """One LR image at latent size, [3, h, w]."""
+        return self._resampled(self.cells)[image, :3]
 
     def upsampled(self, image: int, window: Window) -> Tensor:
         """The same window of the LR image resized to output size, [1, 3, factor h, factor w] in [-1, 1].
@@ -49,8 +66,8 @@ class Condition:
         Only the part of the LR image that the window needs is resized, so memory is bounded by the window.
         """
         (top, height), (left, width) = self._span(window.y0, window.h, 2), self._span(window.x0, window.w, 3)
-        part = crop(self._lr[image : image + 1], Window(top, left, height, width))
-        large = resize(part, (height * self.scale, width * self.scale)).clamp(-1, 1)
+        part = crop(self._lr[image : image + 1, :3], Window(top, left, height, width))
+        large = part if self.scale == 1 else self._enlarge(part, (height * self.scale, width * self.scale))
         y0 = (window.y0 * self.factor - top * self.scale) % (self._lr.shape[2] * self.scale)
         x0 = (window.x0 * self.factor - left * self.scale) % (self._lr.shape[3] * self.scale)
         return large[..., y0 : y0 + window.h * self.factor, x0 : x0 + window.w * self.factor]
@@ -62,6 +79,12 @@ class Condition:
         """
         return periodic_resize(rows[None], self.size)[0] if self.wrap else rows[..., : self.size[1]]
 
+    def _resampled(self, size: tuple[int, int]) -> Tensor:
+        """The padded LR images, with their masks, at another size."""
+        if size == tuple(self._lr.shape[-2:]):
+            return self._lr
+        return _sharp_mask((periodic_resize if self.wrap else resize)(self._lr, size).clamp(-1, 1))
+
     def _span(self, start: int, cells: int, dim: int) -> tuple[int, int]:
         """Start and size, in LR pixels, of what a window needs along one axis, with a margin."""
         side = self._lr.shape[dim]
@@ -72,12 +95,24 @@ class Condition:
         return max(low, 0), min(high, side) - max(low, 0)
 
 
+def _sharp_mask(image: Tensor) -> Tensor:
+    """The image with its fourth channel, if it has one, as 0 and 1 again."""
+    if image.shape[1] == 3:
+        return image
+    return torch.cat([image[:, :3], (image[:, 3:] > 0.5).to(image)], dim=1)
+
+
 def pad(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """The image [B, C, H, W] extended to `size` at the bottom and right, by reflection, else by replication."""
-    down, right = size[0] - image.shape[-2], size[1] - image.shape[-1]
-    for amount, side, edges in ((down, -2, (0, 0, 0, down)), (right, -1, (0, right, 0, 0))):
-        if amount:
-            image = F.pad(image, edges, mode="reflect" if amount < image.shape[side] else "replicate")
+    """The image [B, C, H, W] extended to `size` at the bottom and right by reflection, as often as it takes.
+
+    The border pixel is not repeated, unless it is the only one.
+    """
+    for dim in (-2, -1):
+        side, wanted = image.shape[dim], size[dim - -2]
+        if side != wanted:
+            period = max(2 * side - 2, 1)
+            index = torch.arange(wanted, device=image.device) % period
+            image = image.index_select(dim, torch.where(index < side, index, period - index))
     return image
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ImageError
+from ..errors import ImageError, SettingError
 from .alpha import fill_transparent
 from .assembly import Rows, Store, adain_rows, resized_rows, wavelet_rows
 from .canvas import Canvas
@@ -25,6 +25,19 @@ def colours(canvas: Canvas, device: torch.device) -> Tensor:
     """What is upscaled, [B, 3, H, W] in [-1, 1]: colours, also where nothing is seen of them."""
     rgb = canvas.rgb if canvas.alpha is None else fill_transparent(canvas.rgb, canvas.alpha)
     return rgb.to(device) * 2 - 1
+
+
+def masked(lr: Tensor, mask: Any) -> Tensor:
+    """LR images [B, 4, H, W] for a network that fills in what is missing: hidden pixels are 0 (mid-grey), the last
+    channel is 1 there and 0 elsewhere.
+
+    mask: as for `upscale`; a pixel is hidden if the mask is at least half there. Raises SettingError without one.
+    """
+    if mask is None:
+        raise SettingError("this model fills in what a mask marks: give a mask, white where something is missing")
+    hidden = (F.adaptive_max_pool2d(_mask(mask, lr), (lr.shape[-2], lr.shape[-1])) >= 0.5).to(lr)
+    hidden = hidden.expand(len(lr), -1, -1, -1)
+    return torch.cat([lr * (1 - hidden), hidden], dim=1)
 
 
 def result_size(canvas: Canvas, sr: Store, scale: float | None) -> tuple[int, int]:

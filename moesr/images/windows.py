@@ -29,18 +29,24 @@ class Window:
 
 
 def tile_windows(
-    height: int, width: int, tile: int, overlap: int, multiple: int = 1, wrap: bool = False
+    height: int,
+    width: int,
+    tile: int,
+    overlap: int,
+    multiple: int = 1,
+    wrap: bool = False,
+    alignment: int | None = None,
 ) -> list[Window]:
     """Windows of one size, row by row, that cover the canvas and overlap their neighbours by at least `overlap` cells.
 
     Sides are min(tile, side of the canvas), with `tile` rounded down to a multiple of `multiple`; starts are multiples
-    too and evenly spread, and the last window is flush with the border. With `wrap` windows go around the border
-    instead, so that it lies inside of one; an axis that fits in one tile then gets two, half a turn apart, unless
-    `overlap` is 0. Raises SettingError if an axis that needs several windows is no multiple of `multiple`, or if the
-    overlap leaves nothing of a tile.
+    of `alignment` (default: the same) and evenly spread, and the last window is flush with the border. With `wrap`
+    windows go around the border instead, so that it lies inside of one; an axis that fits in one tile then gets two,
+    half a turn apart, unless `overlap` is 0. Raises SettingError if an axis that needs several windows is no multiple
+    of `alignment`, or if the overlap leaves nothing of a tile.
     """
-    rows, h = _starts(height, tile, overlap, multiple, wrap)
-    columns, w = _starts(width, tile, overlap, multiple, wrap)
+    rows, h = _starts(height, tile, overlap, multiple, alignment or multiple, wrap)
+    columns, w = _starts(width, tile, overlap, multiple, alignment or multiple, wrap)
     return [Window(y, x, h, w) for y in rows for x in columns]
 
 
@@ -95,20 +101,20 @@ class Blender:
                 canvas[..., y : y + piece.shape[-2], x : x + piece.shape[-1]] += piece
 
 
-def _starts(side: int, tile: int, overlap: int, multiple: int, wrap: bool) -> tuple[list[int], int]:
+def _starts(side: int, tile: int, overlap: int, multiple: int, alignment: int, wrap: bool) -> tuple[list[int], int]:
     """Starts of the windows along one axis, and their size."""
-    if tile < 1 or overlap < 0 or multiple < 1:
+    if tile < 1 or overlap < 0 or min(multiple, alignment) < 1:
         raise SettingError(f"tile {tile}, overlap {overlap}, multiple {multiple}: sizes must be positive")
     if side <= tile:
         if not wrap or not overlap or side == 1:
             return [0], side
         # Two views half a turn apart, so that the border of each lies in the middle of the other.
-        return [0, side // 2 // multiple * multiple or side // 2], side
-    if side % multiple:
-        raise SettingError(f"a side of {side} cannot be cut into tiles: pad it to a multiple of {multiple}")
-    # In units of `multiple`, so that every start is one.
-    units, size = side // multiple, tile // multiple
-    step = size - math.ceil(overlap / multiple)
+        return [0, side // 2 // alignment * alignment or side // 2], side
+    if side % alignment:
+        raise SettingError(f"a side of {side} cannot be cut into tiles: pad it to a multiple of {alignment}")
+    # In units of `alignment`, so that every start is one.
+    units, size = side // alignment, tile // multiple * multiple // alignment
+    step = size - math.ceil(overlap / alignment)
     if step < 1:
         raise SettingError(f"an overlap of {overlap} leaves nothing of a tile of {tile}: take larger tiles")
     if wrap:
@@ -117,7 +123,7 @@ def _starts(side: int, tile: int, overlap: int, multiple: int, wrap: bool) -> tu
     else:
         count = math.ceil((units - size) / step) + 1
         starts = [i * (units - size) // (count - 1) for i in range(count)]
-    return [start * multiple for start in starts], size * multiple
+    return [start * alignment for start in starts], size * alignment
 
 
 def _axis_weights(spans: Sequence[tuple[int, int]], side: int) -> dict[int, Tensor]:

@@ -85,7 +85,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         for i, (channels, out) in enumerate(pairwise(widths)):
-            level = Level(channels, out, config.num_res_blocks, config.norm_groups)
+            level = Level(channels, out, config.blocks[i], config.norm_groups)
             if i != len(config.ch_mult) - 1:
                 level.downsample = PaddedDownsample(out)
             self.down.append(level)
@@ -125,7 +125,7 @@ class Decoder(nn.Module):
         self.mid = Middle(widths[-1], config.norm_groups, config.mid_attention)
         levels: list[nn.Module] = []
         for i, (channels, out) in enumerate(zip([*widths[1:], widths[-1]], widths)):
-            level = Level(channels, out, config.num_res_blocks + 1, config.norm_groups)
+            level = Level(channels, out, config.blocks[i] + 1, config.norm_groups)
             if i != 0:
                 level.upsample = Upsample(out)
             levels.append(level)

@@ -11,14 +11,20 @@ from .space_moe import SpaceMoE
 
 
 class ResBlock(nn.Module):
-    """h + Linear(SiLU(emb)) between the two convolutions, residual around both. x: [B, C, H, W], emb: [B, E]."""
+    """The time embedding between two convolutions, residual around both. x: [B, C, H, W], emb: [B, E].
 
-    def __init__(self, channels: int, out_channels: int, emb_channels: int, groups: int = 32) -> None:
+    With e = Linear(SiLU(emb)) that is h + e; with `scale_shift`, norm(h) * (1 + scale) + shift of the halves of e.
+    """
+
+    def __init__(
+        self, channels: int, out_channels: int, emb_channels: int, groups: int = 32, scale_shift: bool = False
+    ) -> None:
         super().__init__()
+        self.scale_shift = scale_shift
         self.in_layers = nn.Sequential(
             group_norm(channels, 1e-5, groups), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels * (1 + scale_shift)))
         self.out_layers = nn.Sequential(
             group_norm(out_channels, 1e-5, groups),
             nn.SiLU(),
@@ -29,8 +35,13 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        h, e = self.in_layers(x), self.emb_layers(emb)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = e.chunk(2, dim=1)
+            h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
+        else:
+            h = self.out_layers(h + e)
+        return self.skip_connection(x) + h
 
 
 class AttentionBlock(nn.Module):
@@ -54,9 +65,9 @@ class AttentionBlock(nn.Module):
 class Downsample(nn.Module):
     """3 x 3 convolution of stride 2."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, out_channels: int | None = None) -> None:
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = nn.Conv2d(channels, out_channels or channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
@@ -74,9 +85,9 @@ class Block(nn.Sequential):
 class UNet(nn.Module):
     """Predicts noise, clean latent or residual (the process says which) from a noisy latent joined to its condition.
 
-    forward(x [B, in_channels, H, W], t [B]) -> [B, out_channels, H, W]; H and W multiples of `config.multiple`. Level
-    `i` works at 1 / 2^i of the latent; attention and Space MoE stand where the rate is in `attention_downsamples`, and
-    always in the middle.
+    forward(x [B, in_channels, H, W], t [B]) -> [B, out_channels, H, W]; H and W multiples of `config.multiple`. The
+    condition is the last channels of x, or is given apart as `lr`. Level `i` works at 1 / 2^i of the latent; attention
+    and Space MoE stand where the rate is in `attention_downsamples`, and always in the middle.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -128,9 +139,9 @@ class UNet(nn.Module):
             layers.append(SpaceMoE(channels, config.space_experts))
         return layers
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, lr: Tensor | None = None) -> Tensor:
         emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x.dtype))
-        h, skips = x, []
+        h, skips = x if lr is None else torch.cat([x, lr], dim=1), []
         for block in self.input_blocks:
             h = block(h, emb)
             skips.append(h)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig
+from ..config import ModelConfig, with_space_experts
 from ..diffusion.process import from_config
+from ..networks.denoiser import denoiser
 from ..networks.space_moe import average_experts, exchange_weights
-from ..networks.unet import UNet
 from . import weights
 from .ema import EMA
 from .loop import Batch, LoopConfig, Stateful, autocast, rate
@@ -35,7 +35,7 @@ class ExpertConfig:
 
 
 class Expert:
-    """Trains one UNet on timesteps low <= t < high. See loop.Task.
+    """Trains one network on timesteps low <= t < high. See loop.Task.
 
     Batches hold lr (the condition), x0 and y: latents of the HR image and of the upsampled LR.
     """
@@ -46,7 +46,7 @@ class Expert:
         torch.manual_seed(loop.seed)
         self.config, self.loop, self.span, self.name = config, loop, span, name
         self.process = from_config(model.process)
-        self.network = UNet(replace(model.unet, space_experts=config.space_experts))
+        self.network = denoiser(with_space_experts(model.unet, config.space_experts))
         _start_equal(self.network)
         for parameter in self.network.out[2].parameters():
             nn.init.zeros_(parameter)
@@ -74,14 +74,18 @@ class Expert:
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error between the network's output and its target, one random timestep an item."""
-        x0, y, lr = batch["x0"], batch["y"], batch["lr"]
+        x0 = batch["x0"]
         t = torch.randint(self.span[0], self.span[1], (x0.shape[0],), device=x0.device)
-        noise = torch.randn_like(x0)
+        return self.errors(batch, t, torch.randn_like(x0)).mean()
+
+    def errors(self, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
+        """The mean squared error of every item [B] at its timestep, with its noise."""
+        x0, y, lr = batch["x0"], batch["y"], batch["lr"]
         z = self.process.add_noise(x0, y, noise, t)
         with autocast(self.loop, x0.device):
-            out = self.network(torch.cat([self.process.scale_input(z, t), lr], dim=1), t)
+            out = self.network(self.process.scale_input(z, t), t, lr)
         target = {"eps": noise, "x0": x0, "residual": y - x0}[self.process.predict]
-        return (out.float() - target).square().mean()
+        return (out.float() - target).square().flatten(1).mean(1)
 
     def export(self, folder: Path) -> None:
         """The grouped network, to branch from, and its averaged form, to sample with."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig
+from ..config import ModelConfig, with_space_experts
 from ..diffusion.process import from_config
+from ..networks.denoiser import denoiser
 from ..networks.space_moe import average_experts, exchange_weights
-from ..networks.unet import UNet
 from . import weights
 from .decoder import FCD, DecoderConfig
 from .ema import EMA
@@ -40,8 +39,8 @@ class Joint(FCD):
     ) -> None:
         super().__init__(model.autoencoder, config, first_stage, metrics, skipped)
         self.process, self.start, self.gamma = from_config(model.process), start, gamma
-        grouped = 1 + max(int(k.split(".moe_blocks.")[1].split(".")[0]) for k in expert if ".moe_blocks." in k)
-        self.expert = UNet(replace(model.unet, space_experts=grouped))
+        groups = {int(k.split(".moe_blocks.")[1].split(".")[0]) for k in expert if ".moe_blocks." in k}
+        self.expert = denoiser(with_space_experts(model.unet, len(groups)))
         self.expert.load_state_dict(expert)
         self.parameters = [*self.parameters, *self.expert.parameters()]
         self.optimiser.add_param_group({"params": list(self.expert.parameters())})
@@ -61,7 +60,7 @@ class Joint(FCD):
         return torch.cat([batch["x0"][:known], x0[known:]])
 
     def _x0(self, z: Tensor, t: int, y: Tensor, lr: Tensor) -> Tensor:
-        out = self.expert(torch.cat([self.process.scale_input(z, t), lr], dim=1), torch.full((len(z),), t))
+        out = self.expert(self.process.scale_input(z, t), torch.full((len(z),), t), lr)
         return self.process.x0(out.float(), z, t, y)
 
     def after_step(self) -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import torch
 
-from ..config import ModelConfig
+from ..config import ModelConfig, averaged
 from ..diffusion.experts import All, ExpertBank
 from ..diffusion.process import from_config
 from ..diffusion.samplers import choose, sample
 from ..errors import SettingError
 from ..images.resize import resize
 from ..networks.autoencoder import Autoencoder
+from ..networks.denoiser import denoiser
+from ..networks.swin_unet import SwinUNet
 from ..networks.unet import UNet
 from . import weights
 from .config import TrainingConfig
@@ -122,7 +124,7 @@ def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path |
 
         def predict(z: torch.Tensor, t: int) -> torch.Tensor:
             with bank.stage(t) as expert, autocast(stage.loop, z.device):
-                out = expert(torch.cat([process.scale_input(z, t), lr], dim=1), torch.full((len(z),), t))
+                out = expert(process.scale_input(z, t), torch.full((len(z),), t), lr)
             return process.x0(out.float(), z, t, y)
 
         start = process.prior(noise(-1), y, timesteps[0])
@@ -170,7 +172,7 @@ def _first_stage(model: ModelConfig, out: Path) -> Autoencoder:
     return network.eval().requires_grad_(False)
 
 
-def _expert(model: ModelConfig, out: Path, index: int) -> UNet:
-    network = UNet(replace(model.unet, space_experts=min(model.unet.space_experts, 1)))
+def _expert(model: ModelConfig, out: Path, index: int) -> UNet | SwinUNet:
+    network = denoiser(averaged(model.unet))
     network.load_state_dict(_state(out / f"stage{index}" / f"stage{index}.safetensors"))
     return network.eval().requires_grad_(False)

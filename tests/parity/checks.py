@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Callable
 from pathlib import Path
 
-from . import decoder, images, resshift, sampling, training, unet
+from . import decoder, images, resshift, sampling, shifting, swin, training, unet
 from .case import Case
 
 CHECKS: dict[str, Callable[[Case], None]] = {
@@ -29,6 +29,13 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "steps*": resshift.steps,
     "pred_types*": resshift.predictions,
     "vq_*": decoder.vq,
+    "swin_block*": swin.block,
+    "unet_*": swin.unet,
+    "loop_*": shifting.loop,
+    "e2e_*": shifting.picture,
+    "tiling_starts*": shifting.tile_starts,
+    "tiling_*": shifting.tiling,
+    "training*": shifting.training,
 }
 
 #: Files that cases read; no cases themselves.

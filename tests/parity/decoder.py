@@ -53,8 +53,13 @@ def frequency_unet(case: Case) -> None:
 
 
 def autoencoder(case: Case, weights: dict[str, Tensor]) -> Autoencoder:
+    """The autoencoder of the case."""
+    return autoencoder_of(case.config, weights)
+
+
+def autoencoder_of(c: dict[str, Any], weights: dict[str, Tensor]) -> Autoencoder:
     """The autoencoder of the recorded config; what that does not say (fusion, refinement) is read off the keys."""
-    c, d = case.config, case.config["ddconfig"]
+    d = c["ddconfig"]
     blocks = d["num_res_blocks"]
     told: dict[str, Any] = {
         "kind": "kl" if d["double_z"] else "vq",

@@ -26,19 +26,17 @@ class Chain:
     def __init__(self, values: dict[str, Any], predict: str | None = None) -> None:
         assert values["schedule_name"] == "exponential", f"schedule {values['schedule_name']!r} is unknown"
         total, kept = values["steps"], values["timestep_respacing"] or values["steps"]
-        self.process: Process = residual_shift(
-            ProcessConfig(
-                kind="residual_shift",
-                timesteps=total,
-                predict=PREDICTIONS[predict or values["predict_type"]],
-                kappa=values["kappa"],
-                power=values["schedule_kwargs"]["power"],
-                min_noise_level=values["min_noise_level"],
-                etas_end=values["etas_end"],
-                normalize_input=values["normalize_input"],
-            ),
-            latent=values["latent_flag"],
+        self.config = ProcessConfig(
+            kind="residual_shift",
+            timesteps=total,
+            predict=PREDICTIONS[predict or values["predict_type"]],
+            kappa=values["kappa"],
+            power=values["schedule_kwargs"]["power"],
+            min_noise_level=values["min_noise_level"],
+            etas_end=values["etas_end"],
+            normalize_input=values["normalize_input"],
         )
+        self.process: Process = residual_shift(self.config, latent=values["latent_flag"])
         self.kept = self.process.timesteps(kept, "leading")[::-1]
         self.before = [CLEAN, *self.kept[:-1]]
 
@@ -66,7 +64,7 @@ class Chain:
         return torch.cat([one(i) for i in range(len(z))])
 
 
-def _configs(case: Case) -> dict[str, Any]:
+def configs(case: Case) -> dict[str, Any]:
     """The processes that cases name by a tag: those of the project's own cases, and those of the case's folder."""
     own = Path(__file__).parents[1] / "golden" / "resshift"
     files = [folder / "schedule_values.json" for folder in (own, case.folder)]
@@ -105,9 +103,9 @@ def schedule(case: Case) -> None:
 
 
 def steps(case: Case) -> None:
-    configs = _configs(case)
+    known = configs(case)
     for tag in case.tags(r"(.+)\.x0"):
-        chain = Chain(configs[tag])
+        chain = Chain(known[tag])
         process = chain.process
         x0, y, noise, guess = (case.inputs[f"{tag}.{k}"] for k in ("x0", "y", "noise", "pred_x0"))
         place = case.inputs[f"{tag}.t"]
@@ -134,7 +132,7 @@ def steps(case: Case) -> None:
 def predictions(case: Case) -> None:
     """Tags are kinds of prediction; the note says which process."""
     total = re.findall(r"T=(\d+)", case.meta["note"])[0]
-    config = _configs(case)[f"T{total}"]
+    config = configs(case)[f"T{total}"]
     for tag in case.tags(r"(.+)\.x_t"):
         chain = Chain(config, tag)
         z, y, out, t = (case.inputs[f"{tag}.{k}"] for k in ("x_t", "y", "model_out", "t"))

@@ -1,0 +1,106 @@
+"""ResShift's own way with large images: tiles one after the other, averaged. To repeat its numbers; else use `upscale`.
+
+Its tiles know nothing of one another: each has its own noise and is sampled to the end, so seams are only averaged
+away (ResShift, section 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import SettingError
+from .images.canvas import as_canvas
+from .images.finish import colours, finish, masked
+from .images.windows import Window
+from .model import SRModel
+from .pipeline import Callback, Run, generators
+
+#: Tile, step and seed of the published runs. Tile and step count LR pixels of a model that enlarges four times; they
+#: are as many times larger as a model enlarges less.
+CHOP, STRIDE, SEED = 512, 448, 12345
+
+#: noise(tile, draw) [1, C, h, w]: draw 0 is what the tile starts from, draw k that of its k-th step.
+TileNoise = Callable[[int, int], Tensor]
+
+
+def upscale_published(
+    model: SRModel,
+    image: Any,
+    *,
+    chop: int | None = None,
+    stride: int | None = None,
+    steps: int | None = None,
+    seed: int = SEED,
+    mask: Any = None,
+    noise: TileNoise | None = None,
+    callback: Callback | None = None,
+) -> Any:
+    """The image at the model's scale, by ResShift's published policy, in the kind it was given.
+
+    chop, stride: side and step of tiles in LR pixels (512 and 448 for x4, 1024 and 896 for x2). Every step is ancestral
+    at the published respacing; there is no colour fix. Noise is drawn on the CPU, a generator an image, tile after
+    tile: the distribution is the published one, the numbers are not. noise: drawn elsewhere, for one image. The images
+    of a batch are run one by one. Raises what `upscale` raises.
+    """
+    wider = max(4 // model.scale, 1)
+    chop = CHOP * wider if chop is None else chop
+    stride = min(STRIDE * wider, chop) if stride is None else stride
+    if not 1 <= stride <= chop:
+        raise SettingError(f"tiles of {chop} every {stride} pixels: the step must be between 1 and the tile")
+    canvas = as_canvas(image)
+    with torch.inference_mode():
+        lr = colours(canvas, model.device)
+        shown = masked(lr, mask) if model.config.unet.mask else lr
+        windows = published_windows(lr.shape[-2], lr.shape[-1], chop, stride)
+        final, size = [], (lr.shape[-2] * model.scale, lr.shape[-1] * model.scale)
+        for i, generator in enumerate(generators(seed, "per_image", len(lr))):
+            average = Average(3, *size, model.device)
+            for k, window in enumerate(windows):
+                part = shown[i : i + 1, :, window.y0 : window.y0 + window.h, window.x0 : window.x0 + window.w]
+                run = Run(model, part, False, 0, 1, callback)
+                drawn = run.noise([generator]) if noise is None else partial(_drawn, noise, k)
+                z = run.sample(run.encode(), steps or model.config.steps, "ddpm", "leading", 1.0, drawn)
+                tile = run.decode(z, 1.0).rows(0)(0, window.h * model.scale)
+                average.add(tile.clamp(-1, 1), window.scaled(model.scale))
+            final.append(average.rows)
+        return finish(canvas, lr, final, size, mask, False)
+
+
+def starts(length: int, chop: int, stride: int) -> list[int]:
+    """Where tiles begin along a side: every `stride`, those that would reach beyond it moved back to end with it."""
+    if length <= chop:
+        return [0]
+    return list(dict.fromkeys(min(start, length - chop) for start in range(0, length, stride)))
+
+
+def published_windows(height: int, width: int, chop: int, stride: int) -> list[Window]:
+    """Tiles of an LR image, row by row; as many or few pixels overlap as the sides ask for."""
+    rows, columns = starts(height, chop, stride), starts(width, chop, stride)
+    return [Window(y, x, min(chop, height), min(chop, width)) for y in rows for x in columns]
+
+
+class Average:
+    """The plain mean of overlapping tiles of one picture: `total` [C, H, W] over `count` [H, W]."""
+
+    def __init__(self, channels: int, height: int, width: int, device: torch.device) -> None:
+        self.total = torch.zeros(channels, height, width, device=device)
+        self.count = torch.zeros(height, width, device=device)
+
+    def add(self, tile: Tensor, window: Window) -> None:
+        """Add a tile [C, h, w]."""
+        place = (..., slice(window.y0, window.y0 + window.h), slice(window.x0, window.x0 + window.w))
+        self.total[place] += tile
+        self.count[place] += 1
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows of the mean."""
+        return self.total[:, start:stop] / self.count[start:stop]
+
+
+def _drawn(noise: TileNoise, tile: int, step: int) -> Tensor:
+    return noise(tile, step + 1)
