@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -33,7 +35,7 @@ class SRModel:
     """A super-resolution model: `bank` gives the expert of a timestep, `autoencoder` encodes and decodes.
 
     Made by `moesr.load`. `notes` say what had to be assumed about its files. Networks compute in `dtype`; latents and
-    images between them are float32.
+    images between them are float32. `keeper` is for hosts that move the autoencoder on and off the device.
     """
 
     config: ModelConfig
@@ -45,15 +47,63 @@ class SRModel:
     host: Host
     paths: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    keeper: Residency | None = None
 
     @property
     def scale(self) -> int:
         """Output pixels per input pixel, as the model was trained."""
         return self.config.scale
 
+    def decoder(self) -> AbstractContextManager[Autoencoder]:
+        """The autoencoder, on the device inside the block."""
+        if self.keeper is None:
+            return nullcontext(self.autoencoder)
+        return cast("AbstractContextManager[Autoencoder]", self.keeper.use(0))
+
     def close(self) -> None:
         """Let go of the experts; the model is of no use after that."""
         self.bank.close()
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A model's networks in their files: each call builds one, in `dtype` on the device that it is given."""
+
+    files: ModelFiles
+    dtype: torch.dtype
+
+    def expert(self, i: int, device: torch.device) -> nn.Module:
+        """Time expert i. Raises CheckpointError if its file does not hold it any more."""
+        what = f"expert {i} of {_name(self.files)}"
+        return build(denoiser, self.files.config.unet, self.files.expert(i), self.dtype, device, what)
+
+    def autoencoder(self, device: torch.device) -> Autoencoder:
+        """First stage and decoder. Raises CheckpointError if their file does not hold them any more."""
+        what = f"decoder of {_name(self.files)}"
+        return build(Autoencoder, self.files.config.autoencoder, self.files.autoencoder(), self.dtype, device, what)
+
+    def assemble(
+        self,
+        experts: Residency,
+        autoencoder: Autoencoder,
+        device: torch.device,
+        host: Host,
+        keeper: Residency | None = None,
+    ) -> SRModel:
+        """The model of these parts, whose experts are kept by `experts`, and its autoencoder by `keeper` if given."""
+        config = self.files.config
+        return SRModel(
+            config=config,
+            process=from_config(config.process),
+            bank=ExpertBank(config.stages, experts),
+            autoencoder=autoencoder,
+            device=device,
+            dtype=self.dtype,
+            host=host,
+            paths=self.files.paths,
+            notes=self.files.notes,
+            keeper=keeper,
+        )
 
 
 def load(
@@ -77,31 +127,19 @@ def load(
     """
     host = host or NullHost()
     where = _device(device)
-    files = open_model(_locate(source), scale, timesteps)
-    number = _dtype(dtype, where)
-    config = files.config
-
-    def expert(i: int) -> nn.Module:
-        return build(denoiser, config.unet, files.expert(i), number, where, f"expert {i} of {_name(files)}")
-
-    keeper = _residency(residency, files, number, where, host)
-    experts = range(len(config.stages))
-    resident: Residency = All([expert(i) for i in experts]) if keeper == "all" else Stream(expert)
-    autoencoder = build(
-        Autoencoder, config.autoencoder, files.autoencoder(), number, where, f"decoder of {_name(files)}"
+    parts = Parts(open_model(_locate(source), scale, timesteps), _dtype(dtype, where))
+    keeper = _residency(residency, parts.files, parts.dtype, where, host)
+    experts = range(len(parts.files.config.stages))
+    resident: Residency
+    if keeper == "all":
+        resident = All([parts.expert(i, where) for i in experts])
+    else:
+        resident = Stream(lambda i: parts.expert(i, where))
+    model = parts.assemble(resident, parts.autoencoder(where), where, host)
+    log.info(
+        "%s: %d experts, x%d, %s on %s, %s", _name(parts.files), len(experts), model.scale, parts.dtype, where, keeper
     )
-    log.info("%s: %d experts, x%d, %s on %s, %s", _name(files), len(experts), config.scale, number, where, keeper)
-    return SRModel(
-        config=config,
-        process=from_config(config.process),
-        bank=ExpertBank(config.stages, resident),
-        autoencoder=autoencoder,
-        device=where,
-        dtype=number,
-        host=host,
-        paths=files.paths,
-        notes=files.notes,
-    )
+    return model
 
 
 def _locate(source: Source) -> Path | list[Path]:

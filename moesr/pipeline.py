@@ -13,17 +13,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .config import AutoencoderConfig
 from .diffusion.samplers import Noise, choose, sample
 from .diffusion.tiled import tiled
 from .errors import NumericsError, SettingError
 from .host import shrinking
 from .images.assembly import Store, resized_rows
-from .images.canvas import as_canvas
+from .images.canvas import Canvas, as_canvas
 from .images.colour import COLOUR_FIXES
 from .images.condition import Condition
 from .images.finish import colours, finish, fix_colour, masked, result_size
 from .images.windows import Blender, Window, crop, tile_windows
 from .model import SRModel
+from .networks.autoencoder import Autoencoder
 
 R = TypeVar("R")
 
@@ -79,29 +81,24 @@ def upscale(
     missing need it, and see nothing of the image there. callback(Event): called before every batch of tiles; what it
     raises stops the run. Raises SettingError, ImageError or NumericsError.
     """
-    _check(fidelity, color_fix, batch_seed, tile, tile_batch, scale, eta)
+    check_settings(fidelity=fidelity, color_fix=color_fix, scale=scale, eta=eta)
+    check_settings(batch_seed=batch_seed, tile=tile, tile_batch=tile_batch)
     canvas = as_canvas(image)
-    fills = model.config.unet.mask
     with torch.inference_mode():
-        lr = colours(canvas, model.device)
-        run = Run(model, masked(lr, mask) if fills else lr, wrap, tile, tile_batch, callback)
+        run = Run(model, seen(model, colours(canvas, model.device), mask), wrap, tile, tile_batch, callback)
+        z = run.latents(steps, sampler, spacing, eta, seed, batch_seed)
+        return run.picture(canvas, z, scale, fidelity, color_fix, mask)
 
-        y = run.encode()
-        steps = model.config.steps if steps is None else steps
-        z = run.sample(y, steps, sampler, spacing, eta, run.noise(generators(seed, batch_seed, len(lr))))
-        sr = run.decode(z, fidelity)
 
-        size = result_size(canvas, sr, scale)
-        # What is hidden has no colours to go by.
-        fixed = [fix_colour("none" if fills else color_fix, sr, i, lr[i], wrap) for i in range(len(lr))]
-        final = [resized_rows(rows, sr.height, sr.width, size, wrap) for rows in fixed]
-        return finish(canvas, lr, final, size, mask, wrap)
+def seen(model: SRModel, lr: Tensor, mask: Any) -> Tensor:
+    """LR images [B, 3, H, W] as the model's networks see them: with the mask as a fourth channel where they fill in."""
+    return masked(lr, mask) if model.config.unet.mask else lr
 
 
 class Run:
     """One run of a model over a batch: the condition, the tiles, and what the callback is told.
 
-    lr: [B, 3, H, W] in [-1, 1], with a mask as the fourth channel for models that take one. tile: as for `upscale`.
+    lr: as `seen` gives it, in [-1, 1]. tile, tile_batch, wrap and callback are those of `upscale`.
     """
 
     def __init__(
@@ -120,6 +117,29 @@ class Run:
         self.at = Event("encode", 0, 0, 0, 0, 0, 0)
         self.latest: Tensor | None = None  # predicted x0 of the whole canvas
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the latents, [B, C, h, w]."""
+        return (len(self.lr), self.model.config.unet.out_channels, *self.condition.cells)
+
+    def latents(self, steps: int | None, sampler: str, spacing: str, eta: float, seed: int, batch_seed: str) -> Tensor:
+        """Clean latents of the batch, [B, C, h, w]."""
+        steps = self.model.config.steps if steps is None else steps
+        noise = self.noise(generators(seed, batch_seed, len(self.lr)))
+        return self.sample(self.encode(), steps, sampler, spacing, eta, noise)
+
+    def picture(
+        self, canvas: Canvas, z: Tensor, scale: float | None, fidelity: float, color_fix: str, mask: Any
+    ) -> Any:
+        """The result in the kind that `canvas` was made of, from latents [B, C, h, w]."""
+        sr, lr, wrap = self.decode(z, fidelity), colours(canvas, self.model.device), self.wrap
+        if self.model.config.unet.mask:
+            color_fix = "none"  # what is hidden has no colours to go by
+        size = result_size(canvas, sr, scale)
+        fixed = [fix_colour(color_fix, sr, i, lr[i], wrap) for i in range(len(lr))]
+        final = [resized_rows(rows, sr.height, sr.width, size, wrap) for rows in fixed]
+        return finish(canvas, lr, final, size, mask, wrap)
+
     def encode(self) -> Tensor | None:
         """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]; None if it has no use."""
         if self.model.process.kind != "residual_shift":
@@ -132,20 +152,21 @@ class Run:
             self.at = Event("encode", 0, 0, 0, 0, 0, len(windows) * images, self._preview)
             blender = Blender(windows, height, width)
             out = torch.zeros(images, channels, height, width, device=self.model.device)
-            for image in range(images):
-                for window in windows:
-                    self.model.host.check()
-                    self._advance(1)
-                    latent = self.model.autoencoder.encode(self._upsampled(image, window))
-                    blender.add(out[image], latent[0].float(), window)
+            with self.model.decoder() as autoencoder:
+                for image in range(images):
+                    for window in windows:
+                        self.model.host.check()
+                        self._advance(1)
+                        latent = autoencoder.encode(self._upsampled(image, window))
+                        blender.add(out[image], latent[0].float(), window)
             return out
 
         return self._shrinking(attempt)
 
     def noise(self, generators: list[torch.Generator]) -> Noise:
         """Standard normal noise of the whole canvas, drawn anew at every call, with a generator an image."""
-        shape = (self.model.config.unet.out_channels, *self.condition.cells)
-        return lambda _: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.model.device)
+        shape, device = self.shape[1:], self.model.device
+        return lambda _: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
 
     def sample(self, y: Tensor | None, steps: int, sampler: str, spacing: str, eta: float, noise: Noise) -> Tensor:
         """A clean latent [B, C, h, w], denoised by the experts in turn (paper, section 3.1).
@@ -188,9 +209,8 @@ class Run:
 
     def decode(self, z: Tensor, fidelity: float) -> Store:
         """The images in about [-1, 1], at the model's scale, of their latents (paper, section 3.3)."""
-        autoencoder = self.model.autoencoder
 
-        def tile(image: int, window: Window) -> Tensor:
+        def tile(autoencoder: Autoencoder, image: int, window: Window) -> Tensor:
             features = None
             if fidelity or autoencoder.config.lr_skip:
                 features = autoencoder.features(self._upsampled(image, window))
@@ -205,9 +225,11 @@ class Run:
             windows = self._windows(side)
             self.at = Event("decode", 0, 0, 0, 0, 0, len(windows) * len(z), self._preview)
             blender = Blender([w.scaled(self.factor) for w in windows], height, width)
-            for image in range(len(z)):
-                for start, band in self._bands(windows, blender, height, width, partial(tile, image)):
-                    store.put(image, start, _finite(self.condition.finish(band), "the decoded image"))
+            with self.model.decoder() as autoencoder:
+                for image in range(len(z)):
+                    make = partial(tile, autoencoder, image)
+                    for start, band in self._bands(windows, blender, height, width, make):
+                        store.put(image, start, _finite(self.condition.finish(band), "the decoded image"))
             return store
 
         return self._shrinking(attempt)
@@ -253,9 +275,8 @@ class Run:
         if tile == 0:
             return whole
         if tile == "auto":
-            channels = self.model.config.autoencoder.ch
-            pixel = 24 * channels * self.model.dtype.itemsize  # bytes a pixel in the decoder's widest layers
             free = self.model.host.free_memory(self.model.device)
+            pixel = working_memory(self.model.config.autoencoder, self.model.dtype, 1)
             tile = min(LARGEST_TILE, int(math.sqrt(free / 2 / pixel)))
         cells = int(tile) // self.factor // self.multiple * self.multiple
         return min(whole, max(self.smallest, cells))
@@ -272,6 +293,11 @@ class Run:
         shown = cond if self.latest is None else _affine(self.latest[0], cond)
         pixels = ((shown.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
         return Image.fromarray(pixels.cpu().numpy())
+
+
+def working_memory(config: AutoencoderConfig, dtype: torch.dtype, tile: int) -> int:
+    """Bytes that a tile of that side, in output pixels, takes in the decoder's widest layers, beside the weights."""
+    return 24 * config.ch * dtype.itemsize * tile**2
 
 
 def _crop(canvas: Tensor, image: int, window: Window) -> Tensor:
@@ -300,15 +326,17 @@ def _finite(values: Tensor, what: str) -> Tensor:
     return values
 
 
-def _check(
-    fidelity: float,
-    color_fix: str,
-    batch_seed: str,
-    tile: int | str,
-    tile_batch: int | str,
-    scale: float | None,
-    eta: float,
+def check_settings(
+    *,
+    fidelity: float = 1.0,
+    color_fix: str = "none",
+    batch_seed: str = "same",
+    tile: int | str = "auto",
+    tile_batch: int | str = "auto",
+    scale: float | None = None,
+    eta: float = 1.0,
 ) -> None:
+    """Raises SettingError for a setting of `upscale` that has no meaning."""
     if not 0.0 <= fidelity <= 2.0:
         raise SettingError(f"fidelity {fidelity}: choose 0 (generative) to 1 (faithful); up to 2 exaggerates")
     if color_fix not in COLOUR_FIXES:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .errors import SettingError
 from .images.canvas import as_canvas
-from .images.finish import colours, finish, masked
+from .images.finish import colours, finish
 from .images.windows import Window
 from .model import SRModel
-from .pipeline import Callback, Run, generators
+from .pipeline import Callback, Run, generators, seen
 
 #: Tile, step and seed of the published runs. Tile and step count LR pixels of a model that enlarges four times; they
 #: are as many times larger as a model enlarges less.
@@ -55,7 +55,7 @@ def upscale_published(
     canvas = as_canvas(image)
     with torch.inference_mode():
         lr = colours(canvas, model.device)
-        shown = masked(lr, mask) if model.config.unet.mask else lr
+        shown = seen(model, lr, mask)
         windows = published_windows(lr.shape[-2], lr.shape[-1], chop, stride)
         final, size = [], (lr.shape[-2] * model.scale, lr.shape[-1] * model.scale)
         for i, generator in enumerate(generators(seed, "per_image", len(lr))):

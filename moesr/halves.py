@@ -1,0 +1,93 @@
+"""upscale() in two halves, for programs that keep the latent between them: sample_latents, then decode_latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .diffusion.samplers import choose
+from .errors import SettingError
+from .images.canvas import as_canvas
+from .images.finish import colours
+from .model import SRModel
+from .pipeline import Callback, Run, check_settings, seen
+
+
+def sample_latents(
+    model: SRModel,
+    image: Any,
+    *,
+    steps: int | None = None,
+    sampler: str = "auto",
+    spacing: str = "auto",
+    eta: float = 1.0,
+    seed: int = 0,
+    batch_seed: str = "per_image",
+    tile: int | str = "auto",
+    tile_batch: int | str = "auto",
+    wrap: bool = False,
+    mask: Any = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Clean latents of the images, float32 [B, C, h, w] on the model's device, as `upscale` samples them.
+
+    The settings are those of `upscale`, and so are the errors. `decode_latents` with the same image, tile and wrap
+    makes of them what `upscale` returns.
+    """
+    check_settings(batch_seed=batch_seed, tile=tile, tile_batch=tile_batch, eta=eta)
+    canvas = as_canvas(image)
+    with torch.inference_mode():
+        run = Run(model, seen(model, colours(canvas, model.device), mask), wrap, tile, tile_batch, callback)
+        return run.latents(steps, sampler, spacing, eta, seed, batch_seed)
+
+
+def decode_latents(
+    model: SRModel,
+    latents: Tensor,
+    image: Any,
+    *,
+    scale: float | None = None,
+    fidelity: float = 1.0,
+    color_fix: str = "adain",
+    tile: int | str = "auto",
+    wrap: bool = False,
+    mask: Any = None,
+    callback: Callback | None = None,
+) -> Any:
+    """The pictures of latents [B, C, h, w] that were sampled for `image`, in the kind that the image has.
+
+    The settings are those of `upscale`. Raises SettingError for latents of another model or another image.
+    """
+    check_settings(fidelity=fidelity, color_fix=color_fix, tile=tile, scale=scale)
+    canvas = as_canvas(image)
+    with torch.inference_mode():
+        run = Run(model, seen(model, colours(canvas, model.device), mask), wrap, tile, "auto", callback)
+        _fits(latents, run)
+        return run.picture(canvas, latents.to(model.device).float(), scale, fidelity, color_fix, mask)
+
+
+def timesteps(model: SRModel, steps: int | None = None, sampler: str = "auto", spacing: str = "auto") -> list[int]:
+    """The timesteps that a run with these settings visits, from high to low; the settings are those of `upscale`."""
+    steps = model.config.steps if steps is None else steps
+    sampler = model.config.sampler if sampler == "auto" else sampler
+    _, spacing = choose(model.process, steps, sampler, spacing)
+    return model.process.timesteps(steps, spacing)
+
+
+def _fits(latents: Tensor, run: Run) -> None:
+    images, channels, height, width = run.shape
+    if latents.ndim != 4 or latents.shape[1] != channels:
+        raise SettingError(
+            f"latents of shape {list(latents.shape)}: this model's have {channels} channels; "
+            "take those of its own sampler"
+        )
+    if tuple(latents.shape) != run.shape:
+        found = f"{latents.shape[0]} x {latents.shape[2]} x {latents.shape[3]}"
+        raise SettingError(
+            f"latents of {found} cells: this image has {images} x {height} x {width}; "
+            "give the image that they were sampled for"
+        )
+    if not bool(torch.isfinite(latents).all()):
+        raise SettingError("the latents have NaN or infinite values: check what made them")

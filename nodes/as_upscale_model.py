@@ -1,0 +1,79 @@
+"""MoESR as Upscale Model: for the host's "Upscale Image (using Model)" and for tiled upscalers of other packs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import widgets
+from .host import io, schema
+
+
+class UpscaleModel:
+    """A model as those nodes expect it: called with [B, 3, H, W] in [0, 1], it gives [B, 3, scale H, scale W].
+
+    They cut the picture into tiles of their own, each of which is a run by itself here; so colours are held to the
+    source locally, and noise is that of the seed in every tile.
+    """
+
+    input_channels = output_channels = 3
+
+    def __init__(self, model: Any, steps: int, seed: int, fidelity: float) -> None:
+        self._model, self._steps, self._seed, self._fidelity = model, steps, seed, fidelity
+        self.scale = model.sr.scale
+
+    @property
+    def model(self) -> Any:
+        """The network whose size the host counts."""
+        return self.patcher.model
+
+    @property
+    def patcher(self) -> Any:
+        """The host's patcher of that network."""
+        return self._model.patcher
+
+    @property
+    def device(self) -> Any:
+        """Where the model works."""
+        return self._model.patchers.device
+
+    def to(self, *_: Any, **__: Any) -> UpscaleModel:
+        """The same: the host's memory manager has the networks moved when they are used."""
+        return self
+
+    def eval(self) -> UpscaleModel:
+        """The same."""
+        return self
+
+    def __call__(self, image: Any) -> Any:
+        from ..moesr.pipeline import upscale
+
+        self._model.begin(0, image.shape[3] * self.scale, image.shape[2] * self.scale)
+        result = upscale(
+            self._model.sr,
+            image.movedim(1, -1),
+            steps=self._steps or None,
+            seed=self._seed,
+            fidelity=self._fidelity,
+            color_fix="wavelet",
+        )
+        return result.movedim(-1, 1).to(image.device)
+
+
+class MoESRAsUpscaleModel(io.ComfyNode):
+    """A MOESR_MODEL in, an UPSCALE_MODEL out."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Inputs and outputs."""
+        return schema(
+            node_id="MoESRAsUpscaleModel",
+            category=widgets.CATEGORY,
+            search_aliases=[*widgets.ALIASES, "upscale model", "ultimate sd upscale"],
+            inputs=[widgets.model(), widgets.steps(), widgets.seed(), widgets.fidelity()],
+            outputs=[io.UpscaleModel.Output("upscale_model")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, steps: int, seed: int, fidelity: float) -> Any:
+        """The upscale model."""
+        return io.NodeOutput(UpscaleModel(model, steps, seed, fidelity))

@@ -1,0 +1,41 @@
+"""MoESR FCD as VAE: a KL f8 decoder in place of Stable Diffusion 1.5's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import widgets
+from .host import io, schema, vae_of
+
+#: The AFF U-Net, which the host's own network does not have.
+OURS = "decoder.unet_1."
+
+
+class MoESRFCDAsVAE(io.ComfyNode):
+    """A decoder in, a VAE out."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Inputs and outputs."""
+        return schema(
+            node_id="MoESRFCDAsVAE",
+            category=widgets.CATEGORY,
+            search_aliases=["moesr", "vae", "fcd", "sd 1.5 decoder"],
+            inputs=[widgets.model()],
+            outputs=[io.Vae.Output("vae")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any) -> Any:
+        """The host's VAE with our network in it."""
+        from ..moesr.errors import SettingError
+        from ..moesr.pipeline import working_memory
+
+        if model.decoder is None:
+            raise SettingError(
+                f"model: {model.name} decodes latents of its own; in the Loader choose a KL f8 decoder, "
+                "fa_vae.pth for Stable Diffusion 1.5"
+            )
+        parts = model.parts
+        weights = {name: parts.weights[name] for name in parts.weights if not name.startswith(OURS)}
+        return io.NodeOutput(vae_of(weights, parts.autoencoder, lambda dtype: working_memory(parts.config, dtype, 1)))

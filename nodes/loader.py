@@ -1,0 +1,43 @@
+"""MoESR Loader: a model by name, its number format, and how its experts share the memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import model as models
+from .host import io, schema
+from .widgets import ALIASES, CATEGORY
+
+
+class MoESRLoader(io.ComfyNode):
+    """Chooses a model; nothing is loaded onto the device before it is used."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Inputs and outputs."""
+        return schema(
+            node_id="MoESRLoader",
+            category=CATEGORY,
+            search_aliases=[*ALIASES, "load upscale model", "resshift", "ldm super resolution"],
+            inputs=[
+                io.Combo.Input("model", options=models.names()),
+                io.Combo.Input("dtype", options=list(models.NUMBERS), default="auto"),
+                io.Combo.Input("experts", options=list(models.RESIDENCIES), default="auto"),
+            ],
+            outputs=[models.MODEL.Output("model_out")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model: Any) -> bool | str:
+        """A line that names the widget if there is no such model."""
+        return model is None or models.problem(model) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str, dtype: str, experts: str) -> str:
+        """Another value when a file of the model has changed."""
+        return models.fingerprint(model)
+
+    @classmethod
+    def execute(cls, model: str, dtype: str, experts: str) -> Any:
+        """The model; its files are checked, its weights are read when they are used."""
+        return io.NodeOutput(models.load(model, dtype, experts))

@@ -1,0 +1,79 @@
+"""MoESR Sampler: the latent of a larger picture, denoised by the time experts in turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import widgets
+from .host import Progress, io, schema
+from .plan import plan_of
+
+#: What Decode takes for its own settings at 0 or off, if the latent comes straight from a Sampler.
+SETTINGS = "moesr"
+
+
+class MoESRSampler(io.ComfyNode):
+    """An image in, the latent of its enlargement out."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Inputs and outputs."""
+        return schema(
+            node_id="MoESRSampler",
+            category=widgets.CATEGORY,
+            search_aliases=[*widgets.ALIASES, "ksampler", "tiled diffusion", "seamless", "resshift"],
+            inputs=[
+                widgets.model(),
+                io.Image.Input("image"),
+                widgets.seed(),
+                widgets.steps(),
+                widgets.sampler(),
+                io.Float.Input("eta", default=1.0, min=0.0, max=2.0, step=0.05),
+                widgets.scale(),
+                io.Combo.Input("batch_seed", options=list(widgets.BATCH_SEEDS), default=widgets.BATCH_SEEDS[0]),
+                widgets.tile(),
+                widgets.wrap(),
+                io.Mask.Input("mask", optional=True),
+            ],
+            outputs=[io.Latent.Output("samples"), io.String.Output("plan")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        image: Any,
+        seed: int,
+        steps: int,
+        sampler: str,
+        eta: float,
+        scale: float,
+        batch_seed: str,
+        tile: int,
+        wrap: bool,
+        mask: Any = None,
+    ) -> Any:
+        """Latents of the batch, and the plan of experts."""
+        from ..moesr.halves import sample_latents
+
+        sr = model.sr
+        plan = plan_of(sr, steps, sampler)
+        progress = Progress(plan.experts, plan.noise)
+        model.begin(tile, image.shape[2] * sr.scale, image.shape[1] * sr.scale)
+        samples = sample_latents(
+            sr,
+            image,
+            steps=steps or None,
+            sampler=sampler,
+            eta=eta,
+            seed=seed,
+            batch_seed="same" if batch_seed == widgets.BATCH_SEEDS[1] else "per_image",
+            tile=tile or "auto",
+            wrap=wrap,
+            callback=progress,
+        )
+        progress.done()
+        latent = {"samples": samples.cpu(), SETTINGS: {"scale": scale, "wrap": wrap}}
+        if mask is not None:
+            latent["noise_mask"] = mask
+        return io.NodeOutput(latent, plan.text())

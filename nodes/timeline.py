@@ -1,0 +1,43 @@
+"""MoESR Expert Timeline: a picture of which expert works at which step, and of the noise that is left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import widgets
+from .host import io, schema
+from .plan import plan_of
+
+SIZE = (960, 240)
+GROUND = (30, 32, 38)
+
+
+class MoESRExpertTimeline(io.ComfyNode):
+    """The plan of a run, without running it."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Inputs and outputs."""
+        return schema(
+            node_id="MoESRExpertTimeline",
+            category=widgets.CATEGORY,
+            search_aliases=["moesr", "mixture of experts", "schedule", "sigmas", "noise schedule"],
+            inputs=[widgets.model(), widgets.steps(), widgets.sampler()],
+            outputs=[io.Image.Output("picture"), io.String.Output("plan")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, steps: int, sampler: str) -> Any:
+        """The picture, float [1, H, W, 3], and the text."""
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        from ..moesr.images.timeline import timeline
+
+        plan = plan_of(model.sr, steps, sampler)
+        bars = timeline(plan.experts, plan.noise, plan.timesteps, size=SIZE, ink=(200, 204, 212))
+        picture = Image.new("RGBA", SIZE, (*GROUND, 255))
+        picture.alpha_composite(bars)
+        pixels = torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255)
+        return io.NodeOutput(pixels[None], plan.text())

@@ -1,0 +1,71 @@
+"""MoESR Upscale: the three nodes in one, with their defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import model as models
+from .host import GraphBuilder, io, schema
+from .widgets import ALIASES, CATEGORY
+from .widgets import scale as scale_input
+
+
+class MoESRUpscale(io.ComfyNode):
+    """An image in, a larger image out."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Inputs and outputs."""
+        return schema(
+            node_id="MoESRUpscale",
+            category=CATEGORY,
+            search_aliases=[*ALIASES, "hires", "4x", "increase resolution"],
+            enable_expand=True,
+            inputs=[
+                io.Image.Input("image"),
+                io.Combo.Input("model", options=models.names()),
+                scale_input(default=4.0, min=0.25),
+            ],
+            outputs=[io.Image.Output("image_out")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model: Any) -> bool | str:
+        """A line that names the widget if there is no such model."""
+        return model is None or models.problem(model) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str, scale: float, **_: Any) -> str:
+        """Another value when a file of the model has changed."""
+        return models.fingerprint(model)
+
+    @classmethod
+    def execute(cls, image: Any, model: str, scale: float) -> Any:
+        """The three nodes, as a graph that the host runs; so the model stays in its cache while images change."""
+        graph = GraphBuilder()
+        loader = graph.node("MoESRLoader", "loader", model=model, dtype="auto", experts="auto")
+        sampler = graph.node(
+            "MoESRSampler",
+            "sampler",
+            model=loader.out(0),
+            image=image,
+            seed=0,
+            steps=0,
+            sampler="auto",
+            eta=1.0,
+            scale=scale,
+            batch_seed="per image",
+            tile=0,
+            wrap=False,
+        )
+        decode = graph.node(
+            "FrequencyCompensatedDecode",
+            "decode",
+            model=loader.out(0),
+            samples=sampler.out(0),
+            image=image,
+            fidelity=1.0,
+            color_fix="adain",
+            tile=0,
+        )
+        return io.NodeOutput(decode.out(0), expand=graph.finalize())
