@@ -235,9 +235,6 @@ NETWORKS = {
     ],
     "ControlNet": [["control_model.input_blocks.0.0.weight", "control_model.input_hint_block.0.weight"]],
     "VAE": [["encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.up_blocks.0.resnets.0.conv1.weight"]],
-    "not support yet": [
-        ["input_blocks.0.0.weight", "input_blocks.1.1.blocks.0.attn.relative_position_bias_table", "out.2.weight"]
-    ],
     "3 tensors such as weird.a": [["weird.a", "weird.b", "weird.c"]],
 }
 

@@ -132,7 +132,7 @@ def _mask(mask: Any, lr: Tensor) -> Tensor:
     """[1 or B, 1, H, W] in [0, 1] on lr's device, from a PIL image, an array or a tensor [H, W] or [B, H, W]."""
     if isinstance(mask, Image.Image):
         mask = np.asarray(mask.convert("L"))
-    values = torch.as_tensor(np.asarray(mask) if not isinstance(mask, Tensor) else mask)
+    values = torch.as_tensor(np.array(mask) if not isinstance(mask, Tensor) else mask)
     values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
     if values.ndim not in (2, 3) or values.numel() == 0 or (values.ndim == 3 and values.shape[0] not in (1, len(lr))):
         raise ImageError(f"mask of shape {list(values.shape)}: give height x width, or one for each image of the batch")

@@ -1,0 +1,394 @@
+"""ResShift through the one pipeline: sizes, kinds of pictures, steps, masks, tiles; and its own tile policy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+import moesr
+from moesr.checkpoints.files import save_model
+from moesr.cli import main
+from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConfig
+from moesr.diffusion.experts import All, ExpertBank
+from moesr.diffusion.process import from_config
+from moesr.errors import SettingError
+from moesr.host import NullHost
+from moesr.images.condition import Condition, pad
+from moesr.images.files import Picture, read, write
+from moesr.images.windows import Window, tile_windows
+from moesr.model import SRModel
+from moesr.networks.autoencoder import Autoencoder
+from moesr.networks.swin import APART, MASKS, WindowAttention, apart, position_index
+from moesr.networks.swin_unet import SwinUNet
+from moesr.pipeline import Event, Run
+from moesr.published import Average, published_windows, upscale_published
+
+UNET = SwinUNetConfig(
+    model_channels=16, channel_mult=(1, 2), num_res_blocks=(1, 1), attention_downsamples=(1, 2), num_head_channels=8,
+    swin_channels=16, mlp_channels=32, window=4, latent_size=8, norm_groups=4,
+)  # fmt: skip
+VQ = AutoencoderConfig(
+    ch=8, ch_mult=(1, 1, 1), num_res_blocks=1, n_embed=64, lr_fusion=False, refine=False, norm_groups=4
+)
+SHIFT4 = ProcessConfig("residual_shift", 4, "x0", min_noise_level=0.2)
+SHIFT15 = ProcessConfig("residual_shift", 15, "x0")
+
+
+def config_of(process: ProcessConfig = SHIFT4, unet: SwinUNetConfig = UNET, vae: AutoencoderConfig = VQ) -> ModelConfig:
+    return ModelConfig(
+        unet, vae, process, (process.timesteps,), vae.factor // unet.detail, process.timesteps, lr_resize="torch"
+    )
+
+
+def model_of(*parts: Any) -> SRModel:
+    """A tiny model with random weights, as `load` makes it."""
+    config = config_of(*parts)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network, autoencoder = SwinUNet(config.unet), Autoencoder(config.autoencoder)  # type: ignore[arg-type]
+        torch.nn.init.normal_(autoencoder.quantize.embedding.weight)  # codes as far apart as latents are
+    bank = ExpertBank(config.stages, All([network.eval().requires_grad_(False)]))
+    autoencoder.eval().requires_grad_(False)
+    return SRModel(
+        config, from_config(config.process), bank, autoencoder, torch.device("cpu"), torch.float32, NullHost()
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> SRModel:
+    return model_of()
+
+
+def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
+    """Smooth colours with some noise, uint8."""
+    rng = np.random.default_rng(height * 1000 + width)
+    y, x = np.mgrid[:height, :width] / 16
+    waves = np.stack([np.sin(y + k) * np.cos(x * (k + 1) / 2) for k in range(channels)], axis=-1)
+    return ((waves * 0.35 + 0.5 + rng.normal(0, 0.03, waves.shape)) * 255).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 17), (20, 20), (33, 100)])
+def test_any_size_gives_exactly_the_scaled_size(model: SRModel, height: int, width: int) -> None:
+    out = moesr.upscale(model, photo(height, width), steps=1)
+    assert out.shape == (height * 4, width * 4, 3)
+
+
+def test_a_large_image_gives_exactly_the_scaled_size() -> None:
+    model = model_of(SHIFT4, UNET, replace(VQ, ch=4, norm_groups=2))
+    # Attention over a tile of the first stage is nearly all of the time, and has no part in sizes.
+    for half in (model.autoencoder.encoder, model.autoencoder.decoder):
+        half.mid.attn_1 = torch.nn.Identity()
+    seen: list[Event] = []
+    out = moesr.upscale(model, photo(700, 500), steps=1, callback=seen.append)
+    assert out.shape == (2800, 2000, 3)
+    assert seen[-1].tiles > 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 20), (33, 100)])
+@pytest.mark.parametrize("halvings", [1, 2])
+def test_sizes_of_networks_that_see_more_than_the_latent(height: int, width: int, halvings: int) -> None:
+    model = model_of(SHIFT4, replace(UNET, lr_downsamples=halvings))
+    assert model.scale == 4 // 2**halvings
+    out = moesr.upscale(model, photo(height, width))
+    assert out.shape == (height * model.scale, width * model.scale, 3)
+    assert moesr.upscale(model, photo(height, width), tile=64, steps=1).shape == out.shape
+
+
+def test_the_first_stage_of_faces_runs_too() -> None:
+    unet = replace(UNET, in_channels=8, out_channels=8, lr_downsamples=3)
+    vae = replace(VQ, ch_mult=(1, 1, 1, 1), num_res_blocks=(1, 2, 1, 2), z_channels=8, embed_dim=8)
+    seen: list[Event] = []
+    out = moesr.upscale(model_of(SHIFT4, unet, vae), photo(40, 70), callback=seen.append)
+    assert out.shape == (40, 70, 3)
+    preview = seen[-1].preview
+    assert preview is not None
+    assert preview().size == (16, 8)  # 128 x 64 pixels, of which a latent cell is 8 x 8
+
+
+def test_the_same_kind_comes_back(model: SRModel, tmp_path: Path) -> None:
+    pixels = photo(8, 9, 4)
+    for mode in ("RGB", "L", "RGBA", "LA", "P"):
+        out = moesr.upscale(model, Image.fromarray(pixels).convert(mode), steps=1)
+        assert (out.size, out.mode) == ((36, 32), {"P": "RGB"}.get(mode, mode))
+    assert moesr.upscale(model, pixels[..., 0], steps=1).shape == (32, 36)
+    grey = moesr.upscale(model, np.repeat(pixels[..., :1], 3, axis=2), steps=1)
+    assert np.abs(grey[..., 0].astype(int) - grey[..., 2]).max() > 0  # a network of colours: grey is a matter of kind
+    for channels in (1, 3, 4):
+        out = moesr.upscale(model, torch.rand(2, 8, 9, channels), steps=1)
+        assert out.shape == (2, 32, 36, channels)
+        assert 0 <= out.min() <= out.max() <= 1
+    write(
+        tmp_path / "in.png", Picture(np.linspace(0.2, 0.8, 16 * 16 * 3, dtype=np.float32).reshape(16, 16, 3), bits=16)
+    )
+    write(tmp_path / "out.png", moesr.upscale(model, read(tmp_path / "in.png"), steps=1))
+    out = read(tmp_path / "out.png")
+    assert (out.bits, out.rgb.shape) == (16, (64, 64, 3))
+    assert len(np.unique(out.rgb)) > 256
+
+
+def test_alpha_is_kept_apart(model: SRModel) -> None:
+    image = photo(12, 12, 4)
+    image[..., 3] = 255
+    out = moesr.upscale(model, image)
+    assert (out[..., 3] == 255).all()
+    assert np.array_equal(out[..., :3], moesr.upscale(model, image[..., :3]))
+
+
+def test_defaults_are_the_published_run() -> None:
+    """`upscale` as it stands does every timestep, ancestrally: what its own policy does to an image of one tile."""
+    model = model_of(SHIFT15)
+    seen: list[Event] = []
+    out = moesr.upscale(model, photo(13, 21), seed=3, color_fix="none", callback=seen.append)
+    assert [e.t for e in seen if e.phase == "sample"] == list(range(15))[::-1]
+    assert [e.tiles for e in seen] == [1] * 17
+    published = upscale_published(model, photo(13, 21), seed=3)
+    assert np.abs(out.astype(int) - published).max() <= 1
+    exact = moesr.upscale(model, photo(13, 21), seed=3, color_fix="none", sampler="ddpm")
+    assert np.array_equal(exact, published)
+    assert not np.array_equal(out, moesr.upscale(model, photo(13, 21), seed=4, color_fix="none"))
+
+
+def test_fewer_steps_keep_the_noisiest_and_published_respacing_is_there() -> None:
+    model = model_of(SHIFT15)
+
+    def timesteps(**settings: Any) -> list[int]:
+        seen: list[Event] = []
+        moesr.upscale(model, photo(6, 6), callback=seen.append, **settings)
+        return [e.t for e in seen if e.phase == "sample"]
+
+    for steps in range(1, 16):
+        taken = timesteps(steps=steps)
+        assert len(set(taken)) == steps
+        assert taken[0] == 14
+    assert timesteps(steps=5, spacing="leading") == [12, 9, 6, 3, 0]
+    with pytest.raises(SettingError, match="15 timesteps"):
+        timesteps(steps=16)
+
+
+def test_the_deterministic_form_draws_nothing_but_its_start(model: SRModel) -> None:
+    run = Run(model, torch.rand(1, 3, 16, 16), False, 0, 1, None)
+    y = run.encode()
+    assert y is not None
+
+    def sampled(eta: float, steps: int = 4) -> tuple[Tensor, list[int]]:
+        drawn: list[int] = []
+
+        def noise(i: int) -> Tensor:
+            drawn.append(i)
+            return torch.full_like(y, 0.5 + i)
+
+        return run.sample(y, steps, "auto", "auto", eta, noise), drawn
+
+    assert sampled(0.0)[1] == [-1]
+    assert sampled(1.0)[1] == [-1, 0, 1, 2]  # the last step adds none
+    assert not torch.equal(sampled(0.0)[0], sampled(1.0)[0])
+    assert torch.equal(sampled(0.0, 1)[0], sampled(1.0, 1)[0])  # one step is the network's answer, either way
+
+
+def test_tiles_step_together_and_cover_everything(model: SRModel) -> None:
+    seen: list[Event] = []
+    moesr.upscale(model, photo(40, 24), tile=64, callback=seen.append)
+    sampled = [(e.step, e.tile) for e in seen if e.phase == "sample"]
+    tiles = seen[0].tiles
+    assert tiles > 1
+    assert sampled == [(s, k) for s in range(1, 5) for k in range(1, tiles + 1)]
+    assert [e.phase for e in seen if e.phase != "sample"] == ["encode"] * tiles + ["decode"] * tiles
+
+
+def test_tiles_of_swin_networks_are_whole_windows_that_start_anywhere_aligned() -> None:
+    unet = SwinUNetConfig()
+    assert (unet.multiple, unet.alignment) == (64, 8)
+    assert [unet.window_of(i) for i in range(4)] == [(8, 4), (8, 4), (8, 4), (8, 0)]
+    windows = tile_windows(128, 192, 64, 8, unet.multiple, alignment=unet.alignment)
+    assert {(w.h, w.w) for w in windows} == {(64, 64)}
+    assert sorted({w.x0 for w in windows}) == [0, 40, 80, 128]
+    assert all(w.y0 % 8 == w.x0 % 8 == 0 for w in windows)
+    assert replace(unet, latent_size=32).multiple == 32  # 4 cells wide at the coarsest level
+    assert replace(unet, attention_downsamples=(), latent_size=1024).multiple == 64  # the middle attends in any case
+
+
+def test_a_size_that_is_no_multiple_is_refused_by_the_network() -> None:
+    network = SwinUNet(UNET)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        network(torch.zeros(1, 3, 8, 12), torch.zeros(1), torch.zeros(1, 3, 8, 12))
+
+
+def test_padding_is_the_published_and_goes_on_where_that_ends() -> None:
+    image = torch.rand(1, 4, 20, 27)
+    assert torch.equal(pad(image, (32, 32)), F.pad(image, (0, 5, 0, 12), mode="reflect"))
+    twice = pad(image[..., :5], (20, 19))
+    assert torch.equal(twice[..., 5:9], image[..., :4].flip(-1))
+    assert torch.equal(twice[..., 8:13], image[..., :5])
+    assert torch.equal(pad(image[..., :1], (20, 9)), image[..., :1].expand(-1, -1, -1, 9))
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_the_upsampled_lr_is_torchs_and_not_clamped(wrap: bool) -> None:
+    lr = torch.rand(1, 3, 32, 48).round() * 2 - 1
+    condition = Condition(lr, 4, 4, 16, wrap, lr_resize="torch")
+    whole = F.interpolate(lr, scale_factor=4, mode="bicubic")
+    assert whole.abs().max() > 1.05
+    assert torch.allclose(condition.upsampled(0, Window(8, 8, 8, 16))[0], whole[0, :, 32:64, 32:96], atol=1e-6)
+    if not wrap:
+        assert torch.allclose(condition.upsampled(0, Window(0, 0, 32, 48)), whole, atol=1e-6)
+    assert Condition(lr, 1, 4, 4, wrap, 4, "torch").upsampled(0, Window(0, 0, 8, 12)).equal(lr)
+
+
+def test_released_and_textbook_masks() -> None:
+    """By their definitions, for a shift of 2 in windows of 4: columns 2 and 3 of a window come from elsewhere."""
+    cpu = torch.device("cpu")
+    columns = apart(4, 2, "columns", cpu, torch.float32)
+    token = [(i // 4, i % 4) for i in range(16)]
+    for i, (row, column) in enumerate(token):
+        for j, (other_row, other_column) in enumerate(token):
+            assert columns[i, j] == (APART if (column < 2) != (other_column < 2) else 0)
+            rows_too = apart(4, 2, "rows columns", cpu, torch.float32)[i, j]
+            same = (row < 2) == (other_row < 2) and (column < 2) == (other_column < 2)
+            assert rows_too == (0 if same else APART)
+    assert torch.equal(
+        apart(4, 2, "rows", cpu, torch.float32), columns.view(4, 4, 4, 4).permute(1, 0, 3, 2).reshape(16, 16)
+    )
+    x, outputs = torch.randn(1, 16, 12, 12), []
+    for mask in MASKS:
+        torch.manual_seed(0)
+        outputs.append(WindowAttention(16, 2, 4, 2, mask)(x))
+    # The first windows attend alike; the last row and the last column do not.
+    different = (outputs[0] - outputs[1]).abs().amax(1)[0] > 1e-6
+    assert not different[2:10, 2:10].any()
+    assert different[2:10, 10:].all()
+    assert different[10:, 2:10].all()
+
+
+def test_masks_are_few_kept_and_good_for_training() -> None:
+    apart.cache_clear()
+    position_index.cache_clear()
+    layer = WindowAttention(16, 2, 4, 2, "released")
+    with torch.inference_mode():
+        for side in (4, 8, 12, 24):
+            layer(torch.randn(1, 16, side, side + 4))
+    assert apart.cache_info().currsize == position_index.cache_info().currsize == 1
+    assert apart.cache_info().maxsize == 64
+    layer(torch.randn(1, 16, 8, 8)).sum().backward()  # what inference mode made can be differentiated through
+    assert layer.relative_position_bias_table.grad is not None
+    half = layer.to(torch.bfloat16)(torch.randn(1, 16, 8, 8, dtype=torch.bfloat16))
+    assert half.dtype == torch.bfloat16
+    assert apart.cache_info().currsize == 2
+    on_meta = WindowAttention(16, 2, 4, 2, "released").to("meta")
+    assert on_meta(torch.zeros(1, 16, 8, 8, device="meta")).shape == (1, 16, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def filler() -> SRModel:
+    return model_of(SHIFT4, replace(UNET, lr_downsamples=2, mask=True))
+
+
+def test_a_mask_is_filled_in(filler: SRModel) -> None:
+    """Pixels outside of the mask come back as they were; those inside were never seen."""
+    image, mask = photo(30, 41), np.zeros((30, 41), np.uint8)
+    mask[10:20, 5:25] = 255
+    out = moesr.upscale(filler, image, mask=mask)
+    outside = mask == 0
+    assert np.array_equal(out[outside], image[outside])
+    assert np.abs(out.astype(int) - image)[~outside].mean() > 5
+    other = image.copy()
+    other[~outside] = 7
+    assert np.array_equal(moesr.upscale(filler, other, mask=mask), out)
+    assert np.array_equal(moesr.upscale(filler, other, mask=Image.fromarray(mask)), out)
+    everywhere = upscale_published(filler, other, mask=mask, seed=1)
+    assert np.array_equal(everywhere[outside], image[outside])
+    with pytest.raises(SettingError, match="give a mask"):
+        moesr.upscale(filler, image)
+    with pytest.raises(SettingError, match="give a mask"):
+        upscale_published(filler, image)
+
+
+def test_a_mask_is_shown_to_the_network_as_its_last_channel(filler: SRModel) -> None:
+    run_mask = torch.zeros(30, 41)
+    run_mask[3:9, 3:9] = 1
+    seen: list[Tensor] = []
+    with filler.bank.stage(0) as network:
+        handle = network.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
+        moesr.upscale(filler, torch.rand(2, 30, 41, 3), mask=run_mask, tile_batch=2)
+        handle.remove()
+    assert seen[0].shape == (2, 4, 32, 64)
+    for shown in seen[0]:
+        assert torch.equal(shown[3, :30, :41], run_mask)
+        assert (shown[:3, 3:9, 3:9] == 0).all()
+        assert (shown[:3, 9:30, :41] != 0).float().mean() > 0.9
+
+
+def test_a_mask_of_another_model_limits_the_change(model: SRModel) -> None:
+    mask = np.zeros((16, 16), np.float32)
+    mask[:, 8:] = 1
+    out, full = (moesr.upscale(model, photo(16, 16), mask=m) for m in (mask, None))
+    assert np.array_equal(out[:, 40:], full[:, 40:])
+    assert not np.array_equal(out[:, :24], full[:, :24])
+
+
+def test_the_published_policy_averages_clamped_tiles(model: SRModel) -> None:
+    """Its result is the plain mean of what each tile gives alone, from the same noises."""
+    image = torch.rand(1, 21, 30, 3)
+    windows = published_windows(21, 30, 16, 12)
+    assert [(w.y0, w.x0) for w in windows] == [(0, 0), (0, 12), (0, 14), (5, 0), (5, 12), (5, 14)]
+    generator = torch.Generator().manual_seed(0)
+    noises = torch.randn(len(windows), 5, 1, 3, 16, 16, generator=generator)
+    out = upscale_published(model, image, chop=16, stride=12, noise=lambda tile, draw: noises[tile, draw])
+    average = Average(3, 84, 120, torch.device("cpu"))
+    for k, w in enumerate(windows):
+        tile = image[:, w.y0 : w.y0 + w.h, w.x0 : w.x0 + w.w]
+        alone = upscale_published(model, tile, noise=lambda _, draw, k=k: noises[k, draw])
+        average.add(alone[0].permute(2, 0, 1), w.scaled(4))
+    assert torch.allclose(out[0].permute(2, 0, 1), average.rows(0, 84), atol=1e-5)
+    assert average.count.max() == 6
+    with pytest.raises(SettingError, match="step"):
+        upscale_published(model, image, chop=16, stride=17)
+
+
+def test_time_experts_over_residual_shifting_stream(tmp_path: Path) -> None:
+    config = replace(config_of(SHIFT15), stages=(5, 10, 15), name="three")
+    torch.manual_seed(2)
+    states = [SwinUNet(UNET).state_dict() for _ in range(3)]
+    path = tmp_path / "three.safetensors"
+    save_model(path, config, states, Autoencoder(VQ).state_dict(), torch.float32)
+    seen: list[Event] = []
+    streamed = moesr.upscale(moesr.load(path, residency="stream"), photo(9, 9), callback=seen.append)
+    assert [e.expert for e in seen if e.phase == "sample"] == [2] * 5 + [1] * 5 + [0] * 5
+    assert np.array_equal(streamed, moesr.upscale(moesr.load(path, residency="all"), photo(9, 9)))
+    half = moesr.upscale(moesr.load(path, dtype="bf16"), photo(9, 9))
+    assert half.shape == (36, 36, 3)
+
+
+def test_the_command_line_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_of()
+    path = tmp_path / "model.safetensors"
+    torch.manual_seed(3)
+    save_model(path, config, [SwinUNet(UNET).state_dict()], Autoencoder(VQ).state_dict(), torch.float16)
+    Image.fromarray(photo(10, 12)).save(tmp_path / "in.png")
+    command = ["upscale", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--model", str(path)]
+    assert main([*command, "--sampler", "auto", "--eta", "0"]) == 0
+    assert Image.open(tmp_path / "out.png").size == (48, 40)
+    assert main([*command, "--steps", "5"]) == 1
+    assert "4 timesteps" in capsys.readouterr().err
+
+
+def test_out_of_memory_halves_the_tile_down_to_whole_windows(model: SRModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = SwinUNet.forward
+
+    def limited(self: SwinUNet, z: Tensor, t: Tensor, lr: Tensor) -> Tensor:
+        if z.shape[-1] * z.shape[-2] > 24 * 24:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return forward(self, z, t, lr)
+
+    monkeypatch.setattr(SwinUNet, "forward", limited)
+    seen: list[Event] = []
+    out = moesr.upscale(model, photo(40, 40), tile=0, steps=2, callback=seen.append)
+    assert out.shape == (160, 160, 3)
+    assert seen[-1].tiles > 1
