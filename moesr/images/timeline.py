@@ -1,0 +1,99 @@
+"""A picture of a run's plan: which expert works at which step, with the noise level over it. Needs Pillow only."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+#: Drawn this many times too large and shrunk, for smooth edges.
+_FINE = 2
+_LEFT, _RIGHT, _TOP, _BOTTOM = 10, 10, 24, 22
+
+Colour = tuple[int, int, int]
+
+_SCALE: tuple[Colour, ...] = ((146, 190, 224), (84, 132, 192), (118, 92, 168), (190, 84, 112))
+
+
+def timeline(
+    experts: Sequence[int],
+    noise: Sequence[float],
+    timesteps: Sequence[int],
+    *,
+    current: int | None = None,
+    size: tuple[int, int] = (720, 150),
+    ink: Colour = (128, 132, 140),
+) -> Image.Image:
+    """An RGBA picture on a transparent ground: a bar for every step, as high as its noise, in its expert's colour.
+
+    experts, noise (0 or more) and timesteps have one entry a step, in the order in which they run. current: the step at
+    work, from 1; those after it are pale. size: in pixels. ink: of the labels, by default a grey that is read on white
+    and on black. Raises ValueError if there are no steps, or as many of one as not of the other.
+    """
+    count = len(experts)
+    if not count or not count == len(noise) == len(timesteps):
+        raise ValueError(f"{count} experts, {len(noise)} noise levels, {len(timesteps)} timesteps: one of each a step")
+    width, height = (side * _FINE for side in size)
+    image = Image.new("RGBA", (width, height))
+    draw = ImageDraw.Draw(image)
+    left, right, top, bottom = (_FINE * margin for margin in (_LEFT, _RIGHT, _TOP, _BOTTOM))
+    floor, ceiling = height - bottom, top
+    edges = [left + (width - left - right) * i / count for i in range(count + 1)]
+    gap = min(2 * _FINE, (edges[1] - edges[0]) / 4)
+    highest = max(*noise, 1e-9)
+    colours = palette(max(experts) + 1)
+    for i, (expert, level) in enumerate(zip(experts, noise)):
+        low = floor - max(2 * _FINE, (floor - ceiling) * max(level, 0) / highest)
+        alpha = 255 if current is None or i < current else 90
+        draw.rectangle((edges[i], low, edges[i + 1] - gap, floor), fill=(*colours[expert], alpha))
+        if current == i + 1:
+            draw.rectangle((edges[i], floor + _FINE, edges[i + 1] - gap, floor + 3 * _FINE), fill=(*ink, 255))
+    draw.line((left, floor, width - right, floor), fill=(*ink, 255), width=1)
+    _labels(draw, experts, timesteps, edges, floor, ink)
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def palette(count: int) -> list[Colour]:
+    """A colour for each of `count` experts, from pale blue (0, least noise) to red (most)."""
+    colours = []
+    for i in range(count):
+        place = (len(_SCALE) - 1) * i / max(count - 1, 1)
+        low = min(int(place), len(_SCALE) - 2)
+        red, green, blue = (round(a + (b - a) * (place - low)) for a, b in zip(_SCALE[low], _SCALE[low + 1]))
+        colours.append((red, green, blue))
+    return colours
+
+
+def _labels(
+    draw: ImageDraw.ImageDraw,
+    experts: Sequence[int],
+    timesteps: Sequence[int],
+    edges: Sequence[float],
+    floor: float,
+    ink: Colour,
+) -> None:
+    font = _font(12 * _FINE)
+    draw.text((edges[0], 2 * _FINE), "noise", fill=(*ink, 255), font=font)
+    end = edges[0] + draw.textlength("noise", font=font)
+    start = 0
+    for expert, group in itertools.groupby(experts):
+        stop = start + len(list(group))
+        # The first wording that fits above, and below, the expert's steps.
+        above = f"expert {expert}", f"{expert}"
+        below = f"t {timesteps[start]} to {timesteps[stop - 1]}", f"t {timesteps[start]}", ""
+        centre, room = (edges[start] + edges[stop]) / 2, edges[stop] - edges[start] - 4 * _FINE
+        for texts, y in ((above, 2 * _FINE), (below, floor + 5 * _FINE)):
+            text = next((text for text in texts if draw.textlength(text, font=font) <= room), texts[-1])
+            x = centre - draw.textlength(text, font=font) / 2
+            if y > floor or x > end + 4 * _FINE:
+                draw.text((x, y), text, fill=(*ink, 255), font=font)
+        start = stop
+
+
+def _font(size: int) -> Any:
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:  # Pillow before 10.1 has one small font and no sizes
+        return ImageFont.load_default()
