@@ -21,7 +21,7 @@ from .pngtext import with_text
 
 READ_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 WRITE_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 _LARGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}
 _LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)
 _ORIENTATION_TAG = 0x0112
@@ -75,7 +75,7 @@ def read(path: str | os.PathLike[str]) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's notes on large or slightly odd files; its errors still count
-            with Image.open(io.BytesIO(data), formats=_READ_FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
                 image.load()
                 samples = png16.decode(data) if png16.is_png16(data) else None
                 return from_pil(image, samples)
