@@ -6,7 +6,9 @@ import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import quote
 
+from ..checkpoints.library import DEFAULT
 from ..host import Host, NullHost
 from .job import Job
 from .models import Models
@@ -50,11 +52,11 @@ class Alone:
 
     standalone = True
 
-    def __init__(self, prefix: str = "file=") -> None:
+    def __init__(self, model: str = DEFAULT, prefix: str = "file=") -> None:
+        self.models = Models(model)
         self._temporary = tempfile.TemporaryDirectory(prefix="moesr-", ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name).resolve()
         self.uploads = [self.folder / "uploads"]
-        self.models = Models()
         self.prefix = prefix
 
     def turn(self, job: Job) -> AbstractContextManager[object]:
@@ -73,7 +75,7 @@ class Alone:
 
     def url(self, path: Path) -> str:
         """Gradio's route for files."""
-        return self.prefix + path.as_posix()
+        return self.prefix + quote(path.as_posix(), safe="/:")
 
     def close(self) -> None:
         """Delete the folder with all uploads and results."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 
@@ -39,6 +40,7 @@ class Desk:
         self._closed = False
         self._threads: list[threading.Thread] = []
         self._usual = 0.0  # seconds that a job takes, about
+        self._jobs: weakref.WeakValueDictionary[str, Job] = weakref.WeakValueDictionary()
         self._opened = time.time()
         self._purged = float("-inf")
 
@@ -57,17 +59,23 @@ class Desk:
             ahead = [other for other in self._line if not other.gone and not other.stopping]
             if len(ahead) >= self.limits.waiting:
                 raise SettingError(f"{len(ahead)} jobs are waiting already; try again in a few minutes")
+            self._jobs[job.id] = job
             self._line.append(job)
             self._start_threads()
             self._ready.notify()
         return job
+
+    def find(self, key: str) -> Job | None:
+        """The job with that id, as long as anybody holds it."""
+        return self._jobs.get(key)
 
     def ahead(self, job: Job) -> int:
         """Jobs that have to end before this one can begin: 0 for one at work, or about to be."""
         with self._ready:
             if job not in self._line:
                 return 0
-            before = [other for other in list(self._line)[: self._line.index(job)] if not other.gone]
+            before = list(self._line)[: self._line.index(job)]
+            before = [other for other in before if not other.gone and not other.stopping]
             busy = len(self._running) - len(self._workers) + 1
             return len(before) + max(busy, 0)
 

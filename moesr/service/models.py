@@ -30,17 +30,20 @@ class Plan:
 class Models:
     """The library as seen from a page: names, configs, hashes. Each file is looked into once, until it changes.
 
-    Only names in the library are ever opened: a path that a stranger sends is no name. May be shared between threads.
+    Only names in the library are ever opened: a path that a stranger sends is no name. default: the one that a page
+    starts with. May be shared between threads. Raises SettingError if the default is not there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, default: str = DEFAULT) -> None:
+        self.default = default
         self._lock = threading.Lock()
         self._configs: dict[tuple[object, ...], ModelConfig] = {}
         self._digests: dict[tuple[object, ...], str] = {}
+        self.path(default)
 
     def names(self) -> list[str]:
-        """The library's models, the embedded default first."""
-        return list(installed())
+        """The library's models, the default first."""
+        return sorted(installed(), key=lambda name: name != self.default)
 
     def path(self, name: str) -> Path:
         """The file or folder of a model. Raises SettingError for what is no name in the library."""
@@ -86,11 +89,6 @@ class Models:
         levels, highest = process.s.tolist(), float(process.s.max())
         experts = [bisect_right(config.stages, t) for t in timesteps]
         return Plan(experts, [levels[t] / highest for t in timesteps], timesteps)
-
-    @property
-    def default(self) -> str:
-        """The model that a page starts with."""
-        return DEFAULT
 
 
 def _files(path: Path) -> list[Path]:
