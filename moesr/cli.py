@@ -6,7 +6,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from .commands import data, evaluate, models, train, upscale
+from .commands import data, demo, evaluate, models, train, upscale
 from .commands.common import fail
 from .errors import MoESRError
 
@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   python -m moesr upscale photos/ more.webp -o out/         a folder and a file, into out/
   python -m moesr upscale photo.jpg -o x8.png --model models/moesr_x8/ --steps 50
   python -m moesr upscale brick.png -o wall.png --wrap      a seamless texture stays seamless
+  python -m moesr demo                                      the same as a page in the browser
   python -m moesr info model.safetensors                    what a file is
   python -m moesr models                                    what is in the library, what can be fetched
   python -m moesr convert stages/ -o model.safetensors      released checkpoints as one small file
@@ -51,6 +52,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for module in (upscale, models, data, train, evaluate):
+    for module in (upscale, demo, models, data, train, evaluate):
         module.add(commands)
     return parser

@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from PIL import Image, ImageCms
 
 from ..errors import ImageError, MoESRError, NumericsError, SettingError
 from . import png16
+from .pngtext import with_text
 
 READ_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 WRITE_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -134,12 +135,20 @@ def to_pil(picture: Picture) -> Image.Image:
     return image
 
 
-def write(path: str | os.PathLike[str], picture: Picture, *, bits: int | None = None, quality: int = 95) -> None:
+def write(
+    path: str | os.PathLike[str],
+    picture: Picture,
+    *,
+    bits: int | None = None,
+    quality: int = 95,
+    text: Mapping[str, str] | None = None,
+) -> None:
     """Writes PNG, JPEG (4:4:4) or WebP by the suffix of path, PNG if it has none; a failed write leaves nothing behind.
 
     Values are rounded to nearest. bits: 8 or 16 (PNG only); by default as in `picture`, if the format can.
-    JPEG has no alpha: the picture is laid on white. An existing file is replaced in one step, at the end.
-    Raises SettingError for a suffix or depth that cannot be, NumericsError for NaN, ImageError where writing fails.
+    JPEG has no alpha: the picture is laid on white. An existing file is replaced in one step, at the end. text: chunks
+    of a PNG by keyword; other formats do without. Raises SettingError for a suffix or depth that cannot be,
+    NumericsError for NaN, ImageError where writing fails.
     """
     path = Path(path)
     kind = WRITE_SUFFIXES.get(path.suffix.lower() or ".png")
@@ -154,7 +163,8 @@ def write(path: str | os.PathLike[str], picture: Picture, *, bits: int | None = 
     if picture.rgb.dtype.kind == "f" and not np.isfinite(picture.rgb).all():
         raise NumericsError(f"{path}: the picture has NaN or infinite values; it was not written")
     try:
-        _replace(path, _encode(picture, kind, bits or picture.bits, quality))
+        data = _encode(picture, kind, bits or picture.bits, quality)
+        _replace(path, with_text(data, text) if text and kind == "PNG" else data)
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: cannot be written ({_reason(error)}); check the folder and its space") from error
 

@@ -1,0 +1,103 @@
+"""Files that strangers send: only uploads are opened, and only what is a picture of acceptable size is decoded."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import ImageError
+from ..images.files import READ_FORMATS, Picture, read
+from .limits import Limits
+
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
+_LONGEST_NAME = 80
+_GONE = "the upload is not there any more; send it again"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that was sent: where it lies, and what its sender calls it, made harmless."""
+
+    path: Path
+    name: str
+
+
+def accept(path: str | os.PathLike[str], roots: Sequence[Path], name: str | None = None) -> Upload:
+    """The upload at `path`. Raises ImageError if that is no file below one of the `roots`, links resolved."""
+    shown = display_name(name or os.fspath(path))
+    real = Path(os.path.realpath(path))
+    if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
+        raise ImageError(f"{shown}: no upload of this page; send the file itself")
+    if not real.is_file():
+        raise ImageError(f"{shown}: {_GONE}")
+    return Upload(real, shown)
+
+
+def size(upload: Upload, limits: Limits) -> tuple[int, int]:
+    """Width and height as the header says them, upright; the pixels are not decoded.
+
+    Raises ImageError for a file that is too large, no picture, or of too many pixels.
+    """
+    try:
+        limits.check_bytes(upload.name, upload.path.stat().st_size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(upload.path, formats=READ_FORMATS) as image:
+                width, height = image.size
+                limits.check_input(upload.name, width, height)
+                # Of a PNG that has none before its pixels, getexif would decode these to look behind them.
+                told = image.format != "PNG" or "exif" in image.info
+                sideways = told and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{upload.name}: {_GONE}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{upload.name}: far too many pixels, this page takes at most {limits.input_pixels / 1e6:.0f} MP; "
+            "cut the picture into smaller ones"
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(
+            f"{upload.name}: not a PNG, JPEG, WebP, TIFF or BMP picture; convert it to one of these"
+        ) from error
+    except MemoryError as error:
+        raise ImageError(f"{upload.name}: not enough memory to open it; cut the picture into smaller ones") from error
+    except Exception as error:  # a damaged header makes Pillow raise nearly anything
+        raise ImageError(f"{upload.name}: damaged picture; get it again or save it anew") from error
+    return (height, width) if sideways else (width, height)
+
+
+def open_picture(upload: Upload, limits: Limits) -> Picture:
+    """The picture, after its size was checked. Raises ImageError that calls it by its name, never by its path."""
+    size(upload, limits)
+    try:
+        return read(upload.path)
+    except ImageError as error:
+        raise ImageError(str(error).replace(str(upload.path), upload.name)) from error
+
+
+def display_name(name: str) -> str:
+    """The last part of a path of any system, without control characters, at most 80 characters long."""
+    last = re.split(r"[/\\]", name)[-1]
+    # Cf are invisible marks, among them those that turn the direction of text.
+    shown = "".join(c for c in last if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn")).strip()
+    if len(shown) > _LONGEST_NAME:
+        stem, suffix = os.path.splitext(shown)
+        shown = stem[: _LONGEST_NAME - len(suffix[:10])] + suffix[:10]
+    return shown or "picture"
+
+
+def safe_stem(name: str) -> str:
+    """A file name without suffix that every system takes, made from `name`: letters, digits, and . _ - and space."""
+    stem = re.sub(r"[^\w.\- ]", "_", os.path.splitext(display_name(name))[0]).strip(" .")
+    if not stem or stem.split(".")[0].lower() in _RESERVED:
+        return f"picture_{stem}".rstrip("_")
+    return stem

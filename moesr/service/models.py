@@ -1,0 +1,100 @@
+"""Facts about the library's models: what a page shows of them, and the hash that goes into results."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoints.files import open_model
+from ..checkpoints.library import DEFAULT, installed, meant
+from ..config import ModelConfig
+from ..diffusion.process import from_config
+from ..diffusion.samplers import choose
+from ..errors import CheckpointError, SettingError
+
+_BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a run in order: expert, noise level (0 to about 1) and timestep of each."""
+
+    experts: list[int]
+    noise: list[float]
+    timesteps: list[int]
+
+
+class Models:
+    """The library as seen from a page: names, configs, hashes. Each file is looked into once, until it changes.
+
+    Only names in the library are ever opened: a path that a stranger sends is no name. default: the one that a page
+    starts with. May be shared between threads. Raises SettingError if the default is not there.
+    """
+
+    def __init__(self, default: str = DEFAULT) -> None:
+        self.default = default
+        self._lock = threading.Lock()
+        self._configs: dict[tuple[object, ...], ModelConfig] = {}
+        self._digests: dict[tuple[object, ...], str] = {}
+        self.path(default)
+
+    def names(self) -> list[str]:
+        """The library's models, the default first."""
+        return sorted(installed(), key=lambda name: name != self.default)
+
+    def path(self, name: str) -> Path:
+        """The file or folder of a model. Raises SettingError for what is no name in the library."""
+        there = installed()
+        if name not in there:
+            some = ", ".join(list(there)[:8])
+            raise SettingError(f"model {name!r} is not in the library ({some}){meant(name, there)}")
+        return there[name]
+
+    def config(self, name: str) -> ModelConfig:
+        """What a model is, without reading its weights. Raises SettingError, or CheckpointError for a broken file."""
+        path = self.path(name)
+        key = _state(path)
+        with self._lock:
+            if key not in self._configs:
+                try:
+                    self._configs[key] = open_model(path).config
+                except CheckpointError as error:
+                    raise CheckpointError(str(error).replace(str(path), name)) from error
+            return self._configs[key]
+
+    def digest(self, name: str) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of a model's files, in order of name."""
+        path = self.path(name)
+        key = _state(path)
+        with self._lock:
+            if key not in self._digests:
+                sha = hashlib.sha256()
+                for part in _files(path):
+                    with part.open("rb") as file:
+                        while block := file.read(_BLOCK):
+                            sha.update(block)
+                self._digests[key] = sha.hexdigest()[:16]
+            return self._digests[key]
+
+    def plan(self, name: str, steps: int | None = None, sampler: str = "auto") -> Plan:
+        """Which expert works at which step. Raises SettingError for steps that the model does not have."""
+        config = self.config(name)
+        process = from_config(config.process)
+        count = config.steps if steps is None else steps
+        _, spacing = choose(process, count, config.sampler if sampler == "auto" else sampler, "auto")
+        timesteps = process.timesteps(count, spacing)
+        levels, highest = process.s.tolist(), float(process.s.max())
+        experts = [bisect_right(config.stages, t) for t in timesteps]
+        return Plan(experts, [levels[t] / highest for t in timesteps], timesteps)
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _state(path: Path) -> tuple[object, ...]:
+    """A value that changes when the files do."""
+    return tuple((str(p), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in _files(path))

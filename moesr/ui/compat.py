@@ -1,0 +1,103 @@
+"""Gradio 3.41, 4 and 5, 6 behind one face: options that a version does not have are renamed or left out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+#: What an option is called in other versions, newest first.
+_NAMES = {
+    "js": ("js", "_js"),
+    "default_concurrency_limit": ("default_concurrency_limit", "concurrency_count"),
+}
+
+_gradio: Any = None
+
+
+def gradio() -> Any:
+    """The gradio module. Imported late, after the page has said where temporary files go."""
+    global _gradio
+    if _gradio is None:
+        _gradio = import_module("gradio")
+    return _gradio
+
+
+def fitting(call: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that `call` takes, under the names that it has for them."""
+    known = set(inspect.signature(call).parameters)
+    found = {}
+    for option, value in options.items():
+        name = next((name for name in _NAMES.get(option, (option,)) if name in known), None)
+        if name is not None:
+            found[name] = value
+    return found
+
+
+def make(cls: Any, *values: Any, **options: Any) -> Any:
+    """A component or a block of Gradio, `cls(*values, **options)`, without options that this version does not have."""
+    return cls(*values, **fitting(cls.__init__, options))
+
+
+def on(
+    event: Callable[..., Any],
+    function: Callable[..., Any] | None,
+    inputs: Sequence[Any] = (),
+    outputs: Sequence[Any] = (),
+    *,
+    api: str | None = None,
+    **options: Any,
+) -> Any:
+    """Call `function` when `event` happens, a bound method such as `button.click`. api: its name for programs.
+
+    Without one it is the page's own affair. Any number may run at a time: the desk keeps the order, not Gradio.
+    """
+    hidden = {"api_name": False, "show_api": False} if api is None else {"api_name": api}
+    if api is None and "api_visibility" in inspect.signature(event).parameters:
+        hidden = {"api_visibility": "private"}
+    options = {"concurrency_limit": None, "show_progress": "hidden", **hidden, **options}
+    return event(function, list(inputs), list(outputs), **fitting(event, options))
+
+
+def update(**changes: Any) -> Any:
+    """A change of a component's options or value."""
+    return gradio().update(**changes)
+
+
+def selected(function: Callable[[int], Any]) -> Callable[..., Any]:
+    """A function of the index that was selected, for a component's `select` event."""
+
+    def select(event: Any) -> Any:
+        return function(event.index)
+
+    # Gradio finds the argument by its type.
+    select.__annotations__ = {"event": gradio().SelectData}
+    return select
+
+
+def uploaded(value: Any) -> list[list[Path]]:
+    """For each file that a File component holds, the paths that say where it lies.
+
+    Gradio 3 copies whatever file a client names, and tells only in `orig_name` what that was: both count.
+    """
+    files = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+    found = []
+    for file in files:
+        if isinstance(file, (str, Path)):
+            found.append([Path(file)])
+        else:
+            claimed = getattr(file, "orig_name", None)
+            found.append([Path(file.name), *([Path(claimed)] if claimed else [])])
+    return found
+
+
+def version() -> tuple[int, ...]:
+    """Gradio's version, as (6, 31)."""
+    return tuple(int(part) for part in gradio().__version__.split(".")[:2])
+
+
+def file_prefix() -> str:
+    """Where files are served, relative to the page."""
+    return "gradio_api/file=" if version() >= (5, 0) else "file="

@@ -1,0 +1,110 @@
+"""The page by itself: the builder's blocks, served with limits, without telemetry, on this machine unless asked."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from ..checkpoints.library import DEFAULT
+from ..errors import SettingError
+from ..service.adapter import Alone
+from ..service.desk import Desk
+from ..service.guard import Guard
+from ..service.limits import LOCAL, Limits
+from .builder import Built, build, looks
+from .compat import file_prefix, fitting
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+_THREADS = 64
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a page is served. auth: user and password, None to let everybody in. port: None for a free one."""
+
+    model: str = DEFAULT
+    address: str = LOOPBACK
+    port: int | None = None
+    auth: tuple[str, str] | None = None
+    limits: Limits = LOCAL
+    devices: Sequence[str] = ("auto",)
+    dtype: str = "auto"
+    root_path: str = ""
+    browser: bool = False
+
+
+class Page:
+    """A page that is being served, until `close`. `url` is where."""
+
+    def __init__(self, options: Options) -> None:
+        """Raises SettingError for a port that is taken, an address of another machine, or a model that is not there."""
+        self.adapter = Alone(options.model)
+        _environment(str(self.adapter.uploads[0]))
+        self.adapter.prefix = file_prefix()
+        self.desk = Desk(self.adapter, options.limits, devices=options.devices, dtype=options.dtype)
+        try:
+            self.built: Built = build(self.desk)
+            self.url = self._serve(options)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop serving and working, and delete uploads and results."""
+        self.desk.close()
+        if hasattr(self, "built"):
+            self.built.blocks.close(verbose=False)
+        self.adapter.close()
+
+    def _serve(self, options: Options) -> str:
+        blocks, limits = self.built.blocks, options.limits
+        blocks.queue(
+            **fitting(blocks.queue, {"default_concurrency_limit": _THREADS, "max_size": 4 * limits.waiting + 20})
+        )
+        guard = import_module("starlette.middleware").Middleware(Guard, limits=limits, purge=self.desk.purge)
+        wanted = {
+            "server_name": options.address,
+            "server_port": options.port,
+            "auth": options.auth,
+            "root_path": options.root_path or None,
+            "inbrowser": options.browser,
+            "share": False,
+            "quiet": True,
+            "prevent_thread_lock": True,
+            "show_error": False,
+            "max_threads": _THREADS,
+            "max_file_size": limits.file_bytes,
+            "allowed_paths": [str(self.desk.results), str(self.adapter.folder / "examples")],
+            "app_kwargs": {"middleware": [guard], "docs_url": None, "redoc_url": None},
+            "enable_monitoring": False,
+            "mcp_server": False,
+            "pwa": False,
+            "run_history": False,
+            "ssr_mode": False,
+            "footer_links": ["api"],
+            **looks(),
+        }
+        try:
+            app, _, _ = blocks.launch(**fitting(blocks.launch, wanted))
+        except (OSError, ValueError) as error:
+            where = f"{options.address}:{options.port or 'any port'}"
+            raise SettingError(f"{where}: cannot be served there ({error}); choose another port or address") from error
+        # Gradio 3 serves whatever lies in the folder that it was started from.
+        app.cwd = str(self.adapter.folder)
+        shown = f"[{options.address}]" if ":" in options.address else options.address
+        return f"http://{shown}:{blocks.server_port}/"
+
+
+def _environment(uploads: str) -> None:
+    """What Gradio reads from the environment: its folder is ours, and it tells nobody."""
+    os.environ["GRADIO_TEMP_DIR"] = uploads
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Gradio asks itself whether it is up: never through a proxy.
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
