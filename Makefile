@@ -23,7 +23,7 @@ test: $(VENV)/.test
 
 # Against the genuine hosts, run beside the project.
 test-hosts: $(VENV)/.test
-	@if [ -d tests/hosts ]; then $(BIN)/python -m pytest tests/hosts; else echo "no tests/hosts: nothing to run"; fi
+	@if ls tests/hosts/test_*.py >/dev/null 2>&1; then $(BIN)/python -m pytest tests/hosts; else echo "no tests/hosts: nothing to run"; fi
 
 clean:
 	rm -rf $(VENV) .cache build dist *.egg-info
