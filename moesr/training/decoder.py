@@ -68,7 +68,8 @@ class FCD:
         self.config = config
         self.network = Autoencoder(model)
         missing = self.network.load_state_dict(first_stage, strict=False).missing_keys
-        trained = [self.network.decoder.fusion_layer_1, self.network.decoder.unet_1]
+        parts = ("fusion_layer_1", "unet_1")  # a decoder may lack either, see AutoencoderConfig
+        trained = [getattr(self.network.decoder, part) for part in parts if hasattr(self.network.decoder, part)]
         if model.lr_skip and not skipped:  # the first stage knows no LR image: training begins at the upsampled one
             trained.append(self.network.decoder.conv_out)
             for parameter in self.network.decoder.conv_out.parameters():
