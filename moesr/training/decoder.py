@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from ..images.resize import resize
 from ..networks.autoencoder import Autoencoder
 from . import losses, weights
 from .ema import EMA
+from .engine import Engine
 from .loop import Batch, LoopConfig, Stateful, autocast, rate
 
 
@@ -26,11 +29,13 @@ class DecoderConfig:
     small first stage) or "joint" (the decoder and the last time expert: see joint.py). `consistency` weighs an L1
     between the downscaled HR image and the downscaled result. `lpips` maps a network's name to its weight; with
     `alternate` the networks take turns, one a step. `grid_weight` weighs a regular grid (losses.grid). From
-    `freeze_norms` on, batch norms use and keep their running statistics.
+    `freeze_norms` on, batch norms use and keep their running statistics. Latents of `cache` crops of `crop` pixels are
+    sampled once, and windows of `size` pixels (0: half of it) cut from them.
     """
 
     loop: LoopConfig = field(default_factory=LoopConfig)
     crop: int = 256
+    size: int = 0
     cache: int = 2048
     sample_steps: int = 50
     sampler: str = "auto"
@@ -66,7 +71,9 @@ class FCD:
     ) -> None:
         torch.manual_seed(config.loop.seed)
         self.config = config
+        self.engine = Engine(config.loop.accumulate, config.loop.precision)
         self.network = Autoencoder(model)
+        self.networks = nn.ModuleList([self.network])  # all that images are made with
         missing = self.network.load_state_dict(first_stage, strict=False).missing_keys
         parts = ("fusion_layer_1", "unet_1")  # a decoder may lack either, see AutoencoderConfig
         trained = [getattr(self.network.decoder, part) for part in parts if hasattr(self.network.decoder, part)]
@@ -91,13 +98,18 @@ class FCD:
             "opponent": self.opponent, "ema": self.ema,
         }  # fmt: skip
 
+    def to(self, device: torch.device) -> None:
+        for module in (self.networks, self.adversary, *self.distances.values()):
+            module.to(device)
+        self.ema.to(device)
+
     def step(self, batch: Batch, index: int) -> dict[str, float]:
         config, hr = self.config, batch["hr"]
         for group in (*self.optimiser.param_groups, *self.opponent.param_groups):
             group["lr"] = rate(config.loop, index)
         if index >= config.freeze_norms:
             freeze_norms(self.network)
-        out = self.predict(batch)
+        out = self.engine.forward(self.networks, self.predict, batch)
         loss = self.loss(out, batch, index, report := {})
         shifted, real = losses.phase(out, hr)
         if index >= config.gan_start:
@@ -106,19 +118,18 @@ class FCD:
                 adversarial = -self.adversary(shifted).float().mean()
             self.adversary.requires_grad_(True)
             loss = loss + config.gan_weight * adversarial
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimiser.step()
-        self.after_step()
+        self.engine.backward(loss)
+        steps: list[tuple[torch.optim.Optimizer, list[nn.Parameter] | None]] = [(self.optimiser, self.parameters)]
         if index >= config.gan_start:
+            images = torch.cat([real, shifted.detach()])
             with autocast(config.loop, hr.device):
-                scores = self.adversary(torch.cat([real, shifted.detach()])).float()
+                scores = self.engine.forward(self.adversary, self.adversary, images).float()
             against = losses.hinge_discriminator(*scores.chunk(2))
-            self.opponent.zero_grad(set_to_none=True)
-            against.backward()
-            self.opponent.step()
+            self.engine.backward(against)
+            steps.append((self.opponent, None))
             report["adversary"] = against.item()
+        if self.engine.step(*steps):
+            self.after_step()
         return report
 
     def loss(self, out: Tensor, batch: Batch, index: int, report: dict[str, float]) -> Tensor:
@@ -136,7 +147,7 @@ class FCD:
                 loss = loss + config.lpips[name] * len(self.distances) / len(names) * perceptual
                 report[name] = perceptual.item()
         if config.grid_weight:
-            repeated = losses.grid(out)
+            repeated = losses.grid(out, average=self.engine.average)
             loss = loss + config.grid_weight * repeated
             report["grid"] = repeated.item()
         if config.consistency:
@@ -163,8 +174,29 @@ class FCD:
         """What follows an optimiser step."""
         self.ema.update(self.network)
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the averaged weights stand in for those that train."""
+        kept, self.network = self.network, self.ema.averaged(self.network)
+        try:
+            yield
+        finally:
+            self.network = kept
+
+    def pictures(self, batch: Batch) -> Tensor:
+        """The LR image as it is (enlarged), the result, the HR image."""
+        with self.averaged():
+            out = self.predict(batch)
+        return side_by_side(batch, out)
+
     def export(self, folder: Path) -> None:
         weights.save(self.ema.weights(self.network), folder / "decoder.safetensors")
+
+
+def side_by_side(batch: Batch, out: Tensor) -> Tensor:
+    """LR images, each pixel a square, results and HR images [B, 3, H, 3 W]."""
+    lr = F.interpolate(batch["lr"], size=out.shape[-2:], mode="nearest")
+    return torch.cat([lr, out.float().clamp(-1, 1), batch["hr"]], dim=-1)
 
 
 def freeze_norms(network: nn.Module) -> None:
