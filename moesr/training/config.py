@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 #: What `accelerate launch --mixed_precision` tells its processes; "no" is its default.
 _LAUNCHED = "ACCELERATE_MIXED_PRECISION"
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a map", tuple: "a list"}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "a list"}
 _CHOICES = {"precision": ("fp32", "bf16", "fp16"), "train": ("fcd", "decoder", "joint")}
 _POSITIVE = ("steps", "batch", "save_every", "log_every", "accumulate", "crop", "cache", "sample_steps", "scale")
 

@@ -38,13 +38,12 @@ class Engine:
             from accelerate import Accelerator, DistributedDataParallelKwargs
         except ImportError as error:
             raise SettingError(NEEDED) from error
-        # A codebook, an adversary or a part of a network may have no gradient yet; buffers are kept equal by Norms.
-        options = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+        self._options = DistributedDataParallelKwargs()
         try:
             accelerator = Accelerator(
                 gradient_accumulation_steps=self._accumulate,
                 mixed_precision="fp16" if self._precision == "fp16" else None,
-                kwargs_handlers=[options],
+                kwargs_handlers=[self._options],
             )
         except ValueError as error:
             raise SettingError(f"precision {self._precision}: {' '.join(str(error).split())}") from error
@@ -84,12 +83,16 @@ class Engine:
         with self.accelerator.accumulate(*self._spread.values()):
             yield
 
-    def forward(self, modules: nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
-        """function(*inputs), whose outputs' gradients reach the parameters of `modules` in all processes."""
+    def forward(self, modules: nn.Module, function: Callable[..., Any], *inputs: Any, partly: bool = False) -> Any:
+        """function(*inputs), whose outputs' gradients reach the parameters of `modules` in all processes.
+
+        partly: some of these parameters may get no gradient.
+        """
         if self.processes == 1:
             return function(*inputs)
         if id(modules) not in self._spread:
             share_norms(modules)
+            self._options.find_unused_parameters = partly
             self._spread[id(modules)] = self.accelerator.prepare(_Calls(modules))
         return self._spread[id(modules)](function, *inputs)
 
@@ -153,7 +156,7 @@ class Engine:
 
 
 class _Calls(nn.Module):
-    """Calls functions that use its modules: what DDP needs to see of them is only when they begin and what they give."""
+    """Calls functions that use its modules: DDP needs to see only when they begin and what they give."""
 
     def __init__(self, modules: nn.Module) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ class ExpertConfig:
 
     `trunk` are the steps one network is first trained on all timesteps; experts then branch from it (0: from scratch).
     `space_experts` FFNs a Space MoE layer, exchanged by EWA with `gamma` after every step.
-    `cache` crops of `crop` pixels are encoded once, and windows of `size` pixels (0: half of it) cut from their latents.
+    `cache` crops of `crop` pixels are encoded once, and windows of `size` pixels (0: half) cut from their latents.
     """
 
     loop: LoopConfig = field(default_factory=LoopConfig)

@@ -100,7 +100,8 @@ class FirstStage:
         if net.config.kind == "vq" and self.at != index == config.quantise_start:
             self._start_codebook(image)
         self.at = index
-        out, moments, code_loss = self.engine.forward(net, self.reconstruct, batch, index)
+        partly = net.config.kind == "vq"  # codes wait for `quantise_start`
+        out, moments, code_loss = self.engine.forward(net, self.reconstruct, batch, index, partly=partly)
         with autocast(config.loop, image.device):
             perceptual = self.distance(*losses.phase(out, image)).mean()
         l1 = F.l1_loss(out, image)

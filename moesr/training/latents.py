@@ -86,7 +86,7 @@ def _check(path: Path, facts: dict[str, str]) -> None:
     for name, value in facts.items():
         if before.get(name, value) != value:
             raise SettingError(
-                f"{path.parent}: made with {name} {before[name]}, now it is {value}; remove that folder to make it again"
+                f"{path.parent}: made with {name} {before[name]}, now it is {value}; remove the folder to make it again"
             )
 
 
@@ -133,9 +133,8 @@ class LatentCrops(Dataset[Batch]):
         self.items = tensors[first].shape[0]
         self.height, self.width = (int(side / self.rates[first]) for side in tensors[first].shape[-2:])
         if size > min(self.height, self.width) or size % self.unit:
-            raise SettingError(
-                f"crops of {size} latent cells from {self.width} x {self.height}: choose a multiple of {self.unit} that fits"
-            )
+            whole = f"{self.width} x {self.height}"
+            raise SettingError(f"{size} latent cells of {whole}: choose a multiple of {self.unit} that fits")
 
     def __len__(self) -> int:
         return self.length
