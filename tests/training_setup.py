@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from moesr.training.decoder import FCD
 from moesr.training.experts import Expert
 from moesr.training.first_stage import FirstStage
 from moesr.training.joint import Joint
-from moesr.training.loop import Batch
+from moesr.training.loop import Batch, run
+
+#: Stages by name, with the config that they are tested with.
+TASKS = {"first": "vq", "expert": "vq", "fcd": "vq", "joint": "kl"}
 
 LOOP = {"steps": 2, "batch": 2, "warmup": 1, "save_every": 1, "log_every": 1}
 
@@ -33,7 +38,7 @@ def values(kind: str = "vq", **loop: Any) -> dict[str, Any]:
     process = {"kind": "residual_shift", "timesteps": 100, "predict": "residual"}
     first: dict[str, Any] = {"loop": steps, "crop": 32, "lpips": "alex", "quantise_start": 1, "gan_start": 1}
     decoder: dict[str, Any] = {"loop": steps, "crop": 64, "cache": 5, "sample_steps": 2, "train": "fcd"}
-    decoder |= {"lpips": {"alex": 1.0}, "consistency": 1.0, "gan_start": 1}
+    decoder |= {"lpips": {"alex": 1.0}, "consistency": 1.0, "gan_start": 1, "adversary": 8}
     if kind == "kl":
         unet |= {"in_channels": 7, "out_channels": 4}
         autoencoder |= {"kind": "kl", "z_channels": 4, "embed_dim": 4, "lr_skip": True}
@@ -112,3 +117,19 @@ class Items(torch.utils.data.Dataset[Batch]):
         item: Batch = {k: torch.randn(self.channels, 8, 8, generator=generator) for k in ("x0", "y", "z")}
         item |= {"lr": torch.rand(3, 8, 8, generator=generator) * 2 - 1}
         return item | {"hr": torch.rand(3, 32, 32, generator=generator) * 2 - 1}
+
+
+def every_stage(metrics: Path, out: Path) -> None:
+    """One step of each stage into out/1, and two more from there into out/3, from the same random start each time."""
+    for steps in (1, 3):
+        for name, kind in TASKS.items():
+            plain = values(kind, steps=3, batch=4, lr=1e-4, save_every=1)
+            plain["first_stage"] |= {"quantise_start": 0, "gan_start": 0}
+            plain["decoder"] |= {"gan_start": 0}
+            settings = from_dict(plain)
+            loop = replace(settings.decoder.loop, steps=steps)
+            stage = task(name, metrics, settings)
+            run(stage, Items(4 if kind == "kl" else 3), loop, out / name)
+            if stage.engine.main:
+                shutil.copytree(out / name, out / str(steps) / name)
+            stage.engine.wait()
