@@ -55,7 +55,7 @@ def test_an_expert_trains_all_of_its_network(metrics: Path) -> None:
 def test_every_space_expert_gets_a_gradient_of_its_own(metrics: Path) -> None:
     task = setup.task("expert", metrics, setup.config())
     assert isinstance(task, Expert)
-    nn.init.normal_(task.network.out[2].weight)
+    nn.init.normal_(task.network.get_parameter("out.2.weight"))
     task.loss(batch("vq")).backward()
     first = {k: p.grad for k, p in task.network.named_parameters() if ".moe_blocks.0." in k}
     assert first
@@ -179,7 +179,7 @@ def test_the_image_teaches_the_last_expert(metrics: Path) -> None:
     settings = replace(settings, decoder=replace(settings.decoder, rehearsed=0.0))
     task = setup.task("joint", metrics, settings)
     assert isinstance(task, Joint)
-    nn.init.normal_(task.expert.out[2].weight)
+    nn.init.normal_(task.expert.get_parameter("out.2.weight"))
     items = batch("kl")
     for seed in range(4):  # rand < 0.5 in some of them and not in others
         torch.manual_seed(seed)

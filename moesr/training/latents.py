@@ -76,6 +76,9 @@ def cached(
                 rows.append({k: v.half() if v.is_floating_point() else v for k, v in make(batch).items()})
         weights.save({k: torch.cat([row[k] for row in rows]) for k in rows[0]}, path, {"facts": json.dumps(made)})
     engine.wait()
+    lost = next((path for path in paths if not path.exists()), None)
+    if lost:
+        raise SettingError(f"{lost}: not found, another process made it; machines must share the folder of a run")
     files = [load_file(path) for path in paths]
     return {k: Stack([file[k] for file in files]) for k in files[0]}
 

@@ -103,6 +103,8 @@ def run(task: Task, data: Dataset[Batch], config: LoopConfig, folder: Path, work
     torch.manual_seed(config.seed)
     task.to(engine.device)
     start, totals = _restore(task, folder / "state.pt")
+    if engine.means({"start": start})["start"] != start:
+        raise SettingError(f"{folder}: not the same for all processes; machines must share the folder of a run")
     board = Board(folder, start) if engine.main else None
     if engine.main:
         _cut(folder / "log.jsonl", start)

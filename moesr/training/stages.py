@@ -77,7 +77,7 @@ def train_first_stage(config: TrainingConfig, data: Path, out: Path, metrics: Pa
         network = _first_stage(unscaled, out, torch.device("cpu"))
         with torch.inference_mode():
             latents = torch.cat([network.encode(crops[i]["hr"][None]).flatten() for i in range(64)])
-        facts = {"scale_factor": round(1 / latents.std().item(), 4)}
+        facts: dict[str, object] = {"scale_factor": round(1 / latents.std().item(), 4)}
         _write(folder / "facts.json", facts)
         log.info("scale factor %s", facts["scale_factor"])
     task.engine.wait()
