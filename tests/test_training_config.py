@@ -7,11 +7,13 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import moesr
 from moesr.cli import main
 from moesr.config import averaged, with_space_experts
 from moesr.errors import SettingError
@@ -21,6 +23,7 @@ from moesr.networks.denoiser import denoiser
 from moesr.training import config as configs
 from moesr.training import latents
 from moesr.training.engine import Engine
+from moesr.training.export import export
 from moesr.training.latents import LatentCrops, Stack, cached, shown
 from moesr.training.stages import train
 from tests import training_setup as setup
@@ -230,6 +233,35 @@ def test_x8_trains_through_all_stages(photos: Path, metrics: Path, tmp_path: Pat
         train(stage, config, photos, tmp_path, metrics)
     assert (tmp_path / "decoder" / "decoder.safetensors").exists()
     assert configs.load(str(tmp_path / "decoder" / "config.json")) == config
+
+
+def test_the_papers_recipe_runs_at_a_small_size(photos: Path, metrics: Path, tmp_path: Path) -> None:
+    """DDPM, codes, blind degradation, the paper's decoder stage: paper_x4 with everything made small."""
+    overrides = [f"model.unet.{k}" for k in ("model_channels=32", "channel_mult=[1,1]", "attention_downsamples=[2]")]
+    overrides += ["model.autoencoder.ch=32", "model.autoencoder.num_res_blocks=1", "model.autoencoder.n_embed=32"]
+    overrides += ["first_stage.lpips=alex", 'decoder.lpips={"alex":1.0}', "decoder.sample_steps=2"]
+    overrides += ["experts.space_experts=4", "model.unet.num_res_blocks=1", "first_stage.crop=64"]
+    for stage in ("first_stage", "experts", "decoder"):
+        overrides += [f"{stage}.loop.{k}" for k in ("steps=1", "batch=2", "workers=0")]
+    for stage in ("experts", "decoder"):
+        overrides += [f"{stage}.{k}" for k in ("crop=64", "size=64", "cache=2")]
+    config = configs.load("paper_x4", overrides)
+    for stage in ("first-stage", "experts", "decoder"):
+        train(stage, config, photos, tmp_path, metrics)
+    model = moesr.load(export(config, tmp_path, tmp_path / "model.safetensors"))
+    assert (model.process.kind, model.config.name, len(model.config.stages)) == ("ddpm", "moesr-x4", 4)
+    assert moesr.upscale(model, np.zeros((8, 10, 3), np.uint8), steps=4).shape == (32, 40, 3)
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_a_folder_that_cannot_be_is_one_line(
+    out: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    config = setup.write_config(tmp_path / "config.json")
+    assert main(["train", "first-stage", str(config), "--data", str(photos), "--out", str(tmp_path / out)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be read or written" in line
 
 
 def test_a_stack_is_its_tensors_one_behind_the_other() -> None:

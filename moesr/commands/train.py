@@ -45,5 +45,10 @@ def _train(options: argparse.Namespace) -> int:
     if not options.data:
         raise SettingError("no training images: give a folder with --data")
     metrics = Path(options.metrics) if options.metrics else None
-    train(options.stage, config, Path(options.data), out, metrics, options.expert or ())
+    try:
+        train(options.stage, config, Path(options.data), out, metrics, options.expert or ())
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        where = error.filename or out
+        raise SettingError(f"{where}: cannot be read or written ({reason}); check the folder") from error
     return 0
