@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,3 +188,28 @@ def test_the_image_teaches_the_last_expert(metrics: Path) -> None:
         (task.predict(items) - items["hr"]).abs().mean().backward()
         assert all(p.grad is not None for p in task.expert.parameters())
         assert bool(task.expert.input_blocks[0][0].weight.grad.any())  # type: ignore[union-attr, index]
+
+
+@pytest.mark.parametrize(("name", "kind"), [*setup.TASKS.items(), ("first", "kl")])
+def test_everything_of_a_stage_is_on_its_device(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps and pictures on torch's meta device, which takes no operand from the CPU, as a GPU takes none."""
+
+    class Difference(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return (a - b).abs().mean((1, 2, 3))
+
+    item, cpu = Tensor.item, Tensor.cpu
+    monkeypatch.setattr(Tensor, "item", lambda x: 0.5 if x.is_meta else item(x))
+    monkeypatch.setattr(Tensor, "cpu", lambda x: torch.zeros(x.shape, dtype=x.dtype) if x.is_meta else cpu(x))
+    for module in ("first_stage", "decoder", "experts"):
+        monkeypatch.setattr(f"moesr.training.{module}.autocast", lambda *_: nullcontext())  # meta knows no autocast
+        monkeypatch.setattr(f"moesr.training.{module}.LPIPS", lambda *_: Difference(), raising=False)
+    task = setup.task(name, Path(), setup.config(kind))
+    if isinstance(task, FirstStage) and kind == "kl":
+        task.guide = torch.randn(4, 3, 4, 4)
+    task.to(torch.device("meta"))
+    items = {k: v.to("meta") for k, v in batch(kind).items()} | {"index": torch.arange(2)}
+    for index in range(2):  # of which joint training adds noise again in the first
+        torch.manual_seed(index)
+        task.step(items, index)
+    assert name == "expert" or task.pictures(items).is_meta  # type: ignore[union-attr]
