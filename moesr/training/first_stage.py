@@ -14,6 +14,7 @@ from ..evaluation.lpips import LPIPS
 from ..images.resize import resize
 from ..networks.autoencoder import Autoencoder
 from . import draws, losses, weights
+from .adversary import PatchDiscriminator
 from .decoder import side_by_side
 from .ema import EMA
 from .engine import Engine
@@ -71,7 +72,7 @@ class FirstStage:
         if config.skip:  # training begins at the upsampled image
             torch.nn.init.zeros_(self.network.decoder.conv_out.weight)
         self.distance = LPIPS(config.lpips, metrics)
-        self.adversary = losses.PatchDiscriminator()
+        self.adversary = PatchDiscriminator()
         self.optimiser = torch.optim.AdamW(self.network.parameters(), config.loop.lr, betas=(0.9, 0.99), weight_decay=0)
         self.opponent = torch.optim.AdamW(self.adversary.parameters(), config.loop.lr, betas=(0.5, 0.9), weight_decay=0)
         self.ema = EMA(self.network, config.ema)

@@ -23,8 +23,8 @@ from .loop import Batch
 class Joint(FCD):
     """Trains the decoder and expert 0, which alone sees the last timesteps (ours; not in the paper). See loop.Task.
 
-    Batches hold lr, hr, x0, y and z: the state at timestep `start` that experts with more noise sampled. Half of the
-    batches take one step from there to the clean latent; the others go on to a random lower timestep first, so that
+    Batches hold lr, hr, x0, y and z: the state at timestep `start` that experts with more noise sampled. Most batches
+    take one step from there to the clean latent; the share `onward` goes on to a random lower timestep first, so that
     the expert serves any number of steps. The experts above stay as stage 1 left them. x0, the latents of the HR
     images, take the place of the first `rehearsed` share of a batch's.
     """
@@ -57,7 +57,7 @@ class Joint(FCD):
 
     def latent(self, batch: Batch) -> Tensor:
         z, y, lr, t = batch["z"], batch["y"], batch["lr"], self.start
-        if torch.rand(()) < 0.5:
+        if torch.rand(()) < self.config.onward:
             with torch.no_grad():
                 x0 = self._x0(z, t, y, lr)
             torch.clear_autocast_cache()  # or the weights as they were cast here, without gradient, would be used again

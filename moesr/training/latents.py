@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from math import lcm
 from pathlib import Path
@@ -118,17 +118,20 @@ class LatentCrops(Dataset[Batch]):
     """Aligned random crops of cached tensors, a function of (seed, index) alone.
 
     `rates` gives the pixels of each tensor per latent cell; a crop is `size` latent cells wide, and begins where all
-    tensors have a pixel. uint8 images come out as float32 in [-1, 1].
+    tensors have a pixel. uint8 images come out as float32 in [-1, 1]. Of `choices` crops that are drawn, the one whose
+    LR image varies most from pixel to pixel is taken: sky teaches little.
     """
 
     def __init__(
         self,
-        tensors: dict[str, Tensor] | dict[str, Stack],
-        rates: dict[str, int | Fraction],
+        tensors: Mapping[str, Tensor | Stack],
+        rates: Mapping[str, int | Fraction],
         size: int,
         length: int,
         seed: int = 0,
+        choices: int = 1,
     ) -> None:
+        self.choices = choices
         self.tensors, self.size, self.length, self.seed = tensors, size, length, seed
         self.rates = {k: Fraction(r) for k, r in rates.items()}
         self.unit = lcm(*(r.denominator for r in self.rates.values()))
@@ -148,12 +151,19 @@ class LatentCrops(Dataset[Batch]):
         def draw(stop: int) -> int:
             return int(torch.randint(stop, (), generator=generator))
 
-        item = draw(self.items)
-        y, x = (draw((side - self.size) // self.unit + 1) * self.unit for side in (self.height, self.width))
-        out: Batch = {}
-        for name, r in self.rates.items():
-            rows = slice(int(y * r), int((y + self.size) * r))
-            columns = slice(int(x * r), int((x + self.size) * r))
-            value = self.tensors[name][item, :, rows, columns]
-            out[name] = value.float() / 127.5 - 1 if value.dtype == torch.uint8 else value.float()
-        return out
+        def crop() -> Batch:
+            item = draw(self.items)
+            y, x = (draw((side - self.size) // self.unit + 1) * self.unit for side in (self.height, self.width))
+            return {name: self._cut(name, item, y, x) for name in self.rates}
+
+        return max((crop() for _ in range(self.choices)), key=lambda c: _variation(c["lr"]) if self.choices > 1 else 0)
+
+    def _cut(self, name: str, item: int, y: int, x: int) -> Tensor:
+        r = self.rates[name]
+        rows, columns = (slice(int(start * r), int((start + self.size) * r)) for start in (y, x))
+        value = self.tensors[name][item, :, rows, columns]
+        return value.float() / 127.5 - 1 if value.dtype == torch.uint8 else value.float()
+
+
+def _variation(image: Tensor) -> float:
+    return sum(image.diff(dim=axis).abs().mean().item() for axis in (-2, -1))

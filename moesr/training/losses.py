@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..evaluation.metrics import block_power, grid_ratios
 
@@ -86,23 +86,3 @@ def adaptive_weight(
     r = average(torch.autograd.grad(reconstruction, last, retain_graph=True)[0]).norm()
     a = average(torch.autograd.grad(adversarial, last, retain_graph=True)[0]).norm()
     return (r / (a + 1e-4)).clamp(0, 1e4).detach()
-
-
-class PatchDiscriminator(nn.Module):
-    """PatchGAN: scores of overlapping patches of an image [B, 3, H, W] -> [B, 1, h, w]."""
-
-    def __init__(self, channels: int = 64, layers: int = 3) -> None:
-        super().__init__()
-        parts: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        width = channels
-        for i in range(1, layers + 1):
-            out = channels * min(2**i, 8)
-            stride = 2 if i < layers else 1
-            parts += [nn.Conv2d(width, out, 4, stride=stride, padding=1, bias=False), nn.GroupNorm(1, out)]
-            parts.append(nn.LeakyReLU(0.2))
-            width = out
-        parts.append(nn.Conv2d(width, 1, 4, padding=1))
-        self.layers = nn.Sequential(*parts)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.layers(image)

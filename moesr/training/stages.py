@@ -149,7 +149,8 @@ def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path |
         task: Task = Joint(model, stage, first, grouped, last, config.experts.gamma, metrics, skipped)
     else:
         task = FCD(model.autoencoder, stage, first, metrics, skipped)
-    items = LatentCrops(tensors, rates, size, stage.loop.steps * stage.loop.batch, stage.loop.seed)
+    length = stage.loop.steps * stage.loop.batch
+    items = LatentCrops(tensors, rates, size, length, stage.loop.seed, stage.choices)
     _train(task, items, stage.loop, out / "decoder", config)
 
 
