@@ -32,6 +32,8 @@ from tests import training_setup as setup
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("first-stage", "experts", "decoder")
+#: gloo looks for an interface by the host's name, which not every machine knows.
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 TASKS = setup.TASKS
 
 
@@ -131,7 +133,7 @@ def on_two_processes(command: list[str]) -> None:
     around = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     running = []
     for rank in ("0", "1"):
-        environment = {**os.environ, **around, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **LOOPBACK, **around, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
         running.append(
             subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
         )
@@ -180,7 +182,7 @@ def test_accelerate_launch_scales_all_stages(photos: Path, metrics: Path, tmp_pa
     launcher += ["--main_process_port", "0", "-m", "moesr", "train"]
     for stage in STAGES:
         options = [str(path), "--data", str(photos), "--metrics", str(metrics), "--out", str(tmp_path / "two")]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **LOOPBACK, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         subprocess.run([*launcher, stage, *options, "--threads", "1"], cwd=ROOT, env=environment, check=True)
         train(stage, load_config(str(path)), photos, tmp_path / "one", metrics)
     for stage in ("first_stage", "trunk", "stage0", "stage1", "decoder"):
