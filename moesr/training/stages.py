@@ -131,10 +131,10 @@ def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path |
         z = sample(sampler, predict, process, timesteps, start, noise=noise, last=last, y=y)
         return {"z": z, "x0": x0, "y": y, "lr": to_bytes(lr), "hr": to_bytes(hr)}
 
-    crops = _crops(config, data, stage.crop, stage.cache, stage.loop.seed + 7)
+    crops = _crops(config, data, stage.crop, stage.cache, stage.loop.seed + 7, stage.shrink)
     tensors = cached(out / "samples.safetensors", crops, CACHE_BATCH, draw)
     factor = model.autoencoder.factor
-    size = stage.crop // factor // 2
+    size = (stage.patch or stage.crop // 2) // factor
     rates = {"z": 1, "x0": 1, "y": 1, "lr": factor // model.scale or 1, "hr": factor}
     before = Path(stage.start) if stage.start else None
     first = _state(before / "decoder.safetensors" if before else out / "first_stage" / "first_stage.safetensors")
@@ -155,8 +155,11 @@ def with_facts(model: ModelConfig, out: Path) -> ModelConfig:
     return replace(model, autoencoder=replace(model.autoencoder, scale_factor=facts["scale_factor"]))
 
 
-def _crops(config: TrainingConfig, data: Path, crop: int, length: int, seed: int) -> PhotoCrops:
-    return PhotoCrops(data, crop, config.model.scale, degradation(config.degradation, config.model.scale), length, seed)
+def _crops(
+    config: TrainingConfig, data: Path, crop: int, length: int, seed: int, shrink: tuple[int, ...] = (1,)
+) -> PhotoCrops:
+    scale = config.model.scale
+    return PhotoCrops(data, crop, scale, degradation(config.degradation, scale), length, seed, tuple(shrink))
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:
