@@ -93,15 +93,17 @@ def test_a_kl_first_stage_that_skips_and_joint_training_end_in_a_model(
 
 @pytest.mark.slow
 def test_the_loss_falls_in_every_stage(photos: Path, metrics: Path, tmp_path: Path) -> None:
-    plain = values("kl", steps=60, batch=4, lr=2e-3, warmup=5, save_every=60)
-    plain["experts"] |= {"trunk": None, "cache": 12}
-    plain["decoder"] |= {"cache": 12, "gan_start": 1000, "rehearsed": 0.0}
+    plain = values("vq", steps=30, batch=4, lr=2e-3, warmup=3, save_every=30)
+    plain["model"]["stages"] = [100]
+    plain["first_stage"] |= {"gan_start": 1000, "quantise_start": 1000}
+    plain["experts"] |= {"trunk": None}
+    plain["decoder"] |= {"gan_start": 1000, "train": "decoder"}
     config = configs.from_dict(plain)
     for stage in ("first-stage", "experts", "decoder"):
         train(stage, config, photos, tmp_path, metrics)
-    for stage, loss in (("first_stage", "l1"), ("stage0", "l2"), ("stage1", "l2"), ("decoder", "l1")):
+    for stage, loss in (("first_stage", "l1"), ("stage0", "l2"), ("decoder", "l1")):
         found = [row[loss] for row in losses(tmp_path / stage)]
-        assert np.mean(found[-20:]) < 0.9 * np.mean(found[:20]), stage
+        assert np.mean(found[-8:]) < 0.9 * np.mean(found[:8]), stage
 
 
 def test_training_data_is_a_function_of_seed_and_index(photos: Path) -> None:

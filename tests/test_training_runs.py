@@ -194,13 +194,13 @@ def test_parts_of_a_batch_add_up_to_it(metrics: Path, tmp_path: Path) -> None:
     """Gradient accumulation: one expert's steps are the same in one, two and four parts."""
     found = []
     for parts in (1, 2, 4):
-        settings = setup.config(steps=3, batch=4, accumulate=parts)
+        settings = setup.config(steps=4, batch=4, accumulate=parts, lr=3e-3)  # so large that noise counts
         go("expert", settings, metrics, tmp_path / str(parts))
         found.append(rows(tmp_path / str(parts)))
     assert found[0][0]["l2"] != found[0][1]["l2"]
     for other in found[1:]:
         for a, b in zip(found[0], other):
-            assert a == pytest.approx(b, rel=1e-4)
+            assert a == pytest.approx(b, rel=1e-3)
 
 
 def test_nan_stops_and_keeps_the_last_good_state(metrics: Path, tmp_path: Path) -> None:

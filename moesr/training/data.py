@@ -84,7 +84,7 @@ class PhotoCrops(Dataset[dict[str, Tensor]]):
                 f"{name}: {width} x {height} is smaller than the crop {self.crop}; remove it or lower the crop"
             )
         side = self.crop
-        if len(self.shrink) > 1 or self.shrink[0] > 1:
+        if max(self.shrink) > 1:
             side *= self.shrink[int(rng.integers(len(self.shrink)))]
             side = side if side <= min(width, height) else self.crop
         x = int(rng.integers(width - side + 1))
