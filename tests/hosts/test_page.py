@@ -127,7 +127,6 @@ def test_settings_come_back_from_a_result(served, chrome, photo: Path, tmp_path:
         assert visitor.finish().startswith("Done: 1 picture")
         result = visitor.download(0, tmp_path)
     with visiting(chrome, served.url) as visitor:
-        visitor.advanced()
         assert {name: visitor.get(name) for name in before} == before
         visitor.drop(result)
         said = visitor.page.wait_for_selector("#moesr-progress .moesr-message").inner_text()
@@ -248,7 +247,7 @@ def test_the_whole_way_by_keyboard(served, chrome, photo: Path) -> None:
         if gradio_version() >= (4,):  # the file field of Gradio 3 is no button
             tab_to("#moesr-files button")
             with page.expect_file_chooser() as chooser:
-                page.keyboard.press("Enter")
+                page.keyboard.press("Space")
             chooser.value.set_files(str(photo))
             page.wait_for_selector("#moesr-chosen li")
         else:

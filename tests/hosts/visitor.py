@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright  # type:
 from tests.hosts.setup_page import chromium
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-SECONDS = 60.0  # that anything may take; a busy machine is slow
+SECONDS = 240.0  # that anything may take; a busy machine is slow
 # Remembers all that the progress said, and when: a look from outside now and then would miss most of it.
 RECORD = """() => {
   const place = document.querySelector("#moesr-progress");
@@ -109,6 +109,7 @@ class Visitor:
 
     def get(self, name: str) -> Any:
         """A setting as it stands on the page: a text, or True and False."""
+        self.advanced()
         part = self.page.locator(f"#moesr-{name.replace('_', '-')}").first
         if name == "wrap":
             return part.locator("input[type=checkbox]").is_checked()
