@@ -36,10 +36,12 @@ def work(client: Any, job: dict[str, Any]) -> dict[str, Any]:
     """One job from beginning to end."""
     done: dict[str, Any] = {"began": time.time(), "told": [], "result": None, "info": None, "error": ""}
     try:
-        for result, info in submit(client, job):
+        called = submit(client, job)
+        for result, info in called:
             info = json.loads(Path(info).read_text()) if isinstance(info, str) else info
             done["told"].append(info)
             done["result"], done["info"] = result, info
+        called.result()  # raises what the loop has kept to itself
     except Exception as error:  # its words are what the caller wants to see
         done["error"] = str(error)
     done["ended"] = time.time()

@@ -80,6 +80,14 @@ class Served:
         return json.loads(done.stdout.splitlines()[-1])
 
 
+def slowness() -> float:
+    """How many seconds a second of work takes here now: 1 on an idle machine, more where others work too."""
+    began, end = time.monotonic(), time.process_time() + 0.2
+    while time.process_time() < end:
+        pass
+    return max(1.0, (time.monotonic() - began) / 0.2)
+
+
 @contextmanager
 def serving(
     site: Path, folder: Path, *options: str, home: Path | None = None, environment: Mapping[str, str] | None = None

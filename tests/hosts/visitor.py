@@ -14,6 +14,8 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright  # type:
 from tests.hosts.setup_page import chromium
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+#: Words of a job that is no longer in line.
+AT_WORK = ("Loading", "Reading", "Sampling", "Decoding", "Saving", "Done")
 SECONDS = 240.0  # that anything may take; a busy machine is slow
 # Remembers all that the progress said, and when: a look from outside now and then would miss most of it.
 RECORD = """() => {
@@ -132,10 +134,10 @@ class Visitor:
         """All that the progress has said since the start."""
         return self.page.evaluate("window.seen")
 
-    def wait_for(self, words: str, seconds: float = SECONDS) -> float:
-        """Wait until the progress says so; the time when it did."""
-        found = "words => window.seen.find(entry => entry.words.includes(words))?.at"
-        return self.page.wait_for_function(found, arg=words, timeout=seconds * 1000).json_value() / 1000
+    def wait_for(self, *words: str, seconds: float = SECONDS) -> float:
+        """Wait until the progress says any of this; the time when it did."""
+        found = "all => window.seen.find(entry => all.some(words => entry.words.includes(words)))?.at"
+        return self.page.wait_for_function(found, arg=list(words), timeout=seconds * 1000).json_value() / 1000
 
     def finish(self, seconds: float = SECONDS) -> str:
         """Wait for the end of the run; what it said."""
