@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from tests.hosts.setup_page import page_python
 
-READY = 240.0  # seconds: 5 on an idle machine
+READY = 400.0  # seconds: 5 on an idle machine
 CLIENT = Path(__file__).with_name("api_client.py")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright  # type:
 from tests.hosts.setup_page import chromium
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+SHOTS = os.environ.get("MOESR_PAGE_SHOTS", "")
 #: Words of a job that is no longer in line.
 AT_WORK = ("Loading", "Reading", "Sampling", "Decoding", "Saving", "Done")
 SECONDS = 240.0  # that anything may take; a busy machine is slow
@@ -51,8 +53,12 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def visiting(browser: Browser, url: str, *, width: int = 1280, height: int = 900, **more: Any) -> Iterator[Visitor]:
-    """A visitor with a window of that size, whose page is loaded. At the end it must have stayed on this machine."""
-    context = browser.new_context(viewport={"width": width, "height": height}, **more)
+    """A visitor with a window of that size, whose page is loaded; no script of it may fail.
+
+    MOESR_PAGE_SHOTS names a folder for pictures of how each visit ended, to be looked at.
+    """
+    # Animations would take the processor from the model.
+    context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", **more)
     try:
         page = context.new_page()
         page.set_default_timeout(SECONDS * 1000)
@@ -64,6 +70,9 @@ def visiting(browser: Browser, url: str, *, width: int = 1280, height: int = 900
         yield visitor
         assert not visitor.errors
     finally:
+        if SHOTS and context.pages:
+            place = Path(SHOTS) / f"{time.time():.0f}_{width}_{more.get('color_scheme', 'light')}.png"
+            context.pages[0].screenshot(path=place, full_page=True)
         context.close()
 
 
