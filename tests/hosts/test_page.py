@@ -132,7 +132,7 @@ def test_settings_come_back_from_a_result(served, chrome, photo: Path, tmp_path:
     with visiting(chrome, served.url) as visitor:
         assert {name: visitor.get(name) for name in before} == before
         visitor.drop(result)
-        said = visitor.page.wait_for_selector("#moesr-progress .moesr-message").inner_text()
+        said = visitor.page.locator("#moesr-progress .moesr-message").inner_text()
         assert f"Settings taken from {result.name}: seed 77, 3 steps" in said
         visitor.page.wait_for_function("document.querySelector('#moesr-wrap input').checked")
         assert {name: visitor.get(name) for name in settings} == {
@@ -150,7 +150,7 @@ def test_the_line_is_dragged_and_the_picture_zoomed(served, chrome, photo: Path)
         visitor.finish()
         assert visitor.line() == 50
         visitor.compare(".line").scroll_into_view_if_needed()
-        stage = visitor.compare(".stage").bounding_box()
+        stage = visitor.box("moesr-compare .stage")
         middle = stage["y"] + stage["height"] / 2
         page.mouse.move(stage["x"] + stage["width"] / 2, middle)
         page.mouse.down()
@@ -286,7 +286,7 @@ def test_on_a_phone(served, chrome, photo: Path, scheme: str) -> None:
             "(document.querySelector('#moesr-progress').getBoundingClientRect())"
         )
         assert fits(visitor)
-        stage = visitor.compare(".stage").bounding_box()
+        stage = visitor.box("moesr-compare .stage")
         assert stage["width"] > 300
         touch = page.context.new_cdp_session(page)
 
@@ -308,10 +308,9 @@ def test_on_a_phone(served, chrome, photo: Path, scheme: str) -> None:
 
 def fits(visitor) -> bool:
     """Whether nothing has to be scrolled sideways, and every control is wide enough to hit."""
-    page = visitor.page
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 390
     for control in ("#moesr-files", "#moesr-scale", "#moesr-run", "#moesr-steps", "#moesr-seed"):
-        box = page.locator(control).first.bounding_box()
+        box = visitor.box(control)
         assert box["x"] >= 0, control
         assert box["x"] + box["width"] <= 390, control
         assert box["height"] >= 36, control

@@ -177,6 +177,12 @@ class Visitor:
         """A part of the comparison: .stage, .line, .bar, .strip, img."""
         return self.page.locator(f"moesr-compare {part}")
 
+    def box(self, selector: str) -> dict[str, float]:
+        """Where a part of the page is in the window: x, y, width, height."""
+        found = self.page.locator(selector).first.bounding_box()
+        assert found, f"{selector} is not to be seen"
+        return dict(found)
+
     def line(self) -> int:
         """Where the line is, in percent."""
         return int(self.compare(".line").get_attribute("aria-valuenow") or -1)
