@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from ..networks.autoencoder import Autoencoder
 from . import losses, weights
 from .adversary import FeatureDiscriminator, PatchDiscriminator
 from .ema import EMA
+from .engine import Engine
 from .loop import Batch, LoopConfig, Stateful, autocast, rate
 
 #: Widths of the VGG features that an adversary of features judges: LPIPS's taps at full to one eighth resolution.
@@ -27,20 +30,21 @@ VGG_WIDTHS = (64, 128, 256, 512)
 class DecoderConfig:
     """L1 + LPIPS + GAN + 10 x focal frequency loss.
 
-    Crops of `crop` pixels, from images reduced by one of `shrink`, are sampled and kept; each step takes patches of
-    `patch` pixels from them (0: of half their side), of `choices` the one with most detail. `train` is "fcd" (the
-    paper: fusion and AFF U-Net, the first stage frozen), "decoder" (all of the decoder, for a small first stage) or
-    "joint" (the decoder and the last time expert: see joint.py, also for `rehearsed` and `onward`). `start` is the
-    folder of a run to go on from. `consistency` weighs an L1 between the downscaled HR image and the downscaled result.
-    `lpips` maps a network's name to its weight; with `alternate` the networks take turns, one a step. `grid_weight`
-    weighs a regular grid (losses.grid). The adversary, `adversary` channels wide, judges "pixels" (a PatchGAN) or the
-    "features" of LPIPS's VGG, which `lpips` must then have and which cannot alternate. From `freeze_norms` on, batch
-    norms use and keep their running statistics.
+    `train` is "fcd" (the paper: fusion and AFF U-Net, the first stage frozen), "decoder" (all of the decoder, for a
+    small first stage) or "joint" (the decoder and the last time expert: see joint.py). `consistency` weighs an L1
+    between the downscaled HR image and the downscaled result. `lpips` maps a network's name to its weight; with
+    `alternate` the networks take turns, one a step. `grid_weight` weighs a regular grid (losses.grid). The adversary,
+    `adversary` channels wide, judges "pixels" (a PatchGAN) or the "features" of LPIPS's VGG, which `lpips` must then
+    have and which cannot alternate. From `freeze_norms` on, batch norms use and keep their running statistics.
+    `onward` is the share of a joint run's batches that go on beyond the last expert's first step (joint.py). Latents of
+    `cache` crops of `crop` pixels, from images reduced by one of `shrink`, are sampled once, and windows of `size`
+    pixels (0: half of it) cut from them: of `choices` windows the one with most detail. `start` is the folder of a
+    decoder's run to go on from.
     """
 
     loop: LoopConfig = field(default_factory=LoopConfig)
     crop: int = 256
-    patch: int = 0
+    size: int = 0
     shrink: tuple[int, ...] = (1,)
     cache: int = 2048
     sample_steps: int = 50
@@ -80,9 +84,12 @@ class FCD:
     ) -> None:
         torch.manual_seed(config.loop.seed)
         self.config = config
+        self.engine = Engine(config.loop.accumulate, config.loop.precision)
         self.network = Autoencoder(model)
+        self.networks = nn.ModuleList([self.network])  # all that images are made with
         missing = self.network.load_state_dict(first_stage, strict=False).missing_keys
-        trained = [self.network.decoder.fusion_layer_1, self.network.decoder.unet_1]
+        parts = ("fusion_layer_1", "unet_1")  # a decoder may lack either, see AutoencoderConfig
+        trained = [getattr(self.network.decoder, part) for part in parts if hasattr(self.network.decoder, part)]
         if model.lr_skip and not skipped:  # the first stage knows no LR image: training begins at the upsampled one
             trained.append(self.network.decoder.conv_out)
             for parameter in self.network.decoder.conv_out.parameters():
@@ -104,13 +111,18 @@ class FCD:
             "opponent": self.opponent, "ema": self.ema,
         }  # fmt: skip
 
+    def to(self, device: torch.device) -> None:
+        for module in (self.networks, self.adversary, *self.distances.values()):
+            module.to(device)
+        self.ema.to(device)
+
     def step(self, batch: Batch, index: int) -> dict[str, float]:
         config, hr = self.config, batch["hr"]
         for group in (*self.optimiser.param_groups, *self.opponent.param_groups):
             group["lr"] = rate(config.loop, index)
         if index >= config.freeze_norms:
             freeze_norms(self.network)
-        out = self.predict(batch)
+        out = self.engine.forward(self.networks, self.predict, batch)
         loss = self.loss(out, batch, report := {})
         names = sorted(self.distances)
         if config.alternate:
@@ -133,24 +145,22 @@ class FCD:
                 adversarial = -self._scores(fake).mean()
             self.adversary.requires_grad_(True)
             loss = loss + config.gan_weight * adversarial
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimiser.step()
-        self.after_step()
+        self.engine.backward(loss)
+        steps: list[tuple[torch.optim.Optimizer, list[nn.Parameter] | None]] = [(self.optimiser, self.parameters)]
         if against:
             report["adversary"] = self._oppose([x.detach() for x in fake], true)
+            steps.append((self.opponent, None))
+        if self.engine.step(*steps):
+            self.after_step()
         return report
 
     def _oppose(self, fake: list[Tensor], true: list[Tensor]) -> float:
-        """One step of the adversary; its hinge loss, 1 where it cannot tell."""
+        """Gradients of the adversary; its hinge loss, 1 where it cannot tell."""
         with autocast(self.config.loop, fake[0].device):
             both = [torch.cat(pair) for pair in zip(true, fake)]
-            scores = self._scores(both)
+            scores = self.engine.forward(self.adversary, self._scores, both)
         loss = losses.hinge_discriminator(*scores.chunk(2))
-        self.opponent.zero_grad(set_to_none=True)
-        loss.backward()
-        self.opponent.step()
+        self.engine.backward(loss)
         return loss.item()
 
     def _scores(self, seen: list[Tensor]) -> Tensor:
@@ -165,7 +175,7 @@ class FCD:
         loss = config.l1_weight * l1 + config.frequency_weight * frequency
         report |= {"l1": l1.item(), "ffl": frequency.item()}
         if config.grid_weight:
-            repeated = losses.grid(out)
+            repeated = losses.grid(out, average=self.engine.average)
             loss = loss + config.grid_weight * repeated
             report["grid"] = repeated.item()
         if config.consistency:
@@ -192,8 +202,29 @@ class FCD:
         """What follows an optimiser step."""
         self.ema.update(self.network)
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the averaged weights stand in for those that train."""
+        kept, self.network = self.network, self.ema.averaged(self.network)
+        try:
+            yield
+        finally:
+            self.network = kept
+
+    def pictures(self, batch: Batch) -> Tensor:
+        """The LR image as it is (enlarged), the result, the HR image."""
+        with self.averaged():
+            out = self.predict(batch)
+        return side_by_side(batch, out)
+
     def export(self, folder: Path) -> None:
         weights.save(self.ema.weights(self.network), folder / "decoder.safetensors")
+
+
+def side_by_side(batch: Batch, out: Tensor) -> Tensor:
+    """LR images, each pixel a square, results and HR images [B, 3, H, 3 W]."""
+    lr = F.interpolate(batch["lr"], size=out.shape[-2:], mode="nearest")
+    return torch.cat([lr, out.float().clamp(-1, 1), batch["hr"]], dim=-1)
 
 
 def _adversary(config: DecoderConfig) -> nn.Module:
