@@ -34,6 +34,11 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, color_fix: str | None) -> bool | str:
+        """A line that names the widget if there is no such choice."""
+        return widgets.listed("color_fix", color_fix, widgets.COLOUR_FIXES) or True
+
+    @classmethod
     def execute(
         cls,
         model: Any,

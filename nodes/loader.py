@@ -6,7 +6,7 @@ from typing import Any
 
 from . import model as models
 from .host import io, schema
-from .widgets import ALIASES, CATEGORY
+from .widgets import ALIASES, CATEGORY, listed
 
 
 class MoESRLoader(io.ComfyNode):
@@ -28,9 +28,14 @@ class MoESRLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model: Any) -> bool | str:
-        """A line that names the widget if there is no such model."""
-        return model is None or models.problem(model) or True
+    def validate_inputs(cls, model: str | None, dtype: str | None, experts: str | None) -> bool | str:
+        """A line that names the widget if there is no such model or choice."""
+        return (
+            (model and models.problem(model))
+            or listed("dtype", dtype, models.NUMBERS)
+            or listed("experts", experts, models.RESIDENCIES)
+            or True
+        )
 
     @classmethod
     def fingerprint_inputs(cls, model: str, dtype: str, experts: str) -> str:

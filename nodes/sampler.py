@@ -39,6 +39,15 @@ class MoESRSampler(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, sampler: str | None, batch_seed: str | None) -> bool | str:
+        """A line that names the widget if there is no such choice."""
+        return (
+            widgets.listed("sampler", sampler, widgets.SAMPLERS)
+            or widgets.listed("batch_seed", batch_seed, widgets.BATCH_SEEDS)
+            or True
+        )
+
+    @classmethod
     def execute(
         cls,
         model: Any,

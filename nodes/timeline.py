@@ -27,6 +27,11 @@ class MoESRExpertTimeline(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, sampler: str | None) -> bool | str:
+        """A line that names the widget if there is no such choice."""
+        return widgets.listed("sampler", sampler, widgets.SAMPLERS) or True
+
+    @classmethod
     def execute(cls, model: Any, steps: int, sampler: str) -> Any:
         """The picture, float [1, H, W, 3], and the text."""
         import numpy as np

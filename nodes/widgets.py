@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .host import io
@@ -13,6 +14,13 @@ ALIASES = ("moesr", "upscale", "upscaler", "super resolution", "superres", "enla
 SAMPLERS = ("auto", "ddim", "ddpm", "ddpm_large", "dpmpp_2m")
 COLOUR_FIXES = ("adain", "wavelet", "none")
 BATCH_SEEDS = ("per image", "same for all")
+
+
+def listed(widget: str, value: str | None, options: Sequence[str]) -> str | None:
+    """Why a value cannot be chosen, naming the widget; None if it can, or is not known yet. Older hosts do not look."""
+    if value is None or value in options:
+        return None
+    return f"{widget}: there is no {value}; choose one of {', '.join(options)}"
 
 
 def model() -> Any:

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tests.hosts.setup_comfyui import Installation
+
 LAUNCH = Path(__file__).with_name("launch.py")
 READY = 180.0  # seconds: 9 to 17 on an idle machine
 
@@ -103,6 +105,10 @@ class Comfy:
         Image.fromarray(pixels).save(path)
         return name
 
+    def watch(self) -> dict[str, Any]:
+        """What the pack zzz-watch tells: networks in the host's memory manager, and our models that exist."""
+        return self.get("/watch")
+
     def text(self) -> str:
         """The log so far."""
         return self.log.read_text(errors="replace")
@@ -128,8 +134,8 @@ class Comfy:
 
 
 @contextmanager
-def running(main: Path, python: Path, base: Path, *options: str) -> Iterator[Comfy]:
-    """A host from its main.py, on a free port of this machine only, stopped at the end."""
+def running(installation: Installation, base: Path, *options: str | Path, **variables: str) -> Iterator[Comfy]:
+    """A host on a free port of this machine only, stopped at the end. `variables` are of its environment."""
     for folder in ("custom_nodes", "input", "output", "models", "user/default"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     settings = {"Comfy.TutorialCompleted": True, "Comfy.Release.Status": "skipped", "Comfy.Locale": "en"}
@@ -138,9 +144,11 @@ def running(main: Path, python: Path, base: Path, *options: str) -> Iterator[Com
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = base / "comfyui.log"
-    command = [python, LAUNCH, main, "--cpu", "--listen", "127.0.0.1", "--port", port, "--base-directory", base]
+    command = [installation.python, LAUNCH, installation.main, "--cpu", "--listen", "127.0.0.1", "--port", port, "--base-directory", base]
     command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:", "--disable-auto-launch", *options]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # A home of its own: models of this machine's user are none of the tests' business.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HOME": str(base), "XDG_DATA_HOME": "", **variables}
+    environment.pop("MOESR_HOME", None)
     with log.open("wb") as out:
         process = subprocess.Popen(
             [str(part) for part in command], stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=base
