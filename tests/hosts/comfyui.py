@@ -144,7 +144,8 @@ def running(installation: Installation, base: Path, *options: str | Path, **vari
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = base / "comfyui.log"
-    command = [installation.python, LAUNCH, installation.main, "--cpu", "--listen", "127.0.0.1", "--port", port, "--base-directory", base]
+    command = [installation.python, LAUNCH, installation.main, "--cpu", "--listen", "127.0.0.1", "--port", port]
+    command += ["--base-directory", base]
     command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:", "--disable-auto-launch", *options]
     # A home of its own: models of this machine's user are none of the tests' business.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HOME": str(base), "XDG_DATA_HOME": "", **variables}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,9 +28,7 @@ def photo() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def comfy(
-    installation: Installation, tmp_path_factory: pytest.TempPathFactory, photo: np.ndarray
-) -> Iterator[Comfy]:
+def comfy(installation: Installation, tmp_path_factory: pytest.TempPathFactory, photo: np.ndarray) -> Iterator[Comfy]:
     """A host with the pack in a folder with a dot in its name, among packs of others, and more models."""
     base = tmp_path_factory.mktemp("comfyui")
     put_moesr(base, "ComfyUI-MoESR.v1")

@@ -80,9 +80,7 @@ def test_upscale_equals_the_library(comfy: Comfy, tiny: moesr.SRModel, photo: np
     assert_same(found, moesr.upscale(tiny, photo, scale=2.5))
 
 
-def test_three_nodes_at_their_defaults_equal_the_library(
-    comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray
-) -> None:
+def test_three_nodes_at_their_defaults_equal_the_library(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> None:
     prompt, saved = three_nodes(steps=0)
     (found,) = comfy.images(comfy.run(prompt), saved)
     assert_same(found, moesr.upscale(tiny, photo))
@@ -166,7 +164,9 @@ def test_mask_keeps_the_rest_as_it_is(comfy: Comfy, photo: np.ndarray) -> None:
 
 
 def test_unchanged_inputs_are_not_run_again_and_changed_files_are(comfy: Comfy) -> None:
-    path = save_nano("ddpm", comfy.base / "models" / "moesr").rename(comfy.base / "models" / "moesr" / "edited.safetensors")
+    path = save_nano("ddpm", comfy.base / "models" / "moesr").rename(
+        comfy.base / "models" / "moesr" / "edited.safetensors"
+    )
     prompt, _ = three_nodes(name="edited")
     comfy.run(prompt)
     assert set(comfy.cached(prompt)) == set(prompt)
