@@ -86,7 +86,7 @@ def test_a_click_on_run_makes_the_image(page: Window, twice: Comfy) -> None:
     sampler["widgets_values"][0] = 4321  # not in the host's cache
     page.open(workflow, "run")
     dismiss(page)
-    page.page.locator('[data-testid="queue-button"], .queue-button-group button, button:has-text("Run")').first.click()
+    page.page.locator('[data-testid="queue-button"] button').first.click()
     saver = next(node["id"] for node in workflow["nodes"] if node["type"] == "SaveImage")
     page.page.wait_for_function(
         "id => window.app.graph.getNodeById(id).imgs?.[0]?.naturalWidth > 0", arg=saver, timeout=180_000
@@ -125,18 +125,21 @@ def test_the_timeline_shows_the_step_at_work(page: Window, twice: Comfy) -> None
     )
     fit(page)
     page.shot("timeline")
-    assert not [line for line in page.said if "moesr" in line.lower() and "error" in line.lower()]
+    # What the page asks of its makers' servers is refused by its own policy; the rest would be ours.
+    assert not [line for line in page.said if line.startswith("pageerror") or "extensions/ComfyUI-MoESR" in line]
 
 
 def test_the_help_panel_opens(page: Window) -> None:
     page.open(read(ROOT / "example_workflows" / "MoESR three nodes.json"), "help")
     dismiss(page)
-    page.run(
+    fit(page)
+    x, y = page.run(
         "() => { const c = window.app.canvas; const n = window.app.graph.nodes.find(n => n.type === 'MoESRSampler');"
-        " c.deselectAll(); c.select(n); c.centerOnNode(n); }"
+        " const at = c.canvas.getBoundingClientRect(); const [x, y] = c.ds.offset; return ["
+        " at.left + (n.pos[0] + 80 + x) * c.ds.scale, at.top + (n.pos[1] - 15 + y) * c.ds.scale]; }"
     )
-    page.page.wait_for_timeout(500)
-    page.page.locator('.selection-toolbox [data-testid="info-button"], .selection-toolbox button:has(.icon-\\[lucide--info\\])').first.click()
+    page.page.mouse.click(x, y)
+    page.page.locator('[data-testid="info-button"], .selection-toolbox button:has(.pi-question-circle)').first.click()
     help_page = page.page.locator(".node-help-content, .markdown-content").first
     help_page.wait_for(timeout=30_000)
     assert "batch seed" in help_page.inner_text()

@@ -44,6 +44,30 @@ async def watch(_: Any) -> Any:
     return web.json_response(state())
 
 
+@PromptServer.instance.routes.post("/watch/unload")
+async def unload(_: Any) -> Any:
+    memory.unload_all_models()
+    return web.json_response({})
+
+
+@PromptServer.instance.routes.post("/watch/fail")
+async def fail(request: Any) -> Any:
+    """The next convolutions on our networks run out of memory, so many times."""
+    left = (await request.json())["times"]
+    convolve = torch.nn.Conv2d._conv_forward
+
+    def failing(*arguments: Any) -> Any:
+        nonlocal left
+        if left:
+            left -= 1
+            raise memory.OOM_EXCEPTION("the tests wanted it")
+        torch.nn.Conv2d._conv_forward = convolve
+        return convolve(*arguments)
+
+    torch.nn.Conv2d._conv_forward = failing
+    return web.json_response({})
+
+
 def pretend_card() -> None:
     """Another name of the processor, which the host takes for a card."""
     card = torch.device("cpu", 0)

@@ -88,7 +88,8 @@ function widget(node, id) {
   const canvas = document.createElement("canvas");
   canvas.style.cssText = `width:100%;height:${HEIGHT}px;pointer-events:none;display:block`;
   canvas.setAttribute("role", "img");
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT };
+  const room = () => HEIGHT + 20; // with the margin that the page leaves around elements
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: room, getMaxHeight: room };
   const made = node.addDOMWidget("moesr_timeline", "moesr_timeline", canvas, options);
   made.serialize = false;
   const needed = node.computeSize?.()[1] ?? 0;
