@@ -22,7 +22,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow" --ignore=tests/hosts
 
 # Against the genuine hosts, run beside the project.
-test-hosts: $(VENV)/.test
+test-hosts: $(VENV)/.hosts
 	@if ls tests/hosts/test_*.py >/dev/null 2>&1; then $(BIN)/python -m pytest tests/hosts; else echo "no tests/hosts: nothing to run"; fi
 
 clean:
@@ -38,3 +38,7 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e ".[test]"
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.hosts: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e ".[test,hosts]"
+	@touch $@ $(VENV)/.test $(VENV)/.run

@@ -28,9 +28,7 @@ class Window:
 
     def open(self, workflow: dict[str, Any], name: str = "test") -> list[str]:
         """Load a workflow as a user's file; the types of nodes that the page does not know."""
-        self.run(
-            "async ([graph, name]) => await window.app.loadGraphData(graph, true, true, name)", [workflow, name]
-        )
+        self.run("async ([graph, name]) => await window.app.loadGraphData(graph, true, true, name)", [workflow, name])
         self.page.wait_for_timeout(300)
         return self.run(
             "() => { const all = []; const walk = graph => graph.nodes.forEach(node => {"
@@ -52,7 +50,7 @@ class Window:
 @contextmanager
 def window(url: str, folder: Path, width: int = 1500, height: int = 950) -> Iterator[Window]:
     """A browser with ComfyUI's page, loaded and ready. Screenshots go into `folder`."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import sync_playwright  # type: ignore[import-not-found]
 
     folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:

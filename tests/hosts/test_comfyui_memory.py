@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tests.hosts.setup_comfyui import Installation
 from tests.small_models import save_nano
 
 #: The default model is 43 MB: 6 an expert, 19 the decoder. A run of this size wants 61 MB beside the weights.
-CARD = 100 * 2**20
+CARD = 90 * 2**20
 WORK = 24 * 32 * 4 * 144**2
 
 
@@ -33,6 +34,10 @@ def card(installation: Installation, tmp_path_factory: pytest.TempPathFactory, p
         yield host
 
 
+def size(kept: dict[str, Any]) -> int:
+    return kept["size"]
+
+
 def loads(text: str) -> list[str]:
     return re.findall(r"Requested to load (\w+)", text)
 
@@ -45,34 +50,40 @@ def test_the_card_never_holds_more_than_it_can_and_results_stay_the_same(card: C
     assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
     state = card.watch()
     assert sum(kept["loaded"] for kept in state["loaded"]) <= CARD - WORK
-    # Encoder, four experts, decoder: each was asked of the host.
-    assert loads(card.text()).count("UNet") == 4
+    # Each was asked of the host.
+    assert loads(card.text()).count("UNet") >= 4
     assert loads(card.text()).count("Autoencoder") >= 1
 
 
 def test_two_models_take_turns(card: Comfy) -> None:
-    before = card.text()
-    for name, seed in (("nano_ddpm", 1), ("tiny", 2), ("nano_ddpm", 3), ("tiny", 4)):
-        prompt, _ = both(name, seed)
-        card.run(prompt)
+    seeds = {"nano_ddpm": 1, "tiny": 1}
+    card.run(both(seeds))
+    for name in ("nano_ddpm", "tiny", "nano_ddpm", "tiny"):
+        seeds[name] += 1
+        card.run(both(seeds))
         state = card.watch()
-        # The host counts a network that it loads among those that it may unload, so it may take a little more. All
-        # networks of both models are 53 MB.
+        # The host counts a network that it loads among those that it may unload, so it may take a little more.
         assert sum(kept["loaded"] for kept in state["loaded"]) <= CARD - WORK + 4 * 2**20
         assert sorted(state["models"]) == ["nano_ddpm", "tiny"]
-    said = card.text()[len(before) :]
-    assert loads(said).count("Autoencoder") >= 2, said
+        # The decoder that worked last is there whole; the other one had to make room.
+        decoders = sorted((kept for kept in state["loaded"] if kept["network"] == "Autoencoder"), key=size)
+        whole = {
+            ("tiny" if kept["size"] > 16 * 2**20 else "nano_ddpm"): kept["loaded"] == size(kept) for kept in decoders
+        }
+        assert whole[name]
+        assert not any(there for other, there in whole.items() if other != name)
+    assert "Unloaded partially" in card.text()
 
 
-def both(name: str, seed: int) -> tuple[Prompt, str]:
-    """A prompt in which both models stay in the host's cache and only one has work to do."""
+def both(seeds: dict[str, int]) -> Prompt:
+    """A prompt with both models, of which only what has another seed than before is run."""
     prompt = Prompt()
     image = prompt.load()
-    for one in ("nano_ddpm", "tiny"):
-        model = prompt.model(model=one)
-        samples = prompt.sample(model, image, steps=1, seed=seed if one == name else 0)
-        saved = prompt.save(prompt.decode(model, samples, image), one)
-    return prompt, saved
+    for name, seed in seeds.items():
+        model = prompt.model(model=name)
+        samples = prompt.sample(model, image, steps=1, seed=seed)
+        prompt.save(prompt.decode(model, samples, image), name)
+    return prompt
 
 
 def test_memory_that_runs_out_halves_the_tile(card: Comfy, photo: np.ndarray) -> None:

@@ -5,6 +5,7 @@ The pack is there twice, as happens when it is installed by hand and by the Mana
 
 from __future__ import annotations
 
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_templates_load_whole_with_a_thumbnail(page: Window, twice: Comfy, path:
     assert page.open(read(path), path.stem) == []
     assert page.run("() => window.app.graph.nodes.length") == len(read(path)["nodes"])
     assert path.stem in twice.get("/workflow_templates")["ComfyUI-MoESR"]
-    address = f"{twice.url}/api/workflow_templates/ComfyUI-MoESR/{urllib.request.quote(path.stem)}.jpg"
+    address = f"{twice.url}/api/workflow_templates/ComfyUI-MoESR/{urllib.parse.quote(path.stem)}.jpg"
     with urllib.request.urlopen(address) as answer:
         picture = Image.open(answer)
         assert picture.format == "JPEG"
@@ -119,8 +120,8 @@ def test_the_timeline_shows_the_step_at_work(page: Window, twice: Comfy) -> None
     page.page.wait_for_selector('canvas[role="img"][aria-label="expert 2 · step 3/5 · tile 2/4"]')
     # A page that takes no elements on nodes: drawn on the canvas of the graph.
     page.run(
-        "() => { const g = window.app.graph; const n = LiteGraph.createNode('MoESRUpscale'); n.addDOMWidget = undefined;"
-        " n.pos = [380, -220]; g.add(n); window.app.api.dispatchCustomEvent('moesr.step', {node: String(n.id),"
+        "() => { const g = window.app.graph; const n = LiteGraph.createNode('MoESRUpscale');"
+        " n.addDOMWidget = undefined; n.pos = [380, -220]; g.add(n); window.app.api.dispatchCustomEvent('moesr.step', {node: String(n.id),"
         " phase: 'sample', step: 2, tile: 1, tiles: 1, experts: [1, 0], noise: [1, 0.5]}); }"
     )
     fit(page)
