@@ -67,11 +67,8 @@ def test_two_models_take_turns(card: Comfy) -> None:
         assert sorted(state["models"]) == ["nano_ddpm", "tiny"]
         # The decoder that worked last is there whole; the other one had to make room.
         decoders = sorted((kept for kept in state["loaded"] if kept["network"] == "Autoencoder"), key=size)
-        whole = {
-            ("tiny" if kept["size"] > 16 * 2**20 else "nano_ddpm"): kept["loaded"] == size(kept) for kept in decoders
-        }
-        assert whole[name]
-        assert not any(there for other, there in whole.items() if other != name)
+        small, large = (kept["loaded"] == size(kept) for kept in decoders)
+        assert (small, large) == (name == "nano_ddpm", name == "tiny")
     assert "Unloaded partially" in card.text()
 
 

@@ -121,7 +121,8 @@ def test_the_timeline_shows_the_step_at_work(page: Window, twice: Comfy) -> None
     # A page that takes no elements on nodes: drawn on the canvas of the graph.
     page.run(
         "() => { const g = window.app.graph; const n = LiteGraph.createNode('MoESRUpscale');"
-        " n.addDOMWidget = undefined; n.pos = [380, -220]; g.add(n); window.app.api.dispatchCustomEvent('moesr.step', {node: String(n.id),"
+        " n.addDOMWidget = undefined; n.pos = [380, -220]; g.add(n);"
+        " window.app.api.dispatchCustomEvent('moesr.step', {node: String(n.id),"
         " phase: 'sample', step: 2, tile: 1, tiles: 1, experts: [1, 0], noise: [1, 0.5]}); }"
     )
     fit(page)
