@@ -24,6 +24,7 @@ import asyncio, importlib.util, json, sys, time
 folder, host = sys.argv[1], sys.argv[2]
 sys.path.insert(0, host)
 sys.argv = [sys.argv[0], "--cpu"]
+import utils.install_util  # before another `utils` is found
 import comfy.options
 comfy.options.enable_args_parsing()
 import nodes, server, execution
