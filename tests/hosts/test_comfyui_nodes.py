@@ -48,6 +48,7 @@ def test_object_info_shows_the_node_with_tooltips(comfy: Comfy, name: str) -> No
     assert info["category"] == "image/upscaling"
     assert info["display_name"].startswith(("MoESR", "Frequency-Compensated"))
     assert len(info["description"]) > 40
+    assert "moesr" in info.get("search_aliases", ["moesr"])  # newer hosts tell and search them
     inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
     for key, (_, options) in inputs.items():
         assert len(options["tooltip"]) > 15, key

@@ -38,18 +38,19 @@ class Count(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         work.append(str(function))
         return function(*args, **(kwargs or {}))
+name = folder.replace(".", "_x_")
 before = set(sys.modules)
 start = time.perf_counter()
 with Count():
-    spec = importlib.util.spec_from_file_location(folder, folder + "/__init__.py")
-    pack = sys.modules[folder] = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location(name, folder + "/__init__.py")
+    pack = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pack)
     async def load():
         extension = await pack.comfy_entrypoint()
         return [node.GET_SCHEMA().node_id for node in await extension.get_node_list()]
     ids = loop.run_until_complete(load())
 took = time.perf_counter() - start
-new = sorted(name for name in set(sys.modules) - before if not name.startswith(folder))
+new = sorted(other for other in set(sys.modules) - before if not other.startswith(name))
 print("RESULT", json.dumps({"ids": ids, "took": took, "work": work, "new": new}))
 """
 

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from moesr.host import NullHost
 from moesr.latent_decoder import LatentDecoder, open_decoder
-from tests.checkpoint_files import write_checkpoint
 from tests.hosts.comfyui import Comfy
 from tests.hosts.packs import ROOT
 from tests.hosts.prompts import Prompt
@@ -23,7 +22,15 @@ KEYS = ROOT / "tests" / "keys" / "autoencoder_klaff_fa_vae.json.gz"
 @pytest.fixture(scope="module")
 def latent(comfy: Comfy) -> torch.Tensor:
     """Such a latent of 8 x 6 cells, in the host's input folder, and the decoder's file among its models."""
-    write_checkpoint(comfy.base / "models" / "moesr" / "fa_vae.ckpt", json.loads(gzip.decompress(KEYS.read_bytes())))
+    shapes: dict[str, list[int]] = json.loads(gzip.decompress(KEYS.read_bytes()))
+    generator = torch.Generator().manual_seed(1)
+    weights = {}
+    for name, shape in shapes.items():
+        fan_in = max(1, torch.Size(shape[1:]).numel())
+        weights[name] = torch.randn(shape, generator=generator) / fan_in**0.5
+        if "running_var" in name:
+            weights[name] = weights[name].abs() + 0.5
+    save_file(weights, comfy.base / "models" / "moesr" / "fa_vae.safetensors")
     samples = torch.randn(1, 4, 8, 6, generator=torch.Generator().manual_seed(0))
     contents = {"latent_tensor": samples, "latent_format_version_0": torch.tensor([])}
     save_file(contents, comfy.base / "input" / "sd15.latent")
@@ -33,7 +40,7 @@ def latent(comfy: Comfy) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def expected(comfy: Comfy, latent: torch.Tensor) -> np.ndarray:
     """What the library makes of it, uint8 [64, 48, 3]."""
-    parts = open_decoder(comfy.base / "models" / "moesr" / "fa_vae.ckpt")
+    parts = open_decoder(comfy.base / "models" / "moesr" / "fa_vae.safetensors")
     assert parts is not None
     network = parts.autoencoder(torch.float32, torch.device("cpu"))
     decoder = LatentDecoder(network, torch.device("cpu"), torch.float32, NullHost())
