@@ -34,11 +34,6 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, color_fix: str | None) -> bool | str:
-        """A line that names the widget if there is no such choice."""
-        return widgets.listed("color_fix", color_fix, widgets.COLOUR_FIXES) or True
-
-    @classmethod
     def execute(
         cls,
         model: Any,
@@ -55,6 +50,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         from ..moesr.errors import SettingError
         from ..moesr.halves import decode_latents
 
+        widgets.listed("color_fix", color_fix, widgets.COLOUR_FIXES)
         latents = samples["samples"]
         progress = Progress()
         if model.decoder is not None:

@@ -28,14 +28,9 @@ class MoESRLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model: str | None, dtype: str | None, experts: str | None) -> bool | str:
-        """A line that names the widget if there is no such model or choice."""
-        return (
-            (model and models.problem(model))
-            or listed("dtype", dtype, models.NUMBERS)
-            or listed("experts", experts, models.RESIDENCIES)
-            or True
-        )
+    def validate_inputs(cls, model: str | None) -> bool | str:
+        """A line that names the widget if there is no such model."""
+        return (model and models.problem(model)) or True
 
     @classmethod
     def fingerprint_inputs(cls, model: str, dtype: str, experts: str) -> str:
@@ -45,4 +40,6 @@ class MoESRLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model: str, dtype: str, experts: str) -> Any:
         """The model; its files are checked, its weights are read when they are used."""
+        listed("dtype", dtype, models.NUMBERS)
+        listed("experts", experts, models.RESIDENCIES)
         return io.NodeOutput(models.load(model, dtype, experts))

@@ -39,15 +39,6 @@ class MoESRSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, sampler: str | None, batch_seed: str | None) -> bool | str:
-        """A line that names the widget if there is no such choice."""
-        return (
-            widgets.listed("sampler", sampler, widgets.SAMPLERS)
-            or widgets.listed("batch_seed", batch_seed, widgets.BATCH_SEEDS)
-            or True
-        )
-
-    @classmethod
     def execute(
         cls,
         model: Any,
@@ -65,6 +56,8 @@ class MoESRSampler(io.ComfyNode):
         """Latents of the batch, and the plan of experts."""
         from ..moesr.halves import sample_latents
 
+        widgets.listed("sampler", sampler, widgets.SAMPLERS)
+        widgets.listed("batch_seed", batch_seed, widgets.BATCH_SEEDS)
         sr = model.sr
         plan = plan_of(sr, steps, sampler)
         progress = Progress(plan.experts, plan.noise)

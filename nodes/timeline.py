@@ -27,11 +27,6 @@ class MoESRExpertTimeline(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, sampler: str | None) -> bool | str:
-        """A line that names the widget if there is no such choice."""
-        return widgets.listed("sampler", sampler, widgets.SAMPLERS) or True
-
-    @classmethod
     def execute(cls, model: Any, steps: int, sampler: str) -> Any:
         """The picture, float [1, H, W, 3], and the text."""
         import numpy as np
@@ -40,6 +35,7 @@ class MoESRExpertTimeline(io.ComfyNode):
 
         from ..moesr.images.timeline import timeline
 
+        widgets.listed("sampler", sampler, widgets.SAMPLERS)
         plan = plan_of(model.sr, steps, sampler)
         bars = timeline(plan.experts, plan.noise, plan.timesteps, size=SIZE, ink=(200, 204, 212))
         picture = Image.new("RGBA", SIZE, (*GROUND, 255))

@@ -16,11 +16,12 @@ COLOUR_FIXES = ("adain", "wavelet", "none")
 BATCH_SEEDS = ("per image", "same for all")
 
 
-def listed(widget: str, value: str | None, options: Sequence[str]) -> str | None:
-    """Why a value cannot be chosen, naming the widget; None if it can, or is not known yet. Older hosts do not look."""
-    if value is None or value in options:
-        return None
-    return f"{widget}: there is no {value}; choose one of {', '.join(options)}"
+def listed(widget: str, value: str, options: Sequence[str]) -> None:
+    """Raises SettingError that names the widget if a value is none of its options. Older hosts do not look."""
+    if value not in options:
+        from ..moesr.errors import SettingError
+
+        raise SettingError(f"{widget}: there is no {value}; choose one of {', '.join(options)}")
 
 
 def model() -> Any:
