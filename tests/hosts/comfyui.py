@@ -40,7 +40,7 @@ class Comfy:
 
     def get(self, path: str) -> Any:
         """The JSON at an address."""
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=300) as answer:
             return json.load(answer)
 
     def post(self, path: str, data: dict[str, Any]) -> Any:
@@ -48,7 +48,7 @@ class Comfy:
         body = json.dumps(data).encode()
         request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
             text = error.read()
@@ -61,7 +61,7 @@ class Comfy:
         assert not answer.get("node_errors"), answer
         return answer["prompt_id"]
 
-    def finish(self, prompt_id: str, seconds: float = 300) -> dict[str, Any]:
+    def finish(self, prompt_id: str, seconds: float = 600) -> dict[str, Any]:
         """The history of a prompt once it is over."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -91,7 +91,7 @@ class Comfy:
 
     def image(self, entry: dict[str, str]) -> np.ndarray:
         """A saved picture, uint8 [H, W, C]."""
-        with urllib.request.urlopen(f"{self.url}/view?{urllib.parse.urlencode(entry)}", timeout=60) as answer:
+        with urllib.request.urlopen(f"{self.url}/view?{urllib.parse.urlencode(entry)}", timeout=300) as answer:
             return np.asarray(Image.open(io.BytesIO(answer.read())))
 
     def images(self, outputs: dict[str, Any], node: str) -> list[np.ndarray]:
@@ -128,7 +128,7 @@ class Comfy:
         from websocket import create_connection  # type: ignore[import-not-found]
 
         address = self.url.replace("http", "ws") + f"/ws?clientId={self.client}"
-        with closing(create_connection(address, timeout=60)) as connection:
+        with closing(create_connection(address, timeout=300)) as connection:
             connection.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
             yield connection
 
