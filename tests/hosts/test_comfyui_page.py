@@ -87,7 +87,7 @@ def test_a_click_on_run_makes_the_image(page: Window, twice: Comfy) -> None:
     sampler["widgets_values"][0] = 4321  # not in the host's cache
     page.open(workflow, "run")
     dismiss(page)
-    page.page.locator('[data-testid="queue-button"] button').first.click()
+    page.page.locator('button[data-testid="queue-button"], [data-testid="queue-button"] button').first.click()
     saver = next(node["id"] for node in workflow["nodes"] if node["type"] == "SaveImage")
     page.page.wait_for_function(
         "id => window.app.graph.getNodeById(id).imgs?.[0]?.naturalWidth > 0", arg=saver, timeout=180_000
