@@ -48,5 +48,5 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.run
 
 $(VENV)/.hosts: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -e ".[test,demo]" playwright
+	$(INSTALL) -e ".[test,hosts,demo]"
 	@touch $@ $(VENV)/.test $(VENV)/.demo $(VENV)/.run
