@@ -13,7 +13,7 @@ from .compat import gradio, make, on, selected, version
 from .handlers import CONTROLS, LARGEST_SCALE, TILES, Handlers, defaults
 
 _HERE = Path(__file__).parent
-CSS = _HERE / "page.css"
+CSS = (_HERE / "page.css", _HERE / "standalone.css")  # a host takes the first, by style.css
 SCRIPT = _HERE / "compare.js"
 
 #: Pictures to try, their captions, and what they need.
@@ -102,7 +102,7 @@ def looks() -> dict[str, Any]:
         font=fonts,
         font_mono=["ui-monospace", "Consolas", "monospace"],
     ).set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
-    return {"theme": theme, "css": CSS.read_text(encoding="utf-8")}
+    return {"theme": theme, "css": "\n".join(path.read_text(encoding="utf-8") for path in CSS)}
 
 
 def script() -> str:
