@@ -161,15 +161,16 @@ def engine() -> Engine:
 
 def decoders() -> list[str]:
     """Names in the library that decode latents of SD 1.5, after the one for none."""
+    engine()  # adds the host's folders
     return [NO_DECODER, *(name for name, path in installed().items() if open_decoder(path) is not None)]
 
 
 def models() -> dict[str, int]:
     """Models in the library that make pictures larger, and how much; broken files are left out with a line."""
-    found = {}
+    found, known = {}, engine().models
     for name, path in installed().items():
         try:
-            config = engine().models.config(name)
+            config = known.config(name)
         except MoESRError as error:
             if open_decoder(path) is None:
                 log.warning("MoESR: left out: %s", error)

@@ -92,7 +92,8 @@ class Surroundings:
 
     def _keep(self, job: Job) -> None:
         self._sources.update({result.path: result.source for result in job.results})
-        if not host.option("moesr_save"):
+        # Without a preview it is a program that asks: the answer is all it wants, as with the host's API.
+        if not (job.preview and host.option("moesr_save")):
             return
         for result in job.results:
             texts = read_text(result.path)
