@@ -394,7 +394,7 @@ def _replaced(name: str) -> bool:
     return ours or first in ("modules", "modules_forge", "backend", "gradio")
 
 
-def wait_for(what: Any, seconds: float = 20.0) -> None:
+def wait_for(what: Any, seconds: float = 120.0) -> None:
     """Until `what()` is true."""
     end = time.monotonic() + seconds
     while not what():
