@@ -475,7 +475,7 @@ def test_interrupt_of_the_host_ends_a_job_and_the_next_is_done(host: Host, tab: 
     finally:
         handle.remove()
     assert began.is_set()
-    assert (job.state, job.error) == ("cancelled", "interrupted")
+    assert (job.state, job.error) == ("cancelled", "cancelled")
     assert not host.state.interrupted
     assert not host.lock.lock.locked()
     good = job_of(tab, path)

@@ -118,7 +118,7 @@ def turn(pictures: int) -> Iterator[None]:
 def check() -> None:
     """Raises Stopped if the host's user has pressed Interrupt or Skip."""
     if shared.state.interrupted or shared.state.skipped:
-        raise Stopped("interrupted")
+        raise Stopped("cancelled")
 
 
 def show(share: float, text: str, preview: bytes | None = None) -> None:
