@@ -221,6 +221,14 @@ def test_a_size_that_is_no_multiple_is_refused_by_the_network() -> None:
         network(torch.zeros(1, 3, 8, 12), torch.zeros(1), torch.zeros(1, 3, 8, 12))
 
 
+def test_norms_have_the_epsilons_of_the_released_networks() -> None:
+    """All of them: where features are strong, nothing that comes out tells the two apart."""
+    network = SwinUNet(UNET)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert {n.eps for n in norms} == {1e-5}
+    assert {m.eps for m in Autoencoder(VQ).modules() if isinstance(m, torch.nn.GroupNorm)} == {1e-6}
+
+
 def test_padding_is_the_published_and_goes_on_where_that_ends() -> None:
     image = torch.rand(1, 4, 20, 27)
     assert torch.equal(pad(image, (32, 32)), F.pad(image, (0, 5, 0, 12), mode="reflect"))
