@@ -360,6 +360,31 @@ def test_the_published_policy_averages_clamped_tiles(model: SRModel) -> None:
         upscale_published(model, image, chop=16, stride=17)
 
 
+@pytest.mark.parametrize(
+    ("halvings", "chop", "tile", "stride"),
+    [
+        (0, None, 512, 448),
+        (0, 256, 256, 224),
+        (0, 64, 64, 48),
+        (0, 40, 40, 35),
+        (1, None, 1024, 896),
+        (2, 256, 256, 192),
+    ],
+)
+def test_published_tiles_overlap_by_what_belongs_to_their_size(
+    halvings: int, chop: int | None, tile: int, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def windows(height: int, width: int, *sizes: int) -> list[Window]:
+        seen.append(sizes)
+        return published_windows(height, width, *sizes)
+
+    monkeypatch.setattr("moesr.published.published_windows", windows)
+    upscale_published(model_of(SHIFT4, replace(UNET, lr_downsamples=halvings)), photo(4, 4), chop=chop, steps=1)
+    assert seen == [(tile, stride)]
+
+
 def test_time_experts_over_residual_shifting_stream(tmp_path: Path) -> None:
     config = replace(config_of(SHIFT15), stages=(5, 10, 15), name="three")
     torch.manual_seed(2)
