@@ -20,9 +20,10 @@ from .images.windows import Window
 from .model import SRModel
 from .pipeline import Callback, Run, generators, seen
 
-#: Tile, step and seed of the published runs. Tile and step count LR pixels of a model that enlarges four times; they
-#: are as many times larger as a model enlarges less.
-CHOP, STRIDE, SEED = 512, 448, 12345
+#: Tile and seed of the published runs, and by how much tiles of their sizes overlap. Both count LR pixels of a model
+#: that enlarges four times; they are as many times larger as a model enlarges less.
+CHOP, SEED = 512, 12345
+OVERLAPS = {512: 64, 256: 32, 64: 16}
 
 #: noise(tile, draw) [1, C, h, w]: draw 0 is what the tile starts from, draw k that of its k-th step.
 TileNoise = Callable[[int, int], Tensor]
@@ -42,14 +43,15 @@ def upscale_published(
 ) -> Any:
     """The image at the model's scale, by ResShift's published policy, in the kind it was given.
 
-    chop, stride: side and step of tiles in LR pixels (512 and 448 for x4, 1024 and 896 for x2). Every step is ancestral
-    at the published respacing; there is no colour fix. Noise is drawn on the CPU, a generator an image, tile after
-    tile: the distribution is the published one, the numbers are not. noise: drawn elsewhere, for one image. The images
-    of a batch are run one by one. Raises what `upscale` raises.
+    chop, stride: side and step of tiles in LR pixels (512 and 448 for x4, 1024 and 896 for x2; the step that belongs to
+    a smaller tile is 224 for 256 and 48 for 64). Every step is ancestral at the published respacing; there is no colour
+    fix. Noise is drawn on the CPU, a generator an image, tile after tile: the distribution is the published one, the
+    numbers are not. noise: drawn elsewhere, for one image. The images of a batch are run one by one. Raises what
+    `upscale` raises.
     """
     wider = max(4 // model.scale, 1)
     chop = CHOP * wider if chop is None else chop
-    stride = min(STRIDE * wider, chop) if stride is None else stride
+    stride = chop - overlap(chop, wider) if stride is None else stride
     if not 1 <= stride <= chop:
         raise SettingError(f"tiles of {chop} every {stride} pixels: the step must be between 1 and the tile")
     canvas = as_canvas(image)
@@ -69,6 +71,11 @@ def upscale_published(
                 average.add(tile.clamp(-1, 1), window.scaled(model.scale))
             final.append(average.rows)
         return finish(canvas, lr, final, size, mask, False)
+
+
+def overlap(chop: int, wider: int = 1) -> int:
+    """LR pixels that published tiles of that side share; an eighth of sides that were not published."""
+    return OVERLAPS.get(chop // wider, chop // wider // 8) * wider
 
 
 def starts(length: int, chop: int, stride: int) -> list[int]:

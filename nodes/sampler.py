@@ -53,9 +53,11 @@ class MoESRSampler(io.ComfyNode):
         wrap: bool,
         mask: Any = None,
     ) -> Any:
-        """Latents of the batch, and the plan of experts."""
+        """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
         from ..moesr.halves import sample_latents
 
+        widgets.listed("sampler", sampler, widgets.SAMPLERS)
+        widgets.listed("batch_seed", batch_seed, widgets.BATCH_SEEDS)
         sr = model.sr
         plan = plan_of(sr, steps, sampler)
         progress = Progress(plan.experts, plan.noise)
@@ -70,10 +72,11 @@ class MoESRSampler(io.ComfyNode):
             batch_seed="same" if batch_seed == widgets.BATCH_SEEDS[1] else "per_image",
             tile=tile or "auto",
             wrap=wrap,
+            mask=mask,
             callback=progress,
         )
         progress.done()
         latent = {"samples": samples.cpu(), SETTINGS: {"scale": scale, "wrap": wrap}}
         if mask is not None:
             latent["noise_mask"] = mask
-        return io.NodeOutput(latent, plan.text())
+        return io.NodeOutput(latent, "\n".join([plan.text(), *sr.notes]))

@@ -221,6 +221,14 @@ def test_a_size_that_is_no_multiple_is_refused_by_the_network() -> None:
         network(torch.zeros(1, 3, 8, 12), torch.zeros(1), torch.zeros(1, 3, 8, 12))
 
 
+def test_norms_have_the_epsilons_of_the_released_networks() -> None:
+    """All of them: where features are strong, nothing that comes out tells the two apart."""
+    network = SwinUNet(UNET)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert {n.eps for n in norms} == {1e-5}
+    assert {m.eps for m in Autoencoder(VQ).modules() if isinstance(m, torch.nn.GroupNorm)} == {1e-6}
+
+
 def test_padding_is_the_published_and_goes_on_where_that_ends() -> None:
     image = torch.rand(1, 4, 20, 27)
     assert torch.equal(pad(image, (32, 32)), F.pad(image, (0, 5, 0, 12), mode="reflect"))
@@ -350,6 +358,31 @@ def test_the_published_policy_averages_clamped_tiles(model: SRModel) -> None:
     assert average.count.max() == 6
     with pytest.raises(SettingError, match="step"):
         upscale_published(model, image, chop=16, stride=17)
+
+
+@pytest.mark.parametrize(
+    ("halvings", "chop", "tile", "stride"),
+    [
+        (0, None, 512, 448),
+        (0, 256, 256, 224),
+        (0, 64, 64, 48),
+        (0, 40, 40, 35),
+        (1, None, 1024, 896),
+        (2, 256, 256, 192),
+    ],
+)
+def test_published_tiles_overlap_by_what_belongs_to_their_size(
+    halvings: int, chop: int | None, tile: int, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def windows(height: int, width: int, *sizes: int) -> list[Window]:
+        seen.append(sizes)
+        return published_windows(height, width, *sizes)
+
+    monkeypatch.setattr("moesr.published.published_windows", windows)
+    upscale_published(model_of(SHIFT4, replace(UNET, lr_downsamples=halvings)), photo(4, 4), chop=chop, steps=1)
+    assert seen == [(tile, stride)]
 
 
 def test_time_experts_over_residual_shifting_stream(tmp_path: Path) -> None:

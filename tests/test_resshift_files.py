@@ -109,7 +109,7 @@ def test_what_the_name_does_not_tell_is_asked_or_said(tmp_path: Path, caplog: py
         found = open_model(path)
     assert found.config.process.timesteps == 4
     assert "assumed 4" in found.notes[0]
-    assert "15 for realsr v1 and v2" in found.notes[0]
+    assert "give timesteps, or a name with s15 or s4, to change it (15 for realsr v1 and v2" in found.notes[0]
     assert "assumed 4" in caplog.text
     model = moesr.load(path, timesteps=15)
     assert (model.process.total, model.config.steps, model.notes) == (15, 15, ())

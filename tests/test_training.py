@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import moesr
+from moesr.config import ModelConfig, SwinUNetConfig
 from moesr.errors import CheckpointError, ImageError, SettingError
 from moesr.evaluation.lpips import LPIPS
+from moesr.pipeline import Event
 from moesr.training import config as configs
 from moesr.training.config import TrainingConfig
 from moesr.training.data import PhotoCrops
@@ -104,6 +107,34 @@ def test_the_loss_falls_in_every_stage(photos: Path, metrics: Path, tmp_path: Pa
     for stage, loss in (("first_stage", "l1"), ("stage0", "l2"), ("decoder", "l1")):
         found = [row[loss] for row in losses(tmp_path / stage)]
         assert np.mean(found[-8:]) < 0.9 * np.mean(found[:8]), stage
+
+
+def test_time_experts_of_a_swin_unet_train_like_any_other(
+    config: TrainingConfig, trained: Path, photos: Path, metrics: Path, tmp_path: Path
+) -> None:
+    """Residual shifting with windowed attention, routed to experts, under the frequency-compensated decoder."""
+    unet = {
+        "kind": "swin", "model_channels": 16, "channel_mult": [1, 2], "num_res_blocks": [1, 1],
+        "attention_downsamples": [1, 2], "num_head_channels": 8, "swin_channels": 16, "mlp_channels": 32, "window": 4,
+        "latent_size": 8, "norm_groups": 4,
+    }  # fmt: skip
+    model = ModelConfig.from_dict({**config.model.to_dict(), "unet": unet})
+    config = replace(config, model=model, experts=replace(config.experts, loop=replace(config.experts.loop, steps=4)))
+    shutil.copytree(trained / "first_stage", tmp_path / "first_stage")
+    for stage in ("experts", "decoder"):
+        train(stage, config, photos, tmp_path, metrics)
+    trunk, *stages = (load_file(tmp_path / part / f"{part}.safetensors") for part in ("trunk", "stage0", "stage1"))
+    table = "input_blocks.1.1.blocks.1.attn.relative_position_bias_table"
+    assert not torch.equal(stages[0][table], trunk[table])
+    assert not torch.equal(stages[0][table], stages[1][table])
+    seen: list[Event] = []
+    model = moesr.load(export(config, tmp_path, tmp_path / "swin.safetensors"))
+    assert isinstance(model.config.unet, SwinUNetConfig)
+    assert model.config.autoencoder.lr_fusion
+    assert model.config.autoencoder.refine
+    out = moesr.upscale(model, np.zeros((5, 6, 3), np.uint8), steps=4, callback=seen.append)
+    assert out.shape == (20, 24, 3)
+    assert [e.expert for e in seen if e.phase == "sample"] == [1, 1, 0, 0]
 
 
 def test_training_data_is_a_function_of_seed_and_index(photos: Path) -> None:

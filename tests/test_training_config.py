@@ -62,7 +62,7 @@ def test_the_papers_models_have_the_papers_sizes(name: str, scale: int, degradat
     assert (experts.loop.steps, experts.loop.batch, experts.loop.lr) == (100_000, 144, 5e-5)
     assert (decode.loop.steps, decode.loop.batch, decode.loop.lr) == (50_000, 32, 1e-4)
     assert (decode.train, decode.frequency_weight, decode.gan_start, decode.cache) == ("fcd", 10.0, 1000, 100_000)
-    assert (experts.crop, experts.patch, decode.crop, decode.patch) == (512, 512, 512, 512)
+    assert (experts.crop, experts.size, decode.crop, decode.size) == (512, 512, 512, 512)
     assert (experts.gamma, experts.ema, experts.trunk) == (0.999, 0.9999, None)
 
 
@@ -244,7 +244,7 @@ def test_the_papers_recipe_runs_at_a_small_size(photos: Path, metrics: Path, tmp
     for stage in ("first_stage", "experts", "decoder"):
         overrides += [f"{stage}.loop.{k}" for k in ("steps=1", "batch=2", "workers=0")]
     for stage in ("experts", "decoder"):
-        overrides += [f"{stage}.{k}" for k in ("crop=64", "patch=64", "cache=2")]
+        overrides += [f"{stage}.{k}" for k in ("crop=64", "size=64", "cache=2")]
     config = configs.load("paper_x4", overrides)
     for stage in ("first-stage", "experts", "decoder"):
         train(stage, config, photos, tmp_path, metrics)

@@ -111,7 +111,7 @@ def schedule(path: Path, unet: SwinUNetConfig, timesteps: int | None) -> tuple[P
         return published_process(timesteps), []
     if told is not None:
         return published_process(told), [f"{told} timesteps, by the name of {path.name}; its weights do not say"]
-    change = f"give timesteps to change it ({_CHOICES})"
+    change = f"give timesteps, or a name with s15 or s4, to change it ({_CHOICES})"
     if unet.lr_downsamples:
         return published_process(_COMMON), [f"{_COMMON} timesteps, as every published network of this kind; {change}"]
     note = f"neither weights nor name of {path.name} say how many timesteps it has: assumed {_COMMON}; {change}"

@@ -48,7 +48,7 @@ class Desk:
         """A job at the end of the line.
 
         Raises SettingError if the line is full, for no or too many pictures, for a model or step count that does not
-        exist, or if none of the pictures can be done, in the words of the first that cannot.
+        exist, for a model that needs a mask, or if none of the pictures can be done, in the words of the first.
         """
         self._check(uploads, settings)
         self.purge()
@@ -115,6 +115,11 @@ class Desk:
             raise SettingError("no picture: drop one first")
         self.limits.check_files(len(uploads))
         config = self.adapter.models.config(settings.model)
+        if config.unet.mask:
+            raise SettingError(
+                f"{settings.model} fills in what a mask marks, and this page has no mask; "
+                "use it in ComfyUI or with python -m moesr upscale --mask"
+            )
         total = config.process.timesteps
         if settings.steps is not None and settings.steps > total:
             raise SettingError(f"{settings.steps} steps: {settings.model} has {total} timesteps, choose 1 to {total}")

@@ -37,7 +37,7 @@ class Models:
     def __init__(self, default: str = DEFAULT) -> None:
         self.default = default
         self._lock = threading.Lock()
-        self._configs: dict[tuple[object, ...], ModelConfig] = {}
+        self._opened: dict[tuple[object, ...], tuple[ModelConfig, tuple[str, ...]]] = {}
         self._digests: dict[tuple[object, ...], str] = {}
         self.path(default)
 
@@ -55,15 +55,11 @@ class Models:
 
     def config(self, name: str) -> ModelConfig:
         """What a model is, without reading its weights. Raises SettingError, or CheckpointError for a broken file."""
-        path = self.path(name)
-        key = _state(path)
-        with self._lock:
-            if key not in self._configs:
-                try:
-                    self._configs[key] = open_model(path).config
-                except CheckpointError as error:
-                    raise CheckpointError(str(error).replace(str(path), name)) from error
-            return self._configs[key]
+        return self._open(name)[0]
+
+    def notes(self, name: str) -> tuple[str, ...]:
+        """A line for everything that had to be assumed about a model's files. Raises as `config`."""
+        return self._open(name)[1]
 
     def digest(self, name: str) -> str:
         """The first 16 hexadecimal digits of the SHA-256 of a model's files, in order of name."""
@@ -89,6 +85,18 @@ class Models:
         levels, highest = process.s.tolist(), float(process.s.max())
         experts = [bisect_right(config.stages, t) for t in timesteps]
         return Plan(experts, [levels[t] / highest for t in timesteps], timesteps)
+
+    def _open(self, name: str) -> tuple[ModelConfig, tuple[str, ...]]:
+        path = self.path(name)
+        key = _state(path)
+        with self._lock:
+            if key not in self._opened:
+                try:
+                    files = open_model(path)
+                except CheckpointError as error:
+                    raise CheckpointError(str(error).replace(str(path), name)) from error
+                self._opened[key] = files.config, files.notes
+            return self._opened[key]
 
 
 def _files(path: Path) -> list[Path]:

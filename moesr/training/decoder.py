@@ -30,20 +30,21 @@ VGG_WIDTHS = (64, 128, 256, 512)
 class DecoderConfig:
     """L1 + LPIPS + GAN + 10 x focal frequency loss.
 
-    Crops of `crop` pixels, from images reduced by one of `shrink`, are sampled and kept; each step takes patches of
-    `patch` pixels from them (0: of half their side), of `choices` the one with most detail. `train` is "fcd" (the
-    paper: fusion and AFF U-Net, the first stage frozen), "decoder" (all of the decoder, for a small first stage) or
-    "joint" (the decoder and the last time expert: see joint.py, also for `rehearsed` and `onward`). `start` is the
-    folder of a run to go on from. `consistency` weighs an L1 between the downscaled HR image and the downscaled result.
-    `lpips` maps a network's name to its weight; with `alternate` the networks take turns, one a step. `grid_weight`
-    weighs a regular grid (losses.grid). The adversary, `adversary` channels wide, judges "pixels" (a PatchGAN) or the
-    "features" of LPIPS's VGG, which `lpips` must then have and which cannot alternate. From `freeze_norms` on, batch
-    norms use and keep their running statistics.
+    `train` is "fcd" (the paper: fusion and AFF U-Net, the first stage frozen), "decoder" (all of the decoder, for a
+    small first stage) or "joint" (the decoder and the last time expert: see joint.py). `consistency` weighs an L1
+    between the downscaled HR image and the downscaled result. `lpips` maps a network's name to its weight; with
+    `alternate` the networks take turns, one a step. `grid_weight` weighs a regular grid (losses.grid). The adversary,
+    `adversary` channels wide, judges "pixels" (a PatchGAN) or the "features" of LPIPS's VGG, which `lpips` must then
+    have and which cannot alternate. From `freeze_norms` on, batch norms use and keep their running statistics.
+    `onward` is the share of a joint run's batches that go on beyond the last expert's first step (joint.py). Latents of
+    `cache` crops of `crop` pixels, from images reduced by one of `shrink`, are sampled once, and windows of `size`
+    pixels (0: half of it) cut from them: of `choices` windows the one with most detail. `start` is the folder of a
+    decoder's run to go on from.
     """
 
     loop: LoopConfig = field(default_factory=LoopConfig)
     crop: int = 256
-    patch: int = 0
+    size: int = 0
     shrink: tuple[int, ...] = (1,)
     cache: int = 2048
     sample_steps: int = 50

@@ -24,13 +24,13 @@ class ExpertConfig:
 
     `trunk` are the steps one network is first trained on all timesteps; experts then branch from it (0: from scratch).
     `space_experts` FFNs a Space MoE layer, exchanged by EWA with `gamma` after every step.
-    `cache` crops of `crop` pixels are encoded once, and patches of `patch` pixels (0: half) cut from their latents.
+    `cache` crops of `crop` pixels are encoded once, and windows of `size` pixels (0: half) cut from their latents.
     """
 
     loop: LoopConfig = field(default_factory=LoopConfig)
     trunk: LoopConfig | None = None
     crop: int = 256
-    patch: int = 0
+    size: int = 0
     cache: int = 2048
     space_experts: int = 4
     gamma: float = 0.999

@@ -97,7 +97,7 @@ def train_experts(
     if stage.trunk and TRUNK not in wanted and not trunk.is_file():
         raise SettingError(f"{trunk}: not found; train the trunk first, with --expert trunk, or copy it here")
     tensors = _encoded(config, model, data, out)
-    size = (stage.patch or stage.crop // 2) // model.autoencoder.factor
+    size = (stage.size or stage.crop // 2) // model.autoencoder.factor
     spans = [(0, model.process.timesteps), *zip((0, *model.stages[:-1]), model.stages)][-len(names) :]
     for name, span in zip(names, spans):
         if name not in wanted:
@@ -139,7 +139,7 @@ def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path |
     joint = stage.train == "joint"
     tensors, last = _sampled(config, model, data, out)
     factor = model.autoencoder.factor
-    size = (stage.patch or stage.crop // 2) // factor
+    size = (stage.size or stage.crop // 2) // factor
     rates: dict[str, int | Fraction] = {"z": 1, "x0": 1, "y": 1, "lr": Fraction(factor, model.scale), "hr": factor}
     before = Path(stage.start) if stage.start else None
     first = _state(before / "decoder.safetensors" if before else _first(out))
@@ -188,9 +188,11 @@ def _sampled(config: TrainingConfig, model: ModelConfig, data: Path, out: Path) 
         z = sample(sampler, predict, process, timesteps, start, noise=noise, last=last, y=y)
         return {"z": z, "x0": x0, "y": y, "lr": to_bytes(lr), "hr": to_bytes(hr)}
 
-    crops = _crops(config, data, stage.crop, stage.cache, stage.loop.seed + 7, stage.shrink)
+    shrink = tuple(stage.shrink)
+    crops = _crops(config, data, stage.crop, stage.cache, stage.loop.seed + 7, shrink)
     facts = _facts(config, stage.crop, stage.cache, stage.loop.seed) | {"train = joint": stage.train == "joint"}
-    facts |= {"sample_steps": stage.sample_steps, "sampler": sampler, "shrink": tuple(stage.shrink)}
+    facts |= {"shrink": list(shrink)}
+    facts |= {"sample_steps": stage.sample_steps, "sampler": sampler}
     facts |= {"experts": digest(_first(out), *(_averaged_expert(out, i) for i in range(len(model.stages))))}
     return cached(out / "samples", crops, draw, facts, engine), last
 
@@ -224,7 +226,7 @@ def _crops(
     config: TrainingConfig, data: Path, crop: int, length: int, seed: int, shrink: tuple[int, ...] = (1,)
 ) -> PhotoCrops:
     scale = config.model.scale
-    return PhotoCrops(data, crop, scale, degradation(config.degradation, scale), length, seed, tuple(shrink))
+    return PhotoCrops(data, crop, scale, degradation(config.degradation, scale), length, seed, shrink)
 
 
 def _facts(config: TrainingConfig, crop: int, cache: int, seed: int) -> dict[str, object]:
