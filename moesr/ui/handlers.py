@@ -38,11 +38,14 @@ class Handlers:
         self.examples = list(examples)
         self._roots = [*self.adapter.uploads, *{path.parent for path, _ in self.examples}]
 
-    def run(self, files: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
-        """Upscale what was dropped: (progress, results, run button, cancel button, job id), again and again."""
+    def run(self, files: Any, *values: Any, client: str = "") -> Iterator[tuple[Any, ...]]:
+        """Upscale what was dropped: (progress, results, run button, cancel button, job id), again and again.
+
+        client: who asks; see Desk.left.
+        """
         try:
             settings = self._settings(values)
-            job = self.desk.submit(self._uploads(files), settings)
+            job = self.desk.submit(self._uploads(files), settings, client=client)
         except MoESRError as error:
             yield pieces.message(str(error)), update(), update(interactive=True), update(interactive=False), ""
             return
@@ -61,10 +64,10 @@ class Handlers:
             job.cancel()
         return (update(interactive=False),)
 
-    def api(self, image: Any, *values: Any) -> Iterator[tuple[Any, Any]]:
+    def api(self, image: Any, *values: Any, client: str = "") -> Iterator[tuple[Any, Any]]:
         """Upscale one picture for a program: (file, what was done). Raises Gradio's Error with a line that says why."""
         try:
-            job = self.desk.submit(self._uploads(image), self._settings(values), preview=False)
+            job = self.desk.submit(self._uploads(image), self._settings(values), preview=False, client=client)
         except MoESRError as error:
             raise gradio().Error(str(error)) from error
         version = -1
