@@ -178,6 +178,20 @@ def test_progress_only_grows_and_knows_phase_step_tile_and_expert(
     assert any(p.preview and p.preview.startswith(b"\xff\xd8") for p in seen)
 
 
+def test_the_jobs_of_a_client_that_has_left_end_and_the_others_do_not(
+    nano: Path, open_desk: Callable[..., Desk], send: Send, quick: Settings
+) -> None:
+    desk = open_desk()
+    slow = replace(quick, steps=1000)
+    running, waiting = (desk.submit(send(f"{i}.png", size=(48, 48)), slow, client="a") for i in range(2))
+    other = desk.submit(send("other.png"), quick, client="b")
+    anonymous = desk.submit(send("anonymous.png"), quick)
+    desk.left("a")
+    desk.left("")
+    finish(running, waiting, other, anonymous)
+    assert [job.state for job in (running, waiting, other, anonymous)] == ["cancelled"] * 2 + ["done"] * 2
+
+
 def test_cancel_stops_inside_of_a_tile_and_the_next_job_runs(
     nano: Path, open_desk: Callable[..., Desk], send: Send, quick: Settings
 ) -> None:

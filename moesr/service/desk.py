@@ -44,15 +44,17 @@ class Desk:
         self._opened = time.time()
         self._purged = float("-inf")
 
-    def submit(self, uploads: Sequence[Upload], settings: Settings, *, preview: bool = True) -> Job:
-        """A job at the end of the line.
+    def submit(
+        self, uploads: Sequence[Upload], settings: Settings, *, preview: bool = True, client: str = ""
+    ) -> Job:
+        """A job at the end of the line. client: whose it is, for `left`.
 
         Raises SettingError if the line is full, for no or too many pictures, for a model or step count that does not
         exist, for a model that needs a mask, or if none of the pictures can be done, in the words of the first.
         """
         self._check(uploads, settings)
         self.purge()
-        job = Job(uploads, settings, preview=preview)
+        job = Job(uploads, settings, preview=preview, client=client)
         with self._ready:
             if self._closed:
                 raise SettingError("the page is closing; start it again")
@@ -68,6 +70,13 @@ class Desk:
     def find(self, key: str) -> Job | None:
         """The job with that id, as long as anybody holds it."""
         return self._jobs.get(key)
+
+    def left(self, client: str) -> None:
+        """That client has gone away: nobody waits for its jobs any more."""
+        with self._ready:
+            theirs = [job for job in (*self._line, *self._running) if client and job.client == client]
+        for job in theirs:
+            job.cancel("the client has left")
 
     def ahead(self, job: Job) -> int:
         """Jobs that have to end before this one can begin: 0 for one at work, or about to be."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import parse_qs
 
 from .limits import Limits
 
@@ -18,6 +21,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _OTHER = 16 * 2**20
 #: Room for the frame of an upload.
 _FRAME = 2**20
+#: Seconds in which a client may come back: one whose answers have all come opens another stream for the next.
+_AWAY = 3.0
 
 # Gradio offers to fetch addresses of other servers for its clients; this page needs none of that.
 _FETCHING = re.compile(r"/(file=\s*[a-z]+:/|proxy=|stream/deep_link)", re.IGNORECASE)
@@ -36,16 +41,40 @@ class TooLarge(Exception):
 
 
 class Guard:
-    """ASGI middleware. purge is called at every upload."""
+    """ASGI middleware. purge is called at every upload, left with the session of a client that listens no longer.
 
-    def __init__(self, app: App, limits: Limits, purge: Callable[[], None]) -> None:
-        self.app, self.limits, self.purge = app, limits, purge
+    Gradio from 4 on sends all answers of a session over one stream, and lets its work go on when nobody listens.
+    """
+
+    def __init__(
+        self, app: App, limits: Limits, purge: Callable[[], None], left: Callable[[str], None] | None = None
+    ) -> None:
+        self.app, self.limits, self.purge, self.left = app, limits, purge, left
+        self._streams: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request or pass it on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if self.left is None or not scope["path"].endswith("/queue/data"):
+            await self._guarded(scope, receive, send)
+            return
+        session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
+        self._streams[session] += 1
+        try:
+            await self._guarded(scope, receive, send)
+        finally:
+            self._streams[session] -= 1
+            asyncio.get_running_loop().call_later(_AWAY, self._check, session)
+
+    def _check(self, session: str) -> None:
+        if session in self._streams and not self._streams[session]:
+            del self._streams[session]
+            if self.left is not None:
+                self.left(session)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         answer = _with_headers(send, _FILE if "/file=" in path else _PAGE)
         if _FETCHING.search(path):

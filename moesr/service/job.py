@@ -66,7 +66,10 @@ class Job:
     the job as a whole ended early. Results that are finished stay, whatever happens afterwards.
     """
 
-    def __init__(self, uploads: Sequence[Upload], settings: Settings, *, preview: bool = True) -> None:
+    def __init__(
+        self, uploads: Sequence[Upload], settings: Settings, *, preview: bool = True, client: str = ""
+    ) -> None:
+        self.client = client
         self.id = secrets.token_urlsafe(16)
         self.uploads, self.settings, self.preview = list(uploads), settings, preview
         self.state = "waiting"

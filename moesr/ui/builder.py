@@ -9,7 +9,7 @@ from typing import Any
 
 from ..service.desk import Desk
 from . import pieces
-from .compat import gradio, make, on, selected, version
+from .compat import gradio, make, on, requested, selected, version
 from .handlers import CONTROLS, LARGEST_SCALE, TILES, Handlers, defaults
 
 _HERE = Path(__file__).parent
@@ -73,7 +73,7 @@ def build(desk: Desk, title: str = "MoESR") -> Built:
         shown = [progress, results, run, cancel, job]
         model, steps, sampler = controls["model"], controls["steps"], controls["sampler"]
 
-        on(run.click, handlers.run, [built.files, *values], shown)
+        on(run.click, requested(handlers.run), [built.files, *values], shown)
         on(cancel.click, handlers.cancel, [job], [cancel], queue=False)
         for event in (built.files.change, scale.change):
             on(event, handlers.picked, [built.files, model, scale], [chosen], queue=False)
@@ -82,7 +82,7 @@ def build(desk: Desk, title: str = "MoESR") -> Built:
         for event in (steps.change, sampler.change):
             on(event, handlers.timeline, [model, steps, sampler], [plan], queue=False)
         taken = on(gallery.select, selected(handlers.example), [], [built.files, controls["wrap"]], queue=False)
-        on(taken.then, handlers.run, [built.files, *values], shown)
+        on(taken.then, requested(handlers.run), [built.files, *values], shown)
         _api(gr, handlers, values)
         if desk.adapter.standalone:
             on(blocks.load, handlers.library, [], [model], queue=False)
@@ -195,10 +195,12 @@ def _api(gr: Any, handlers: Handlers, values: list[Any]) -> None:
     told = make(gr.JSON, label="info", visible=False)
     button = make(gr.Button, "API", visible=False)
 
-    # Spelled out: its names are the parameters of the endpoint.
-    def upscale(image, model, scale, steps, fidelity, color_fix, seed, tile, wrap, sampler, eta):
-        yield from handlers.api(image, model, scale, steps, fidelity, color_fix, seed, tile, wrap, sampler, eta)
+    # Spelled out: its names are the parameters of the endpoint. Gradio finds the request by its type.
+    def upscale(image, model, scale, steps, fidelity, color_fix, seed, tile, wrap, sampler, eta, request):
+        values = (model, scale, steps, fidelity, color_fix, seed, tile, wrap, sampler, eta)
+        yield from handlers.api(image, *values, client=str(getattr(request, "session_hash", None) or ""))
 
+    upscale.__annotations__ = {"request": gr.Request}
     on(button.click, upscale, [image, *values], [result, told], api="upscale")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,17 @@ def selected(function: Callable[[int], Any]) -> Callable[..., Any]:
     # Gradio finds the argument by its type.
     select.__annotations__ = {"event": gradio().SelectData}
     return select
+
+
+def requested(function: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
+    """A generator function that is told by the keyword `client` which session calls it."""
+
+    def call(request: Any, *values: Any) -> Iterator[Any]:
+        yield from function(*values, client=str(getattr(request, "session_hash", None) or ""))
+
+    # Gradio finds the argument by its type.
+    call.__annotations__ = {"request": gradio().Request}
+    return call
 
 
 def uploaded(value: Any) -> list[list[Path]]:

@@ -38,11 +38,14 @@ class Handlers:
         self.examples = list(examples)
         self._roots = [*self.adapter.uploads, *{path.parent for path, _ in self.examples}]
 
-    def run(self, files: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
-        """Upscale what was dropped: (progress, results, run button, cancel button, job id), again and again."""
+    def run(self, files: Any, *values: Any, client: str = "") -> Iterator[tuple[Any, ...]]:
+        """Upscale what was dropped: (progress, results, run button, cancel button, job id), again and again.
+
+        client: who asks; see Desk.left.
+        """
         try:
             settings = self._settings(values)
-            job = self.desk.submit(self._uploads(files), settings)
+            job = self.desk.submit(self._uploads(files), settings, client=client)
         except MoESRError as error:
             yield pieces.message(str(error)), update(), update(interactive=True), update(interactive=False), ""
             return
@@ -55,16 +58,16 @@ class Handlers:
         yield pieces.outcome(job), shown, update(interactive=True), update(interactive=False), ""
 
     def cancel(self, key: str) -> Any:
-        """Stop the job with that id: the cancel button."""
+        """Stop the job with that id: the cancel button. One value: Gradio takes a tuple for the button's text."""
         job = self.desk.find(str(key))
         if job is not None:
             job.cancel()
         return update(interactive=False)
 
-    def api(self, image: Any, *values: Any) -> Iterator[tuple[Any, Any]]:
+    def api(self, image: Any, *values: Any, client: str = "") -> Iterator[tuple[Any, Any]]:
         """Upscale one picture for a program: (file, what was done). Raises Gradio's Error with a line that says why."""
         try:
-            job = self.desk.submit(self._uploads(image), self._settings(values), preview=False)
+            job = self.desk.submit(self._uploads(image), self._settings(values), preview=False, client=client)
         except MoESRError as error:
             raise gradio().Error(str(error)) from error
         version = -1
@@ -137,10 +140,9 @@ class Handlers:
             return update(), update(), pieces.message(str(error))
 
     def timeline(self, model: str, steps: float, sampler: str = "auto") -> str:
-        """The picture of which expert works at which step, and what had to be assumed about the model's files."""
+        """The picture of which expert works at which step."""
         try:
-            picture = pieces.plan_picture(self.models.plan(model, int(steps), sampler), width=400)
-            return picture + pieces.messages(self.models.notes(model), "note")
+            return pieces.plan_picture(self.models.plan(model, int(steps), sampler), width=400)
         except (MoESRError, TypeError, ValueError) as error:
             return pieces.message(str(error))
 

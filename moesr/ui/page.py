@@ -66,7 +66,8 @@ class Page:
         blocks.queue(
             **fitting(blocks.queue, {"default_concurrency_limit": _THREADS, "max_size": 4 * limits.waiting + 20})
         )
-        guard = import_module("starlette.middleware").Middleware(Guard, limits=limits, purge=self.desk.purge)
+        middleware = import_module("starlette.middleware").Middleware
+        guard = middleware(Guard, limits=limits, purge=self.desk.purge, left=self.desk.left)
         wanted = {
             "server_name": options.address,
             "server_port": options.port,

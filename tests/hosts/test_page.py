@@ -203,6 +203,7 @@ def test_cancel_ends_the_work_and_the_next_in_line_begins(served, chrome, photo:
         began = second.wait_for(*AT_WORK)
         slow = slowness()
         assert first.finish() == "Cancelled"
+        assert first.page.inner_text("#moesr-cancel").strip() == "Cancel"
         log.info("said after %.2f s, next began after %.2f s, slowness %.1f", said - clicked, began - clicked, slow)
         assert said - clicked < 2 * slow, "the page took its time to say so"
         assert began - clicked < 2 * slow, "the work went on"
