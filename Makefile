@@ -1,4 +1,5 @@
-# make run   upscales IN to OUT        make test   checks everything
+# make run   upscales IN to OUT        make test         checks everything
+# make demo  opens the page            make test-hosts   checks it in browsers and genuine hosts
 # Each sets itself up in .venv first; that needs Python 3.10 or newer, and happens again only when the needs change.
 
 PYTHON ?= python3
@@ -10,11 +11,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test test-hosts clean
+.PHONY: run demo test test-hosts clean
 
 run: $(VENV)/.run
 	@mkdir -p "$(dir $(OUT))"
 	$(BIN)/python -m moesr upscale "$(IN)" -o "$(OUT)" --side-by-side $(ARGS)
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m moesr demo $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -22,7 +26,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow" --ignore=tests/hosts
 
 # Against the genuine hosts, run beside the project.
-test-hosts: $(VENV)/.test
+test-hosts: $(VENV)/.hosts
 	@if ls tests/hosts/test_*.py >/dev/null 2>&1; then $(BIN)/python -m pytest tests/hosts; else echo "no tests/hosts: nothing to run"; fi
 
 clean:
@@ -35,6 +39,14 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e .
 	@touch $@
 
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e ".[demo]"
+	@touch $@ $(VENV)/.run
+
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e ".[test]"
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.hosts: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e ".[test,hosts,demo]"
+	@touch $@ $(VENV)/.test $(VENV)/.demo $(VENV)/.run

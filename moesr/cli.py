@@ -6,7 +6,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from .commands import data, demo, evaluate, models, train, upscale
+from .commands import ablate, data, demo, evaluate, models, train, upscale
 from .commands.common import fail
 from .errors import MoESRError
 
@@ -52,6 +52,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for module in (upscale, demo, models, data, train, evaluate):
+    for module in (upscale, demo, models, data, train, evaluate, ablate):
         module.add(commands)
     return parser

@@ -80,7 +80,7 @@ def shrinking(host: Host, tile: int, smallest: int, attempt: Callable[[int], R])
                 raise
             if tile <= smallest:
                 raise SettingError(
-                    f"out of memory even with tiles of {tile}: free some memory or use --dtype fp16"
+                    f"out of memory even with tiles of {tile}: free some memory, or load the model in fp16"
                 ) from error
         # Outside of the handler, so that the failed attempt's tensors are gone when memory is counted again.
         host.release()

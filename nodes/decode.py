@@ -50,6 +50,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         from ..moesr.errors import SettingError
         from ..moesr.halves import decode_latents
 
+        widgets.listed("color_fix", color_fix, widgets.COLOUR_FIXES)
         latents = samples["samples"]
         progress = Progress()
         if model.decoder is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from . import model as models
 from .host import io, schema
-from .widgets import ALIASES, CATEGORY
+from .widgets import ALIASES, CATEGORY, listed
 
 
 class MoESRLoader(io.ComfyNode):
@@ -28,9 +28,9 @@ class MoESRLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model: Any) -> bool | str:
+    def validate_inputs(cls, model: str | None) -> bool | str:
         """A line that names the widget if there is no such model."""
-        return model is None or models.problem(model) or True
+        return (model and models.problem(model)) or True
 
     @classmethod
     def fingerprint_inputs(cls, model: str, dtype: str, experts: str) -> str:
@@ -40,4 +40,6 @@ class MoESRLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model: str, dtype: str, experts: str) -> Any:
         """The model; its files are checked, its weights are read when they are used."""
+        listed("dtype", dtype, models.NUMBERS)
+        listed("experts", experts, models.RESIDENCIES)
         return io.NodeOutput(models.load(model, dtype, experts))

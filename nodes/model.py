@@ -61,8 +61,9 @@ class Model:
 
 
 def names() -> list[str]:
-    """Models that can be chosen: the embedded default, then all in the host's folders and the library's."""
-    return list(_installed())
+    """Models that can be chosen: the embedded default, then all in the host's folders and the library's, by name."""
+    first, *others = _installed()
+    return [first, *sorted(others, key=str.lower)]
 
 
 def problem(name: str) -> str | None:

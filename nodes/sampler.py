@@ -56,6 +56,8 @@ class MoESRSampler(io.ComfyNode):
         """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
         from ..moesr.halves import sample_latents
 
+        widgets.listed("sampler", sampler, widgets.SAMPLERS)
+        widgets.listed("batch_seed", batch_seed, widgets.BATCH_SEEDS)
         sr = model.sr
         plan = plan_of(sr, steps, sampler)
         progress = Progress(plan.experts, plan.noise)

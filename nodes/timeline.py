@@ -35,6 +35,7 @@ class MoESRExpertTimeline(io.ComfyNode):
 
         from ..moesr.images.timeline import timeline
 
+        widgets.listed("sampler", sampler, widgets.SAMPLERS)
         plan = plan_of(model.sr, steps, sampler)
         bars = timeline(plan.experts, plan.noise, plan.timesteps, size=SIZE, ink=(200, 204, 212))
         picture = Image.new("RGBA", SIZE, (*GROUND, 255))

@@ -30,9 +30,9 @@ class MoESRUpscale(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model: Any) -> bool | str:
+    def validate_inputs(cls, model: str | None) -> bool | str:
         """A line that names the widget if there is no such model."""
-        return model is None or models.problem(model) or True
+        return (model and models.problem(model)) or True
 
     @classmethod
     def fingerprint_inputs(cls, model: str, scale: float, **_: Any) -> str:

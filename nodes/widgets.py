@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .host import io
@@ -13,6 +14,14 @@ ALIASES = ("moesr", "upscale", "upscaler", "super resolution", "superres", "enla
 SAMPLERS = ("auto", "ddim", "ddpm", "ddpm_large", "dpmpp_2m")
 COLOUR_FIXES = ("adain", "wavelet", "none")
 BATCH_SEEDS = ("per image", "same for all")
+
+
+def listed(widget: str, value: str, options: Sequence[str]) -> None:
+    """Raises SettingError that names the widget if a value is none of its options. Older hosts do not look."""
+    if value not in options:
+        from ..moesr.errors import SettingError
+
+        raise SettingError(f"{widget}: there is no {value}; choose one of {', '.join(options)}")
 
 
 def model() -> Any:

@@ -1,10 +1,12 @@
-"""install.py: what it would install into a host."""
+"""install.py and preload.py: what they do to a host."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,3 +39,13 @@ def test_requirements_leave_the_hosts_packages_alone() -> None:
     assert not [line for line in lines if line.lower().startswith(("torch", "numpy", "pillow", "gradio"))]
     project = (ROOT / "pyproject.toml").read_text()
     assert all(f'"{line}"' in project for line in lines)
+
+
+def test_the_flag_and_a_second_copy_of_it() -> None:
+    parser = ArgumentParser()
+    script = ModuleType("preload")
+    exec((ROOT / "preload.py").read_text(), script.__dict__)
+    script.preload(parser)
+    script.preload(parser)
+    assert parser.parse_args(["--moesr-models-path", "there"]).moesr_models_path == "there"
+    assert parser.parse_args([]).moesr_models_path is None

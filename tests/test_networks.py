@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -75,6 +76,18 @@ def test_attention_in_chunks_is_attention(monkeypatch: pytest.MonkeyPatch, token
     chunked = layers.attention(q, k, v)
     torch.testing.assert_close(whole, weights @ v, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_a_run_can_be_stopped_between_chunks_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the latent of a large tile one attention takes longer than anyone waits for a run to end."""
+    monkeypatch.setattr(layers, "ATTENTION_ENTRIES", 1)
+    asked: list[str] = []
+    handle = register_module_forward_pre_hook(lambda layer, _: asked.append(type(layer).__name__))
+    try:
+        layers.attention(*torch.randn(3, 1, 1, 700, 4))
+    finally:
+        handle.remove()
+    assert len(asked) == 3
 
 
 def test_attention_is_held_in_chunks_where_no_kernel_fuses_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -425,3 +425,18 @@ def test_bad_settings_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.
         assert said.err.count("\n") == 1
     assert not list(tmp_path.glob("*sheet*"))
     assert issubclass(ImageError, MoESRError)
+
+
+def test_photographs_can_be_shown_at_several_sizes() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255  # as fine as pixels are: reduced by two they are grey
+    seen = [crops([stripes], 32, shrink=(1, 2))[i]["hr"] for i in range(20)]
+    grey = [bool((hr[:, 4:-4, 4:-4].abs() < 0.05).all()) for hr in seen]
+    assert 3 < sum(grey) < 17
+    assert all(hr.shape == (3, 32, 32) and float(hr.abs().max()) <= 1 for hr in seen)
+    again = crops([stripes], 32, shrink=(1, 2))
+    assert all(torch.equal(again[i]["hr"], hr) for i, hr in enumerate(seen))
+    small = crops([stripes[:40, :40]], 32, shrink=(2,))[0]["hr"]  # too small to be reduced: as it is
+    assert float(small.abs().min()) == 1
+    with pytest.raises(SettingError, match="shrink"):
+        crops([stripes], 32, shrink=(0,))

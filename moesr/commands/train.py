@@ -18,6 +18,9 @@ def add(commands: Any) -> None:
     train.add_argument("--data", help="folder of photographs")
     train.add_argument("--out", required=True, help="folder of the run; an interrupted run goes on from it")
     train.add_argument("--metrics", help="folder of the LPIPS weights (default: MOESR_METRICS)")
+    train.add_argument(
+        "--expert", action="append", metavar="I", help="of experts: train only number I, or trunk; may be repeated"
+    )
     train.add_argument("--override", action="append", metavar="KEY=VALUE", help="as decoder.loop.steps=100")
     train.add_argument("--to", help="for export: the file to write")
     train.add_argument("--threads", type=int, help="CPU threads")
@@ -41,5 +44,11 @@ def _train(options: argparse.Namespace) -> int:
         return 0
     if not options.data:
         raise SettingError("no training images: give a folder with --data")
-    train(options.stage, config, Path(options.data), out, Path(options.metrics) if options.metrics else None)
+    metrics = Path(options.metrics) if options.metrics else None
+    try:
+        train(options.stage, config, Path(options.data), out, metrics, options.expert or ())
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        where = error.filename or out
+        raise SettingError(f"{where}: cannot be read or written ({reason}); check the folder") from error
     return 0

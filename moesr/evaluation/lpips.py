@@ -62,8 +62,12 @@ class LPIPS(nn.Module):
         return out
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        total = torch.zeros(a.shape[0], device=a.device)
-        for x, y, head in zip(self.embed(a), self.embed(b), self.heads):
+        return self.distance(self.embed(a), self.embed(b))
+
+    def distance(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
+        """What forward returns, of images whose features `embed` has computed: [N]."""
+        total = torch.zeros(a[0].shape[0], device=a[0].device)
+        for x, y, head in zip(a, b, self.heads):
             total = total + F.conv2d((x - y).float().square(), head).mean(dim=(1, 2, 3))
         return total
 

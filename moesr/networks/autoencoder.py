@@ -205,14 +205,15 @@ class Autoencoder(nn.Module):
         return self.quant_conv(self.encoder(image))
 
     def features(self, lr_up: Tensor) -> Tensor | None:
-        """What the decoder wants to know of the LR image, resized to output size; None for a decoder without fusion.
+        """What the decoder wants to know of the LR image, resized to output size; None if that is nothing.
 
-        [B, C, H / 2, W / 2]; a decoder with `lr_skip` finds the image itself in the last channels.
+        [B, C, H / 2, W / 2]; a decoder with `lr_skip` finds the image itself in the last channels, and without
+        `lr_fusion` nothing else.
         """
-        if not self.config.lr_fusion:
-            return None
-        features = self.encoder.features(lr_up)
-        return torch.cat([features, F.pixel_unshuffle(lr_up, 2)], dim=1) if self.config.lr_skip else features
+        parts = [self.encoder.features(lr_up)] if self.config.lr_fusion else []
+        if self.config.lr_skip:
+            parts.append(F.pixel_unshuffle(lr_up, 2))
+        return torch.cat(parts, dim=1) if parts else None
 
     def decode(
         self, z: Tensor, features: Tensor | None = None, fidelity: float = 1.0, *, quantize: bool = True
@@ -227,5 +228,5 @@ class Autoencoder(nn.Module):
         if not self.config.lr_skip or features is None:
             return self.decoder(self.post_quant_conv(z), features, fidelity)
         image = F.pixel_shuffle(features[:, -4 * self.config.in_channels :], 2)
-        features = features[:, : -4 * self.config.in_channels]
-        return image + self.decoder(self.post_quant_conv(z), features, fidelity)
+        rest = features[:, : -4 * self.config.in_channels] if self.config.lr_fusion else None
+        return image + self.decoder(self.post_quant_conv(z), rest, fidelity)

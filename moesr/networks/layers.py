@@ -36,9 +36,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     per_query = k.shape[-2] * q.shape[0] * q.shape[1]
     chunk = max(256, ATTENTION_ENTRIES // per_query)
     if tokens <= chunk:
+        return _attend(q, k, v)
+    return torch.cat([_attend(part, k, v) for part in q.split(chunk, dim=-2)], dim=-2)
+
+
+class _Attend(nn.Module):
+    """The fused kernel as a layer: hooks that end a run come between chunks, which take seconds each on a slow CPU."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
-    out = [F.scaled_dot_product_attention(part, k, v) for part in q.split(chunk, dim=-2)]
-    return torch.cat(out, dim=-2)
+
+
+_attend = _Attend()
 
 
 def timestep_embedding(t: Tensor, channels: int) -> Tensor:

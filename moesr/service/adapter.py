@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from ..checkpoints.library import DEFAULT
 from ..host import Host, NullHost
+from ..model import SRModel, load
 from .job import Job
 from .models import Models
 
@@ -42,6 +43,10 @@ class Adapter(Protocol):
         """How much memory is free, and what counts as out of memory."""
         ...
 
+    def load(self, path: Path, dtype: str, device: str, asked: Host) -> SRModel:
+        """The model in a file or folder, whose networks the host may share with others. Its runs ask `asked`."""
+        ...
+
     def url(self, path: Path) -> str:
         """Where a browser gets a file below `folder`, relative to the page."""
         ...
@@ -72,6 +77,10 @@ class Alone:
     def memory(self) -> Host:
         """What torch and the system say."""
         return NullHost()
+
+    def load(self, path: Path, dtype: str, device: str, asked: Host) -> SRModel:
+        """A model of the worker's own."""
+        return load(path, dtype=dtype, device=device, host=asked)
 
     def url(self, path: Path) -> str:
         """Gradio's route for files."""

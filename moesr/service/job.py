@@ -47,7 +47,7 @@ class Progress:
 class Result:
     """A finished picture: the file, what it was made from as a PNG that browsers show, and both sizes (width, height).
 
-    `view` is the file itself, or a smaller copy of one that is too large for a browser.
+    `source` is the upload. `view` is the file itself, or a smaller copy of one that is too large for a browser.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Result:
     view: Path
     before_size: tuple[int, int]
     size: tuple[int, int]
+    source: Path
 
 
 class Job:

@@ -5,21 +5,16 @@ from __future__ import annotations
 import gc
 import io
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from PIL import Image
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..errors import ImageError, MoESRError, SettingError
-from ..host import Host
 from ..images.files import Picture, to_pil, write
-from ..model import SRModel, load
+from ..model import SRModel
 from ..pipeline import Event, upscale
 from .adapter import Adapter
 from .intake import open_picture
@@ -28,6 +23,7 @@ from .limits import Limits
 from .pace import Pace, Run
 from .results import new_folder, pack, result_path
 from .settings import as_text
+from .stopping import StoppableHost, stoppable
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +48,8 @@ class Worker:
 
         Raises Stopped if it has to end early, MoESRError for what concerns all pictures. Finished results are kept.
         """
-        with self._adapter.turn(job), self._stoppable(job):
+        with self._adapter.turn(job), stoppable(self._host, lambda: self._check(job)):
+            self._check(job)
             job.start(self._limits.seconds)
             model, texts = self._model(job)
             folder, taken = new_folder(self._results), set[str]()
@@ -82,7 +79,7 @@ class Worker:
             job.show(replace(job.progress, phase="load"))
             self.close()
             path = self._adapter.models.path(name)
-            self._loaded = (name, digest, load(path, dtype=self._dtype, device=self._device, host=self._host))
+            self._loaded = (name, digest, self._adapter.load(path, self._dtype, self._device, self._host))
         model = self._loaded[2]
         scale = float(model.scale) if job.settings.scale is None else job.settings.scale
         steps = model.config.steps if job.settings.steps is None else job.settings.steps
@@ -103,7 +100,8 @@ class Worker:
             watch = _Watch(job, start, run, lambda: self._adapter.show(job))
             result = upscale(model, picture, **job.settings.arguments(), callback=watch.tell)
             watch.saving()
-            job.results.append(_save(picture, result, folder, result_path(folder, upload.name, scale, taken), texts))
+            path = result_path(folder, upload.name, scale, taken)
+            job.results.append(_save(upload.path, picture, result, folder, path, texts))
             run.finished()
         except Stopped:
             raise
@@ -117,55 +115,9 @@ class Worker:
             log.exception("a picture failed")
             job.failures.append(f"{upload.name}: something went wrong ({type(error).__name__}); the log says more")
 
-    @contextmanager
-    def _stoppable(self, job: Job) -> Iterator[None]:
-        """Inside, every layer of a network that this thread runs asks first whether the job has to end.
-
-        The pipeline asks before each tile; on a slow machine a tile takes longer than anyone likes to wait.
-        """
-        thread = threading.get_ident()
-
-        def check() -> None:
-            job.check()
-            self._adapter.check()
-
-        def before(*_: object) -> None:
-            if threading.get_ident() == thread:
-                check()
-
-        self._host.stop = check
-        handle = register_module_forward_pre_hook(before)
-        try:
-            yield
-        finally:
-            handle.remove()
-            self._host.stop = None
-
-
-class StoppableHost:
-    """The memory of another Host, and `stop` to cancel with: a function that raises when the run has to end."""
-
-    def __init__(self, memory: Host) -> None:
-        self._memory = memory
-        self.stop: Callable[[], None] | None = None
-
-    def check(self) -> None:
-        """Raise if the job has to end."""
-        self._memory.check()
-        if self.stop is not None:
-            self.stop()
-
-    def free_memory(self, device: torch.device) -> int:
-        """Bytes that may be used on the device."""
-        return self._memory.free_memory(device)
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether a smaller tile could succeed."""
-        return self._memory.is_out_of_memory(error)
-
-    def release(self) -> None:
-        """Give cached memory back."""
-        self._memory.release()
+    def _check(self, job: Job) -> None:
+        job.check()
+        self._adapter.check()
 
 
 class _Watch:
@@ -198,7 +150,7 @@ class _Watch:
         self._shown()
 
 
-def _save(before: Picture, after: Picture, folder: Path, path: Path, texts: dict[str, str]) -> Result:
+def _save(upload: Path, before: Picture, after: Picture, folder: Path, path: Path, texts: dict[str, str]) -> Result:
     """Put a result on disk, with what a browser needs to compare it."""
     write(path, after, text=texts)
     height, width = after.rgb.shape[:2]
@@ -212,7 +164,7 @@ def _save(before: Picture, after: Picture, folder: Path, path: Path, texts: dict
         shrink = (VIEW_PIXELS / (width * height)) ** 0.5
         small = to_pil(after).convert("RGB").resize((int(width * shrink), int(height * shrink)), Image.Resampling.BOX)
         small.save(view, "JPEG", quality=92)
-    return Result(path.name, path, source, view, (before.rgb.shape[1], before.rgb.shape[0]), (width, height))
+    return Result(path.name, path, source, view, (before.rgb.shape[1], before.rgb.shape[0]), (width, height), upload)
 
 
 def _jpeg(image: Image.Image) -> bytes:

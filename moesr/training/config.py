@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import os
+import types
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from ..config import ModelConfig, build
+from ..config import ModelConfig, build, unet_values
 from ..errors import SettingError
 from .decoder import DecoderConfig
 from .experts import ExpertConfig
@@ -15,6 +17,12 @@ from .first_stage import FirstStageConfig
 from .loop import LoopConfig
 
 CONFIGS = Path(__file__).parent / "configs"
+
+#: What `accelerate launch --mixed_precision` tells its processes; "no" is its default.
+_LAUNCHED = "ACCELERATE_MIXED_PRECISION"
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "a list"}
+_CHOICES = {"precision": ("fp32", "bf16", "fp16"), "train": ("fcd", "decoder", "joint")}
+_POSITIVE = ("steps", "batch", "save_every", "log_every", "accumulate", "crop", "cache", "sample_steps", "scale")
 
 
 @dataclass(frozen=True)
@@ -31,37 +39,119 @@ class TrainingConfig:
 def load(source: str, overrides: list[str] | None = None) -> TrainingConfig:
     """The config of a JSON file, or of a name in `configs`, with overrides like `decoder.loop.steps=100`.
 
-    Raises SettingError for a missing file, an unknown entry, or an override that is not KEY=VALUE.
+    Raises SettingError for a missing or broken file, an unknown entry, a value of another kind than the entry's, or an
+    override that is not KEY=VALUE.
     """
     path = Path(source) if source.endswith(".json") else CONFIGS / f"{source}.json"
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.json")))
         raise SettingError(f"{source}: no such training config; give a .json file or one of {names}")
-    values = json.loads(path.read_text())
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SettingError(f"{path}: is not JSON ({error}); repair it") from error
+    if not isinstance(values, dict):
+        raise SettingError(f"{path}: is no training config; see {CONFIGS / 'tiny.json'}")
     for item in overrides or []:
         key, found, text = item.partition("=")
         if not found:
             raise SettingError(f"override {item!r}: write it as key=value, as in decoder.loop.steps=100")
-        *parents, last = key.split(".")
-        target = values
-        for name in parents:
-            target = target.setdefault(name, {})
-        target[last] = _value(text)
+        _override(values, key, _value(text))
     return from_dict(values)
 
 
 def from_dict(values: dict[str, Any]) -> TrainingConfig:
-    """The config of plain values."""
+    """The config of plain values. Raises SettingError as `load` does."""
     stages = {"first_stage": FirstStageConfig, "experts": ExpertConfig, "decoder": DecoderConfig}
+    _known(TrainingConfig, values, "training")
     out = dict(values)
-    out["model"] = ModelConfig.from_dict(values.get("model", {}))
+    out["model"] = ModelConfig.from_dict(_map(values.get("model", {}), "model"))
     for name, cls in stages.items():
-        part = dict(values.get(name, {}))
+        part = dict(_map(values.get(name, {}), name))
+        _known(cls, part, name)
         for loop in ("loop", "trunk"):
-            if isinstance(part.get(loop), dict):
+            if loop in part and part[loop] is not None:
+                _known(LoopConfig, _map(part[loop], f"{name}.{loop}"), f"{name}.{loop}")
                 part[loop] = build(LoopConfig, part[loop], f"{name}.{loop}")
         out[name] = build(cls, part, name)
-    return build(TrainingConfig, out, "training")
+    config = build(TrainingConfig, out, "training")
+    _check(config, "")
+    return config
+
+
+def to_dict(config: TrainingConfig) -> dict[str, Any]:
+    """Plain JSON-able values; `from_dict` is its inverse."""
+    values = asdict(config)
+    values["model"] = {**values["model"], "unet": unet_values(config.model.unet)}
+    return values
+
+
+def launched(config: TrainingConfig) -> TrainingConfig:
+    """The config with the precision that `accelerate launch` was asked for; its own where it was not."""
+    precision = os.environ.get(_LAUNCHED, "no")
+    if precision not in ("bf16", "fp16"):
+        return config
+
+    def of(stage: Any) -> Any:
+        loops = {k: getattr(stage, k, None) for k in ("loop", "trunk")}
+        return replace(stage, **{k: replace(v, precision=precision) for k, v in loops.items() if v is not None})
+
+    return replace(
+        config, first_stage=of(config.first_stage), experts=of(config.experts), decoder=of(config.decoder)
+    )
+
+
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    target = values
+    for i, name in enumerate(parents):
+        inner = target.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise SettingError(f"override {key}: {'.'.join(parents[: i + 1])} has no entries, it is {inner!r}")
+        target = inner
+    target[last] = value
+
+
+def _map(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise SettingError(f"config: {where} is {value!r}, it must be a map of settings")
+    return value
+
+
+def _known(cls: type, values: dict[str, Any], where: str) -> None:
+    names = [f.name for f in fields(cls)]
+    unknown = [k for k in values if k not in names]
+    if unknown:
+        raise SettingError(f"config: {where} has no entry {', '.join(unknown)}; it has {', '.join(names)}")
+
+
+def _check(config: Any, where: str) -> None:
+    """Every value is of its entry's kind, and no count is below 1."""
+    hints = get_type_hints(type(config))
+    for f in fields(config):
+        value, name = getattr(config, f.name), f"{where}.{f.name}".lstrip(".")
+        if is_dataclass(value):
+            _check(value, name)
+            continue
+        kinds = _kinds(hints[f.name])
+        good = type(value) in kinds or (type(value) is int and float in kinds) or (value is None and None in kinds)
+        if not good and kinds:
+            wanted = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
+            raise SettingError(f"config: {name} is {value!r}, it must be {wanted or 'a map of settings'}")
+        if f.name in _POSITIVE and value is not None and value < 1:
+            raise SettingError(f"config: {name} is {value}, it must be at least 1")
+        choices = _CHOICES.get(f.name)
+        if choices and value not in choices:
+            raise SettingError(f"config: {name} is {value!r}; choose {', '.join(choices)}")
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """The plain types that an annotation allows."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return [kind for part in get_args(hint) for kind in _kinds(part)]
+    if hint is type(None):
+        return [None]
+    return [get_origin(hint) or hint]
 
 
 def _value(text: str) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import ImageError, SettingError
+from ..images.resize import resize
 from .degradation import Degradation, Degrade
 from .photos import photos, values
 
@@ -37,20 +38,32 @@ class PhotoCrops(Dataset[dict[str, Tensor]]):
     float tensors [3, H, W] in [-1, 1]. Grey becomes RGB, alpha is laid on white, EXIF orientation is applied, CMYK
     becomes sRGB, and samples of 16 bits keep them all.
 
+    `shrink` are factors of which one, drawn anew for every item, reduces the image before the crop is taken, where it
+    is large enough: photographs at several sizes, since a reduced one has more detail a pixel.
+
     Item k is a function of (seed, k) alone, so a resumed run sees the same data. Items: hr [3, crop, crop] and lr
     [3, crop / scale, crop / scale], float32 in [-1, 1]. Raises SettingError for settings, and ImageError where there
     are no images or one is unreadable or smaller than the crop: at once as far as headers tell, else with the item.
     """
 
     def __init__(
-        self, source: str | Path | Any, crop: int, scale: int, degrade: Degrade, length: int, seed: int = 0
+        self,
+        source: str | Path | Any,
+        crop: int,
+        scale: int,
+        degrade: Degrade,
+        length: int,
+        seed: int = 0,
+        shrink: tuple[int, ...] = (1,),
     ) -> None:
         if scale < 1 or crop < scale or crop % scale:
             nearest = max(1, crop // max(scale, 1)) * scale
             raise SettingError(f"crop {crop}: must be a multiple of the scale {scale}; choose {nearest}")
         if seed < 0:
             raise SettingError(f"seed {seed}: must not be negative; choose 0 or more")
-        self.photos = photos(source, crop)
+        if not shrink or min(shrink) < 1:
+            raise SettingError(f"shrink {list(shrink)}: give whole numbers from 1, as 1,2")
+        self.photos, self.shrink = photos(source, crop), shrink
         self.crop, self.degrade, self.length, self.seed = crop, degrade, length, seed
 
     def __len__(self) -> int:
@@ -70,12 +83,18 @@ class PhotoCrops(Dataset[dict[str, Tensor]]):
             raise ImageError(
                 f"{name}: {width} x {height} is smaller than the crop {self.crop}; remove it or lower the crop"
             )
-        x = int(rng.integers(width - self.crop + 1))
-        y = int(rng.integers(height - self.crop + 1))
-        pixels = np.rot90(values(image, x, y, self.crop, name), int(rng.integers(4)))
+        side = self.crop
+        if len(self.shrink) > 1 or self.shrink[0] > 1:
+            side *= self.shrink[int(rng.integers(len(self.shrink)))]
+            side = side if side <= min(width, height) else self.crop
+        x = int(rng.integers(width - side + 1))
+        y = int(rng.integers(height - side + 1))
+        pixels = np.rot90(values(image, x, y, side, name), int(rng.integers(4)))
         if rng.integers(2):
             pixels = pixels[:, ::-1]
         hr = torch.tensor(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+        if side > self.crop:
+            hr = resize(hr, (self.crop, self.crop)).clamp(-1, 1)
         if not isinstance(self.degrade, Degradation):
             return Pair(hr, self.degrade(hr, rng), name, "")
         numbers = self.degrade.draw(rng)

@@ -12,8 +12,9 @@ from ..config import ModelConfig, with_space_experts
 from ..diffusion.process import from_config
 from ..networks.denoiser import denoiser
 from ..networks.space_moe import average_experts, exchange_weights
-from . import weights
+from . import draws, weights
 from .ema import EMA
+from .engine import Engine
 from .loop import Batch, LoopConfig, Stateful, autocast, rate
 
 
@@ -23,11 +24,13 @@ class ExpertConfig:
 
     `trunk` are the steps one network is first trained on all timesteps; experts then branch from it (0: from scratch).
     `space_experts` FFNs a Space MoE layer, exchanged by EWA with `gamma` after every step.
+    `cache` crops of `crop` pixels are encoded once, and windows of `size` pixels (0: half) cut from their latents.
     """
 
     loop: LoopConfig = field(default_factory=LoopConfig)
     trunk: LoopConfig | None = None
     crop: int = 256
+    size: int = 0
     cache: int = 2048
     space_experts: int = 4
     gamma: float = 0.999
@@ -45,6 +48,7 @@ class Expert:
     ) -> None:
         torch.manual_seed(loop.seed)
         self.config, self.loop, self.span, self.name = config, loop, span, name
+        self.engine = Engine(loop.accumulate, loop.precision)
         self.process = from_config(model.process)
         self.network = denoiser(with_space_experts(model.unet, config.space_experts))
         _start_equal(self.network)
@@ -60,23 +64,25 @@ class Expert:
         self.ema = EMA(self.network, self.config.ema)
         self.parts["ema"] = self.ema
 
+    def to(self, device: torch.device) -> None:
+        self.network.to(device)
+        self.ema.to(device)
+
     def step(self, batch: Batch, index: int) -> dict[str, float]:
         for group in self.optimiser.param_groups:
             group["lr"] = rate(self.loop, index)
-        loss = self.loss(batch)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimiser.step()
-        exchange_weights(self.network, self.config.gamma)
-        self.ema.update(self.network)
+        loss = self.engine.forward(self.network, self.loss, batch)
+        self.engine.backward(loss)
+        if self.engine.step((self.optimiser, list(self.network.parameters()))):
+            exchange_weights(self.network, self.config.gamma)
+            self.ema.update(self.network)
         return {"l2": loss.item()}
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error between the network's output and its target, one random timestep an item."""
-        x0 = batch["x0"]
-        t = torch.randint(self.span[0], self.span[1], (x0.shape[0],), device=x0.device)
-        return self.errors(batch, t, torch.randn_like(x0)).mean()
+        x0, seed = batch["x0"], self.loop.seed
+        t = draws.integers(*self.span, batch, x0, seed, "t")
+        return self.errors(batch, t, draws.normal(x0, batch, seed, "noise")).mean()
 
     def errors(self, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
         """The mean squared error of every item [B] at its timestep, with its noise."""
@@ -86,6 +92,9 @@ class Expert:
             out = self.network(self.process.scale_input(z, t), t, lr)
         target = {"eps": noise, "x0": x0, "residual": y - x0}[self.process.predict]
         return (out.float() - target).square().flatten(1).mean(1)
+
+    def pictures(self, batch: Batch) -> None:
+        """None: this stage makes latents."""
 
     def export(self, folder: Path) -> None:
         """The grouped network, to branch from, and its averaged form, to sample with."""

@@ -13,8 +13,11 @@ from ..config import AutoencoderConfig
 from ..evaluation.lpips import LPIPS
 from ..images.resize import resize
 from ..networks.autoencoder import Autoencoder
-from . import losses, weights
+from . import draws, losses, weights
+from .adversary import PatchDiscriminator
+from .decoder import side_by_side
 from .ema import EMA
+from .engine import Engine
 from .loop import Batch, LoopConfig, Stateful, autocast, rate
 
 
@@ -60,14 +63,16 @@ class FirstStage:
     ) -> None:
         torch.manual_seed(config.loop.seed)
         self.config = config
+        self.engine = Engine(config.loop.accumulate, config.loop.precision)
         self.network = Autoencoder(replace(model, lr_fusion=False, lr_skip=False, refine=config.refine, scale_factor=1))
         self.guide = guide
+        self.at = -1  # the step that was worked on last
         if model.kind == "kl":  # latents start nearly without noise
             self._quieten(model.embed_dim)
         if config.skip:  # training begins at the upsampled image
             torch.nn.init.zeros_(self.network.decoder.conv_out.weight)
         self.distance = LPIPS(config.lpips, metrics)
-        self.adversary = losses.PatchDiscriminator()
+        self.adversary = PatchDiscriminator()
         self.optimiser = torch.optim.AdamW(self.network.parameters(), config.loop.lr, betas=(0.9, 0.99), weight_decay=0)
         self.opponent = torch.optim.AdamW(self.adversary.parameters(), config.loop.lr, betas=(0.5, 0.9), weight_decay=0)
         self.ema = EMA(self.network, config.ema)
@@ -75,6 +80,13 @@ class FirstStage:
             "network": self.network, "adversary": self.adversary, "optimiser": self.optimiser,
             "opponent": self.opponent, "ema": self.ema,
         }  # fmt: skip
+
+    def to(self, device: torch.device) -> None:
+        for module in (self.network, self.adversary, self.distance):
+            module.to(device)
+        self.ema.to(device)
+        if self.guide is not None:
+            self.guide = self.guide.to(device)
 
     @torch.no_grad()
     def _quieten(self, channels: int) -> None:
@@ -86,51 +98,60 @@ class FirstStage:
         config, net, image = self.config, self.network, batch["hr"]
         for group in (*self.optimiser.param_groups, *self.opponent.param_groups):
             group["lr"] = rate(config.loop, index)
+        if net.config.kind == "vq" and self.at != index == config.quantise_start:
+            self._start_codebook(image)
+        self.at = index
+        partly = net.config.kind == "vq"  # codes wait for `quantise_start`
+        out, moments, code_loss = self.engine.forward(net, self.reconstruct, batch, index, partly=partly)
         with autocast(config.loop, image.device):
-            moments = net.moments(image).float()
-            z, code_loss = self._latent(moments, index)
-            out = net.decode(z, quantize=False).float()
-            if config.skip:
-                out = out + self._upsampled(batch)
             perceptual = self.distance(*losses.phase(out, image)).mean()
         l1 = F.l1_loss(out, image)
         loss = reconstruction = l1 + config.lpips_weight * perceptual
         report = {"l1": l1.item(), "lpips": perceptual.item(), "codes": code_loss.item()}
         if index >= config.gan_start:
+            self.adversary.requires_grad_(False)
             adversarial = -self.adversary(out).mean()
-            weight = losses.adaptive_weight(reconstruction, adversarial, net.decoder.conv_out.weight)
+            self.adversary.requires_grad_(True)
+            last = net.decoder.conv_out.weight
+            weight = losses.adaptive_weight(reconstruction, adversarial, last, self.engine.average)
             loss = loss + config.gan_weight * weight * adversarial
         if self.guide is not None:
             components = F.conv2d(detail(image), self.guide, stride=net.config.factor)
             guided = F.mse_loss(moments[:, : len(self.guide)], components)
             loss = loss + config.guide_weight * guided
             report["guide"] = guided.item()
-        self.optimiser.zero_grad(set_to_none=True)
-        (loss + code_loss).backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        self.optimiser.step()
-        self.ema.update(net)
+        self.engine.backward(loss + code_loss)
+        steps: list[tuple[torch.optim.Optimizer, list[torch.nn.Parameter] | None]] = []
+        steps.append((self.optimiser, list(net.parameters())))
         if index >= config.gan_start:
-            against = losses.hinge_discriminator(self.adversary(image), self.adversary(out.detach()))
-            self.opponent.zero_grad(set_to_none=True)
-            against.backward()
-            self.opponent.step()
+            scores = self.engine.forward(self.adversary, self.adversary, torch.cat([image, out.detach()]))
+            against = losses.hinge_discriminator(*scores.chunk(2))
+            self.engine.backward(against)
+            steps.append((self.opponent, None))
             report["adversary"] = against.item()
+        if self.engine.step(*steps):
+            self.ema.update(net)
         return report
+
+    def reconstruct(self, batch: Batch, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images [B, 3, H, W] again, the moments they were encoded to, and the loss of codes or of the posterior."""
+        with autocast(self.config.loop, batch["hr"].device):
+            moments = self.network.moments(batch["hr"]).float()
+            z, code_loss = self._latent(moments, batch, index)
+            out = self.network.decode(z, quantize=False).float()
+            return out + self._upsampled(batch) if self.config.skip else out, moments, code_loss
 
     @staticmethod
     def _upsampled(batch: Batch) -> Tensor:
         return resize(batch["lr"], (batch["hr"].shape[-2], batch["hr"].shape[-1])).clamp(-1, 1)
 
-    def _latent(self, moments: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    def _latent(self, moments: Tensor, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
         if self.network.config.kind == "kl":
             mean, log_variance = moments.chunk(2, dim=1)
             log_variance = log_variance.clamp(-30, 20)
             divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
-            z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+            z = mean + (log_variance / 2).exp() * draws.normal(mean, batch, self.config.loop.seed, "posterior")
             return z, self.config.kl_weight * divergence
-        if index == self.config.quantise_start:
-            self._start_codebook(moments)
         return self._quantise(moments) if index >= self.config.quantise_start else (moments, moments.new_zeros(()))
 
     def _quantise(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,12 +160,23 @@ class FirstStage:
         return z + (codes - z).detach(), loss  # straight-through
 
     @torch.no_grad()
-    def _start_codebook(self, z: Tensor) -> None:
+    def _start_codebook(self, image: Tensor) -> None:
         codes = self.network.quantize.embedding.weight
+        with autocast(self.config.loop, image.device):
+            z = self.engine.gathered(self.network.moments(image).float())
         cells = z.movedim(1, -1).flatten(0, -2)
         chosen = cells[torch.randint(len(cells), (len(codes),))]
         codes.copy_(chosen + 0.02 * chosen.std(0) * torch.randn_like(chosen))
         self.ema.shadow["quantize.embedding.weight"].copy_(codes)
+
+    def pictures(self, batch: Batch) -> Tensor:
+        """The LR image as it is (enlarged), the HR image encoded and decoded, the HR image."""
+        kept, self.network = self.network, self.ema.averaged(self.network)
+        try:
+            out = self.reconstruct(batch, self.at)[0]
+        finally:
+            self.network = kept
+        return side_by_side(batch, out)
 
     def export(self, folder: Path) -> None:
         weights.save(self.ema.weights(self.network), folder / "first_stage.safetensors")

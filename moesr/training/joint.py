@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,17 +13,18 @@ from ..config import ModelConfig, with_space_experts
 from ..diffusion.process import from_config
 from ..networks.denoiser import denoiser
 from ..networks.space_moe import average_experts, exchange_weights
-from . import weights
+from . import draws, weights
 from .decoder import FCD, DecoderConfig
 from .ema import EMA
+from .latents import shown
 from .loop import Batch
 
 
 class Joint(FCD):
     """Trains the decoder and expert 0, which alone sees the last timesteps (ours; not in the paper). See loop.Task.
 
-    Batches hold lr, hr, x0, y and z: the state at timestep `start` that experts with more noise sampled. Half of the
-    batches take one step from there to the clean latent; the others go on to a random lower timestep first, so that
+    Batches hold lr, hr, x0, y and z: the state at timestep `start` that experts with more noise sampled. Most batches
+    take one step from there to the clean latent; the share `onward` goes on to a random lower timestep first, so that
     the expert serves any number of steps. The experts above stay as stage 1 left them. x0, the latents of the HR
     images, take the place of the first `rehearsed` share of a batch's.
     """
@@ -42,26 +45,40 @@ class Joint(FCD):
         groups = {int(k.split(".moe_blocks.")[1].split(".")[0]) for k in expert if ".moe_blocks." in k}
         self.expert = denoiser(with_space_experts(model.unet, len(groups)))
         self.expert.load_state_dict(expert)
+        self.networks.append(self.expert)
         self.parameters = [*self.parameters, *self.expert.parameters()]
         self.optimiser.add_param_group({"params": list(self.expert.parameters())})
         self.expert_ema = EMA(self.expert, config.ema)
         self.parts |= {"expert": self.expert, "expert_ema": self.expert_ema}
 
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.expert_ema.to(device)
+
     def latent(self, batch: Batch) -> Tensor:
         z, y, lr, t = batch["z"], batch["y"], batch["lr"], self.start
-        if torch.rand(()) < 0.5:
+        if torch.rand(()) < self.config.onward:
             with torch.no_grad():
                 x0 = self._x0(z, t, y, lr)
             torch.clear_autocast_cache()  # or the weights as they were cast here, without gradient, would be used again
             t = int(torch.randint(self.start, ()))
-            z = self.process.add_noise(x0, y, torch.randn_like(x0), t)
+            z = self.process.add_noise(x0, y, draws.normal(x0, batch, self.config.loop.seed, "noise"), t)
         x0 = self._x0(z, t, y, lr)
-        known = round(self.config.rehearsed * len(x0))
-        return torch.cat([batch["x0"][:known], x0[known:]])
+        known = draws.first(self.config.rehearsed, batch, self.config.loop.batch, x0)
+        return torch.where(known, batch["x0"], x0)
 
     def _x0(self, z: Tensor, t: int, y: Tensor, lr: Tensor) -> Tensor:
-        out = self.expert(self.process.scale_input(z, t), torch.full((len(z),), t), lr)
+        out = self.expert(self.process.scale_input(z, t), torch.full((len(z),), t, device=z.device), shown(lr, z))
         return self.process.x0(out.float(), z, t, y)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        kept, self.expert = self.expert, self.expert_ema.averaged(self.expert)
+        try:
+            with super().averaged():
+                yield
+        finally:
+            self.expert = kept
 
     def after_step(self) -> None:
         super().after_step()

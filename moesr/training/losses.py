@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..evaluation.metrics import block_power, grid_ratios
 
@@ -44,13 +46,14 @@ def _spectrum(image: Tensor, patches: int) -> Tensor:
     return torch.fft.fft2(split.permute(0, 2, 4, 1, 3, 5).flatten(1, 2), norm="ortho")
 
 
-def grid(image: Tensor, allowed: float = 1.5) -> Tensor:
+def grid(image: Tensor, allowed: float = 1.5, average: Callable[[Tensor], Tensor] = lambda mean: mean) -> Tensor:
     """How far a batch stands above `allowed` times its surroundings at the frequencies of a regular grid: a scalar.
 
     Mean over the frequencies of log(ratio / allowed) where that is above 0, for the ratios of metrics.grid_power, of
-    power averaged over the batch. image: [B, 3, H, W] in [-1, 1], sides at least 64.
+    power averaged over the batch, and `average` of the other processes'. image: [B, 3, H, W] in [-1, 1], sides at
+    least 64.
     """
-    power = block_power((image.float() + 1) / 2).mean(dim=0, keepdim=True)
+    power = average(block_power((image.float() + 1) / 2).mean(dim=0, keepdim=True))
     return F.relu(torch.log(grid_ratios(power) / allowed + 1e-6)).mean()
 
 
@@ -73,28 +76,13 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
-    """VQ-GAN's weight: the ratio of the reconstruction's gradient to the adversary's, at the last layer's weight."""
-    r = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].norm()
-    a = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
+def adaptive_weight(
+    reconstruction: Tensor, adversarial: Tensor, last: Tensor, average: Callable[[Tensor], Tensor] = lambda mean: mean
+) -> Tensor:
+    """VQ-GAN's weight: the ratio of the reconstruction's gradient to the adversary's, at the last layer's weight.
+
+    `average` is over the gradients of other processes.
+    """
+    r = average(torch.autograd.grad(reconstruction, last, retain_graph=True)[0]).norm()
+    a = average(torch.autograd.grad(adversarial, last, retain_graph=True)[0]).norm()
     return (r / (a + 1e-4)).clamp(0, 1e4).detach()
-
-
-class PatchDiscriminator(nn.Module):
-    """PatchGAN: scores of overlapping patches of an image [B, 3, H, W] -> [B, 1, h, w]."""
-
-    def __init__(self, channels: int = 64, layers: int = 3) -> None:
-        super().__init__()
-        parts: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        width = channels
-        for i in range(1, layers + 1):
-            out = channels * min(2**i, 8)
-            stride = 2 if i < layers else 1
-            parts += [nn.Conv2d(width, out, 4, stride=stride, padding=1, bias=False), nn.GroupNorm(1, out)]
-            parts.append(nn.LeakyReLU(0.2))
-            width = out
-        parts.append(nn.Conv2d(width, 1, 4, padding=1))
-        self.layers = nn.Sequential(*parts)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.layers(image)

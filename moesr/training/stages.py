@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -19,80 +22,112 @@ from ..networks.autoencoder import Autoencoder
 from ..networks.denoiser import denoiser
 from ..networks.swin_unet import SwinUNet
 from ..networks.unet import UNet
-from . import weights
-from .config import TrainingConfig
+from . import draws, weights
+from .config import TrainingConfig, launched, to_dict
 from .data import PhotoCrops
 from .decoder import FCD
 from .degradation import degradation
+from .engine import Engine
 from .experts import Expert
 from .first_stage import FirstStage, detail_components
 from .joint import Joint
-from .latents import LatentCrops, cached, to_bytes
-from .loop import Batch, Task, autocast, run
+from .latents import LatentCrops, Stack, cached, digest, shown, to_bytes
+from .loop import Batch, LoopConfig, Task, autocast, run
 
 log = logging.getLogger(__name__)
 
-#: Images in a batch while latents are cached.
-CACHE_BATCH = 8
+STAGES = ("first-stage", "experts", "decoder")
+TRUNK = "trunk"
 
 
-def train(stage: str, config: TrainingConfig, data: Path, out: Path, metrics: Path | None) -> None:
-    """Train one stage ("first-stage", "experts", "decoder") in `out`, resuming what is there."""
-    stages = {"first-stage": train_first_stage, "experts": train_experts, "decoder": train_decoder}
-    if stage not in stages:
-        raise SettingError(f"stage {stage!r} is unknown: choose one of {', '.join(stages)}")
+def train(
+    stage: str, config: TrainingConfig, data: Path, out: Path, metrics: Path | None, experts: Sequence[str] = ()
+) -> None:
+    """Train one stage ("first-stage", "experts", "decoder") in `out`, resuming what is there.
+
+    experts: of that stage, numbers from 0 or "trunk", to train alone what other machines need not wait for; all by
+    default. Raises SettingError for a name that does not exist, or where an earlier stage is missing.
+    """
+    if stage not in STAGES:
+        raise SettingError(f"stage {stage!r} is unknown: choose one of {', '.join(STAGES)}")
+    if experts and stage != "experts":
+        raise SettingError(f"expert {experts[0]} of stage {stage}: only the stage experts has experts")
+    config = launched(config)
     out.mkdir(parents=True, exist_ok=True)
-    stages[stage](config, data, out, metrics)
+    if stage == "first-stage":
+        train_first_stage(config, data, out, metrics)
+    elif stage == "experts":
+        train_experts(config, data, out, metrics, experts)
+    else:
+        train_decoder(config, data, out, metrics)
 
 
 def train_first_stage(config: TrainingConfig, data: Path, out: Path, metrics: Path | None) -> None:
     """First stage on crops of the images in `data`; then the scale factor that gives its latents unit variance."""
-    stage = config.first_stage
+    stage, folder = config.first_stage, out / "first_stage"
     crops = _crops(config, data, stage.crop, stage.loop.steps * stage.loop.batch, stage.loop.seed)
-    folder = out / "first_stage"
     model, guide = config.model.autoencoder, None
     if stage.guide_weight:
         images = torch.stack([crops[i]["hr"] for i in range(min(64, len(crops)))])
         guide = detail_components(images, model.embed_dim, model.factor)
-    run(FirstStage(model, stage, metrics, guide), crops, stage.loop, folder)
-    network = _first_stage(replace(config.model, autoencoder=replace(config.model.autoencoder, scale_factor=1.0)), out)
-    sample_crops = torch.utils.data.Subset(crops, range(64))
-    with torch.inference_mode():
-        latents = torch.cat([network.encode(item["hr"][None]).flatten() for item in sample_crops])
-    facts = {"scale_factor": round(1 / latents.std().item(), 4)}
-    (folder / "facts.json").write_text(json.dumps(facts) + "\n")
-    log.info("scale factor %s", facts["scale_factor"])
+    task = FirstStage(model, stage, metrics, guide)
+    _train(task, crops, stage.loop, folder, config)
+    if task.engine.main:
+        unscaled = replace(config.model, autoencoder=replace(config.model.autoencoder, scale_factor=1.0))
+        network = _first_stage(unscaled, out, torch.device("cpu"))
+        with torch.inference_mode():
+            latents = torch.cat([network.encode(crops[i]["hr"][None]).flatten() for i in range(64)])
+        facts: dict[str, object] = {"scale_factor": round(1 / latents.std().item(), 4)}
+        _write(folder / "facts.json", facts)
+        log.info("scale factor %s", facts["scale_factor"])
+    task.engine.wait()
 
 
-def train_experts(config: TrainingConfig, data: Path, out: Path, metrics: Path | None) -> None:
-    """A trunk on all timesteps if the config has one, then every time expert on its own."""
+def train_experts(
+    config: TrainingConfig, data: Path, out: Path, metrics: Path | None, experts: Sequence[str] = ()
+) -> None:
+    """A trunk on all timesteps if the config has one, then every time expert on its own; or those in `experts`."""
     stage, model = config.experts, with_facts(config.model, out)
-    network = _first_stage(model, out)
+    names = [*([TRUNK] if stage.trunk else []), *map(str, range(len(model.stages)))]
+    unknown = [name for name in experts if name not in names]
+    if unknown:
+        raise SettingError(f"expert {unknown[0]}: there is no such expert; choose from {', '.join(names)}")
+    wanted = [name for name in names if name in (experts or names)]
+    trunk = out / "trunk" / "trunk_grouped.safetensors"
+    if stage.trunk and TRUNK not in wanted and not trunk.is_file():
+        raise SettingError(f"{trunk}: not found; train the trunk first, with --expert trunk, or copy it here")
+    tensors = _encoded(config, model, data, out)
+    size = (stage.size or stage.crop // 2) // model.autoencoder.factor
+    spans = [(0, model.process.timesteps), *zip((0, *model.stages[:-1]), model.stages)][-len(names) :]
+    for name, span in zip(names, spans):
+        if name not in wanted:
+            continue
+        if name == TRUNK:
+            assert stage.trunk is not None
+            loop, label = stage.trunk, TRUNK
+        else:
+            loop, label = replace(stage.loop, seed=stage.loop.seed + 1 + int(name)), f"stage{name}"
+        task = Expert(model, stage, loop, span, label)
+        if stage.trunk and name != TRUNK:
+            task.branch(weights.load(trunk))
+        items = LatentCrops(tensors, {"x0": 1, "y": 1, "lr": 1}, size, loop.steps * loop.batch, loop.seed)
+        _train(task, items, loop, out / label, config)
+
+
+def _encoded(config: TrainingConfig, model: ModelConfig, data: Path, out: Path) -> dict[str, Stack]:
+    """Latents of HR and upsampled LR images, and the condition at their size, from the disk or made now."""
+    stage, engine = config.experts, Engine()
+    network = _first_stage(model, out, engine.device)
     crops = _crops(config, data, stage.crop, stage.cache, stage.loop.seed)
 
     def encode(batch: Batch) -> Batch:
         lr_up = resize(batch["lr"], (batch["hr"].shape[-2], batch["hr"].shape[-1])).clamp(-1, 1)
         with autocast(stage.loop, lr_up.device):
-            return {"x0": network.encode(batch["hr"]), "y": network.encode(lr_up), "lr": batch["lr"]}
+            x0, y = network.encode(batch["hr"]), network.encode(lr_up)
+        return {"x0": x0, "y": y, "lr": shown(batch["lr"], x0)}
 
-    tensors = cached(out / "latents.safetensors", crops, CACHE_BATCH, encode)
-    size = stage.crop // model.autoencoder.factor // 2
-    rates = {"x0": 1, "y": 1, "lr": 1}
-    if tensors["lr"].shape[-1] != tensors["x0"].shape[-1]:
-        raise SettingError(f"scale {model.scale}: cached training needs the scale of the first stage's factor")
-    trunk: Path | None = None
-    if stage.trunk:
-        task = Expert(model, stage, stage.trunk, (0, model.process.timesteps), "trunk")
-        items = LatentCrops(tensors, rates, size, stage.trunk.steps * stage.trunk.batch, stage.trunk.seed)
-        run(task, items, stage.trunk, out / "trunk")
-        trunk = out / "trunk" / "trunk_grouped.safetensors"
-    starts = (0, *model.stages[:-1])
-    for i, span in enumerate(zip(starts, model.stages)):
-        loop = replace(stage.loop, seed=stage.loop.seed + 1 + i)
-        task = Expert(model, stage, loop, span, f"stage{i}")
-        if trunk:
-            task.branch(weights.load(trunk))
-        run(task, LatentCrops(tensors, rates, size, loop.steps * loop.batch, loop.seed), loop, out / f"stage{i}")
+    facts = _facts(config, stage.crop, stage.cache, stage.loop.seed) | {"first stage": digest(_first(out))}
+    return cached(out / "latents", crops, encode, facts, engine)
 
 
 def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path | None) -> None:
@@ -101,61 +136,114 @@ def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path |
     For joint training the states that the last expert begins with are kept instead.
     """
     stage, model = config.decoder, with_facts(config.model, out)
-    network = _first_stage(model, out)
-    process = from_config(model.process)
-    bank = ExpertBank(model.stages, All([_expert(model, out, i) for i in range(len(model.stages))]))
-    sampler, spacing = choose(process, stage.sample_steps, stage.sampler, "auto")
-    timesteps = process.timesteps(stage.sample_steps, spacing)
-    last = process.last(stage.sample_steps, spacing)
     joint = stage.train == "joint"
-    if joint:
-        last = next(t for t in timesteps if t < model.stages[0])
-        timesteps = [t for t in timesteps if t > last]
-    generator = torch.Generator().manual_seed(stage.loop.seed)
-
-    def draw(batch: Batch) -> Batch:
-        hr, lr = batch["hr"], batch["lr"]
-        with autocast(stage.loop, lr.device):
-            x0 = network.encode(hr)
-            y = network.encode(resize(lr, (hr.shape[-2], hr.shape[-1])).clamp(-1, 1)).float()
-
-        def noise(_: int) -> torch.Tensor:
-            return torch.randn(y.shape, generator=generator)
-
-        def predict(z: torch.Tensor, t: int) -> torch.Tensor:
-            with bank.stage(t) as expert, autocast(stage.loop, z.device):
-                out = expert(process.scale_input(z, t), torch.full((len(z),), t), lr)
-            return process.x0(out.float(), z, t, y)
-
-        start = process.prior(noise(-1), y, timesteps[0])
-        z = sample(sampler, predict, process, timesteps, start, noise=noise, last=last, y=y)
-        return {"z": z, "x0": x0, "y": y, "lr": to_bytes(lr), "hr": to_bytes(hr)}
-
-    crops = _crops(config, data, stage.crop, stage.cache, stage.loop.seed + 7)
-    tensors = cached(out / "samples.safetensors", crops, CACHE_BATCH, draw)
+    tensors, last = _sampled(config, model, data, out)
     factor = model.autoencoder.factor
-    size = stage.crop // factor // 2
-    rates = {"z": 1, "x0": 1, "y": 1, "lr": factor // model.scale or 1, "hr": factor}
+    size = (stage.size or stage.crop // 2) // factor
+    rates: dict[str, int | Fraction] = {"z": 1, "x0": 1, "y": 1, "lr": Fraction(factor, model.scale), "hr": factor}
     before = Path(stage.start) if stage.start else None
-    first = _state(before / "decoder.safetensors" if before else out / "first_stage" / "first_stage.safetensors")
+    first = _state(before / "decoder.safetensors" if before else _first(out))
     skipped = config.first_stage.skip or before is not None
     if joint:
         grouped = _state((before or out / "stage0") / "stage0_grouped.safetensors")
         task: Task = Joint(model, stage, first, grouped, last, config.experts.gamma, metrics, skipped)
     else:
         task = FCD(model.autoencoder, stage, first, metrics, skipped)
-    items = LatentCrops(tensors, rates, size, stage.loop.steps * stage.loop.batch, stage.loop.seed)
-    run(task, items, stage.loop, out / "decoder")
+    length = stage.loop.steps * stage.loop.batch
+    items = LatentCrops(tensors, rates, size, length, stage.loop.seed, stage.choices)
+    _train(task, items, stage.loop, out / "decoder", config)
+
+
+def _sampled(config: TrainingConfig, model: ModelConfig, data: Path, out: Path) -> tuple[dict[str, Stack], int]:
+    """Sampled latents with all that belongs to them, from the disk or made now; and the timestep of those latents."""
+    stage, engine = config.decoder, Engine()
+    process = from_config(model.process)
+    sampler, spacing = choose(process, stage.sample_steps, stage.sampler, "auto")
+    timesteps = process.timesteps(stage.sample_steps, spacing)
+    last = process.last(stage.sample_steps, spacing)
+    if stage.train == "joint":
+        last = next(t for t in timesteps if t < model.stages[0])
+        timesteps = [t for t in timesteps if t > last]
+    network = _first_stage(model, out, engine.device)
+    experts = [_expert(model, out, i).to(engine.device) for i in range(len(model.stages))]
+    bank = ExpertBank(model.stages, All(experts))
+
+    def draw(batch: Batch) -> Batch:
+        hr, lr = batch["hr"], batch["lr"]
+        with autocast(stage.loop, lr.device):
+            x0 = network.encode(hr)
+            y = network.encode(resize(lr, (hr.shape[-2], hr.shape[-1])).clamp(-1, 1)).float()
+        condition = shown(lr, y)
+
+        def noise(step: int) -> torch.Tensor:
+            return draws.normal(y, batch, stage.loop.seed, f"sample{step}")
+
+        def predict(z: torch.Tensor, t: int) -> torch.Tensor:
+            with bank.stage(t) as expert, autocast(stage.loop, z.device):
+                seen = torch.full((len(z),), t, device=z.device)
+                out = expert(process.scale_input(z, t), seen, condition)
+            return process.x0(out.float(), z, t, y)
+
+        start = process.prior(noise(-1), y, timesteps[0])
+        z = sample(sampler, predict, process, timesteps, start, noise=noise, last=last, y=y)
+        return {"z": z, "x0": x0, "y": y, "lr": to_bytes(lr), "hr": to_bytes(hr)}
+
+    shrink = tuple(stage.shrink)
+    crops = _crops(config, data, stage.crop, stage.cache, stage.loop.seed + 7, shrink)
+    facts = _facts(config, stage.crop, stage.cache, stage.loop.seed) | {"train = joint": stage.train == "joint"}
+    facts |= {"shrink": list(shrink)}
+    facts |= {"sample_steps": stage.sample_steps, "sampler": sampler}
+    facts |= {"experts": digest(_first(out), *(_averaged_expert(out, i) for i in range(len(model.stages))))}
+    return cached(out / "samples", crops, draw, facts, engine), last
 
 
 def with_facts(model: ModelConfig, out: Path) -> ModelConfig:
     """The model's config with what training its first stage found out."""
-    facts = json.loads((out / "first_stage" / "facts.json").read_text())
+    path = out / "first_stage" / "facts.json"
+    if not path.is_file():
+        raise SettingError(f"{path}: not found; train the first stage first")
+    facts = json.loads(path.read_text())
     return replace(model, autoencoder=replace(model.autoencoder, scale_factor=facts["scale_factor"]))
 
 
-def _crops(config: TrainingConfig, data: Path, crop: int, length: int, seed: int) -> PhotoCrops:
-    return PhotoCrops(data, crop, config.model.scale, degradation(config.degradation, config.model.scale), length, seed)
+def _train(
+    task: Task, data: torch.utils.data.Dataset[Batch], loop: LoopConfig, folder: Path, config: TrainingConfig
+) -> None:
+    """`run`, with the whole config beside its results."""
+    if task.engine.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "config.json", to_dict(config))
+    run(task, data, loop, folder)
+
+
+def _write(path: Path, values: dict[str, object]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def _crops(
+    config: TrainingConfig, data: Path, crop: int, length: int, seed: int, shrink: tuple[int, ...] = (1,)
+) -> PhotoCrops:
+    scale = config.model.scale
+    return PhotoCrops(data, crop, scale, degradation(config.degradation, scale), length, seed, shrink)
+
+
+def _facts(config: TrainingConfig, crop: int, cache: int, seed: int) -> dict[str, object]:
+    """What cached items depend on."""
+    named = {"crop": crop, "cache": cache, "seed": seed}
+    return {**named, "scale": config.model.scale, "degradation": config.degradation}
+
+
+def _first(out: Path) -> Path:
+    return out / "first_stage" / "first_stage.safetensors"
+
+
+def _averaged_expert(out: Path, index: int) -> Path:
+    path = out / f"stage{index}" / f"stage{index}.safetensors"
+    if not path.is_file():
+        raise SettingError(f"{path}: not found; train expert {index} first, or copy it here from another machine")
+    return path
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:
@@ -164,15 +252,15 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
     return weights.load(path)
 
 
-def _first_stage(model: ModelConfig, out: Path) -> Autoencoder:
-    state = _state(out / "first_stage" / "first_stage.safetensors")
+def _first_stage(model: ModelConfig, out: Path, device: torch.device) -> Autoencoder:
+    state = _state(_first(out))
     refine = any(k.startswith("decoder.unet_1.") for k in state)
     network = Autoencoder(replace(model.autoencoder, lr_fusion=False, lr_skip=False, refine=refine))
     network.load_state_dict(state)
-    return network.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False).to(device)
 
 
 def _expert(model: ModelConfig, out: Path, index: int) -> UNet | SwinUNet:
     network = denoiser(averaged(model.unet))
-    network.load_state_dict(_state(out / f"stage{index}" / f"stage{index}.safetensors"))
+    network.load_state_dict(_state(_averaged_expert(out, index)))
     return network.eval().requires_grad_(False)

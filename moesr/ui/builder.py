@@ -13,8 +13,9 @@ from .compat import gradio, make, on, selected, version
 from .handlers import CONTROLS, LARGEST_SCALE, TILES, Handlers, defaults
 
 _HERE = Path(__file__).parent
-CSS = _HERE / "page.css"
+CSS = (_HERE / "page.css", _HERE / "standalone.css")  # a host takes the first, by style.css
 SCRIPT = _HERE / "compare.js"
+PAGE_SCRIPT = _HERE / "page.js"
 
 #: Pictures to try, their captions, and what they need.
 EXAMPLES: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -45,11 +46,11 @@ def build(desk: Desk, title: str = "MoESR") -> Built:
     look = looks() if desk.adapter.standalone and version() < (6, 0) else {}
     with make(gr.Blocks, title=title, analytics_enabled=False, delete_cache=None, **look) as blocks:
         if desk.adapter.standalone:
-            make(gr.HTML, pieces.HEADER, padding=False)
+            _html(gr, pieces.HEADER)
         with make(gr.Row, elem_id="moesr-page"):
             with make(gr.Column, scale=4, min_width=300, elem_id="moesr-left"):
                 built = Built(blocks, handlers, _drop_zone(gr))
-                chosen = make(gr.HTML, "", padding=False, elem_id="moesr-chosen")
+                chosen = _html(gr, "", elem_id="moesr-chosen")
                 scale = make(
                     gr.Slider, 1, LARGEST_SCALE, value=first["scale"], step=0.5, label="How much larger",
                     elem_id="moesr-scale",
@@ -60,13 +61,13 @@ def build(desk: Desk, title: str = "MoESR") -> Built:
                 with make(gr.Accordion, "Advanced", open=False, elem_id="moesr-advanced"):
                     controls = _advanced(gr, first, handlers.models.names())
                     controls["scale"] = scale
-                    plan = make(gr.HTML, handlers.timeline(first["model"], first["steps"]), padding=False)
+                    plan = _html(gr, handlers.timeline(first["model"], first["steps"]))
                 gallery = _gallery(gr, handlers)
             with make(gr.Column, scale=6, min_width=300, elem_id="moesr-right"):
-                progress = make(gr.HTML, "", padding=False, elem_id="moesr-progress")
-                results = make(gr.HTML, pieces.EMPTY, padding=False, elem_id="moesr-results")
+                progress = _html(gr, "", elem_id="moesr-progress")
+                results = _html(gr, pieces.EMPTY, elem_id="moesr-results")
         if desk.adapter.standalone:
-            make(gr.HTML, pieces.FOOTER, padding=False)
+            _html(gr, pieces.FOOTER)
         job = make(gr.Textbox, "", visible=False, elem_id="moesr-job")
         values = [controls[name] for name in CONTROLS]
         shown = [progress, results, run, cancel, job]
@@ -101,13 +102,29 @@ def looks() -> dict[str, Any]:
         radius_size=gr.themes.sizes.radius_md,
         font=fonts,
         font_mono=["ui-monospace", "Consolas", "monospace"],
-    ).set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
-    return {"theme": theme, "css": CSS.read_text(encoding="utf-8")}
+    )
+    # Versions differ in what they draw pale, and in which blue: said once for all.
+    colours = {
+        "body_text_color_subdued": ("*neutral_500", "*neutral_400"),
+        "slider_color": ("*primary_500", "*primary_500"),
+        "button_primary_background_fill": ("*primary_600", "*primary_600"),
+        "button_primary_background_fill_hover": ("*primary_700", "*primary_500"),
+        "button_primary_text_color": ("white", "white"),
+        "button_primary_border_color": ("*primary_600", "*primary_600"),
+    }
+    theme = theme.set(**{key: light for key, (light, _) in colours.items()})
+    theme = theme.set(**{f"{key}_dark": dark for key, (_, dark) in colours.items()})
+    return {"theme": theme, "css": "\n".join(path.read_text(encoding="utf-8") for path in CSS)}
 
 
 def script() -> str:
-    """The comparison element, as a function that Gradio calls in the browser."""
-    return f"() => {{ {SCRIPT.read_text(encoding='utf-8')} }}"
+    """The comparison element and what the page itself does, as a function that Gradio calls in the browser."""
+    both = "\n".join(path.read_text(encoding="utf-8") for path in (SCRIPT, PAGE_SCRIPT))
+    return f"() => {{ {both} }}"
+
+
+def _html(gr: Any, value: str, **options: Any) -> Any:
+    return make(gr.HTML, value, padding=False, elem_classes="moesr-html", **options)
 
 
 def _drop_zone(gr: Any) -> Any:
@@ -162,7 +179,7 @@ def _advanced(gr: Any, first: dict[str, Any], models: list[str]) -> dict[str, An
 
 def _gallery(gr: Any, handlers: Handlers) -> Any:
     pictures = [(str(path), caption) for (path, _), (_, caption, _) in zip(handlers.examples, EXAMPLES)]
-    make(gr.HTML, '<p class="moesr-or">Or try one of these:</p>', padding=False)
+    _html(gr, '<p class="moesr-or">Or try one of these:</p>')
     return make(
         gr.Gallery, value=pictures, label="Examples", show_label=False, columns=len(pictures), rows=1, height=150,
         object_fit="contain", allow_preview=False, show_share_button=False, show_download_button=False, buttons=[],

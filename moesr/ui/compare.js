@@ -59,22 +59,39 @@ if (!customElements.get("moesr-compare")) {
   };
 
   customElements.define("moesr-compare", class extends HTMLElement {
+    static get observedAttributes() { return ["pairs"]; }
+
     connectedCallback() {
-      if (this.shadowRoot) return;
-      try { this.pairs = JSON.parse(this.getAttribute("pairs")); } catch { this.pairs = []; }
-      if (!this.pairs.length) return;
-      this.split = 0.5; this.zoom = 1; this.x = 0; this.y = 0;
-      this.build();
-      this.listen();
-      this.choose(0);
+      this.read();
       this.observer = new ResizeObserver(() => this.fit());
       this.observer.observe(this);
     }
 
     disconnectedCallback() { this.observer?.disconnect(); }
 
+    // Gradio 6 changes an element that is there already: more pictures are ready, or another job has begun.
+    attributeChangedCallback(name, old, value) { if (this.isConnected && old !== value) this.read(); }
+
+    read() {
+      const text = this.getAttribute("pairs");
+      if (text === this.text) return;
+      this.text = text;
+      const shown = this.pair;
+      try { this.pairs = JSON.parse(text) || []; } catch { this.pairs = []; }
+      this.shadowRoot?.replaceChildren();
+      this.pair = null;
+      if (!this.pairs.length) return;
+      const same = shown ? this.pairs.findIndex((pair) => pair.after === shown.after) : -1;
+      if (same < 0) this.split = 0.5;
+      this.zoom = 1; this.x = 0; this.y = 0;
+      this.build();
+      this.listen();
+      this.choose(Math.max(same, 0));
+    }
+
     build() {
-      const root = this.attachShadow({ mode: "open" });
+      const root = this.shadowRoot || this.attachShadow({ mode: "open" });
+      this.thumbs = null;
       this.after = element("img", { alt: "after", draggable: false });
       this.before = element("img", { alt: "before", draggable: false });
       this.clip = element("div", { className: "layer" }, this.before);
@@ -93,7 +110,7 @@ if (!customElements.get("moesr-compare")) {
         return made;
       };
       this.told = element("output");
-      this.full = button("\u26F6", "Full screen", () => {
+      this.full = button("Full", "Full screen", () => {
         if (document.fullscreenElement) document.exitFullscreen(); else this.requestFullscreen?.();
       });
       this.full.hidden = !document.fullscreenEnabled;
@@ -226,7 +243,7 @@ if (!customElements.get("moesr-compare")) {
         this.zoomBy(Math.exp(-event.deltaY / 400), event.clientX - box.left, event.clientY - box.top);
       }, { passive: false });
       this.line.addEventListener("keydown", (event) => this.key(event));
-      this.addEventListener("fullscreenchange", () => { this.fit(); this.zoomTo(1); });
+      this.onfullscreenchange = () => { this.fit(); this.zoomTo(1); };
     }
 
     toggle(event) {

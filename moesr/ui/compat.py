@@ -27,13 +27,18 @@ def gradio() -> Any:
 
 def fitting(call: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Those options that `call` takes, under the names that it has for them."""
-    known = set(inspect.signature(call).parameters)
+    known = set(_parameters(call))
     found = {}
     for option, value in options.items():
         name = next((name for name in _NAMES.get(option, (option,)) if name in known), None)
         if name is not None:
             found[name] = value
     return found
+
+
+def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    # Forge wraps events in objects that take anything and hand it on.
+    return inspect.signature(getattr(call, "replaced_event", call)).parameters
 
 
 def make(cls: Any, *values: Any, **options: Any) -> Any:
@@ -55,7 +60,7 @@ def on(
     Without one it is the page's own affair. Any number may run at a time: the desk keeps the order, not Gradio.
     """
     hidden = {"api_name": False, "show_api": False} if api is None else {"api_name": api}
-    if api is None and "api_visibility" in inspect.signature(event).parameters:
+    if api is None and "api_visibility" in _parameters(event):
         hidden = {"api_visibility": "private"}
     options = {"concurrency_limit": None, "show_progress": "hidden", **hidden, **options}
     return event(function, list(inputs), list(outputs), **fitting(event, options))

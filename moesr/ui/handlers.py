@@ -54,12 +54,12 @@ class Handlers:
         shown = pieces.results(job.results, job.archive, self.adapter.url) if job.results else ""
         yield pieces.outcome(job), shown, update(interactive=True), update(interactive=False), ""
 
-    def cancel(self, key: str) -> tuple[Any, ...]:
-        """Stop the job with that id: (cancel button)."""
+    def cancel(self, key: str) -> Any:
+        """Stop the job with that id: the cancel button."""
         job = self.desk.find(str(key))
         if job is not None:
             job.cancel()
-        return (update(interactive=False),)
+        return update(interactive=False)
 
     def api(self, image: Any, *values: Any) -> Iterator[tuple[Any, Any]]:
         """Upscale one picture for a program: (file, what was done). Raises Gradio's Error with a line that says why."""

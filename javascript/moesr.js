@@ -1,0 +1,30 @@
+// The MoESR tab in A1111 and Forge: the comparison element, and the way of pictures to and from other tabs.
+(function() {
+    const here = document.currentScript.src;
+    const script = document.createElement("script");
+    script.src = new URL("../moesr/ui/compare.js", here).href + new URL(here).search;
+    document.head.appendChild(script);
+})();
+
+// The host calls it after a picture was sent to the tab.
+function switch_to_moesr() {
+    const tabs = gradioApp().querySelectorAll("#tabs > .tab-nav > button, #tabs > div > .tab-nav > button, #tabs button[role=tab]");
+    const ours = Array.from(tabs).find((button) => button.textContent.trim() === "MoESR");
+    if (ours) ours.click();
+    return Array.from(arguments);
+}
+
+// The address of the result that is shown, for the server to find its file.
+function moesr_shown() {
+    const compare = gradioApp().querySelector("#moesr-results moesr-compare");
+    const links = gradioApp().querySelectorAll("#moesr-results .moesr-downloads li:not(.moesr-all) a");
+    const index = compare && compare.pairs ? Math.max(0, compare.pairs.indexOf(compare.pair)) : 0;
+    return [links[index] ? links[index].getAttribute("href") : ""];
+}
+
+// The result has come to where the host's own button takes it from.
+function moesr_paste(tab) {
+    const button = gradioApp().querySelector("#moesr-paste-" + tab);
+    if (button) button.click();
+    return [];
+}

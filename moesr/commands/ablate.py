@@ -1,0 +1,49 @@
+"""`ablate`: what each part of the method is worth, by training small variants alike."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .common import verbose
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser's."""
+    ablate = commands.add_parser("ablate", help="train variants without parts of the method, and compare them")
+    ablate.add_argument("config", nargs="?", default="ablation", help="a name or a .json file (default: ablation)")
+    ablate.add_argument("--data", required=True, metavar="DIR", help="folder of photographs to train on")
+    ablate.add_argument("--hr", required=True, metavar="DIR", help="originals to evaluate on")
+    ablate.add_argument("--out", required=True, metavar="DIR", help="folder of the runs; what is there goes on")
+    ablate.add_argument("--tables", default="experts,steps,decoder", help="of experts, steps, decoder (default: all)")
+    ablate.add_argument("--crop", type=int, default=0, help="evaluate on the middle N x N pixels (default: all)")
+    ablate.add_argument("--metrics", metavar="DIR", help="weights of the metrics (default: MOESR_METRICS)")
+    ablate.add_argument("--override", action="append", metavar="KEY=VALUE", help="of every variant, as for train")
+    ablate.add_argument("--threads", type=int, help="CPU threads")
+    ablate.set_defaults(run=_ablate)
+    verbose(ablate)
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    import torch
+
+    from ..training.ablations import Ablations
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    ablations = Ablations(
+        options.config,
+        options.override or [],
+        Path(options.data),
+        Path(options.hr),
+        Path(options.out),
+        Path(options.metrics) if options.metrics else None,
+        options.crop,
+    )
+    tables = options.tables.split(",")
+    for table, row in ablations.run(tables):
+        print(f"{table}: {row}", flush=True)
+    for table in tables:
+        print(f"\n{ablations.table(table)}")
+    return 0

@@ -1,0 +1,185 @@
+"""What each part of the method is worth: small variants, trained and evaluated alike (paper, Tables 3, 4 and 5)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import SettingError
+from ..evaluation.benchmark import Benchmark, match
+from ..evaluation.suite import COLUMNS, Suite
+from ..model import load as load_model
+from ..pipeline import upscale
+from . import config as configs
+from .config import TrainingConfig
+from .export import export
+from .stages import train
+
+log = logging.getLogger(__name__)
+
+TABLES = ("experts", "steps", "decoder")
+STEPS = (4, 10, 20, 50, 200)
+
+#: Without Space MoE there are no FFN layers at all: LDM's network.
+_NO_SPACE = ("experts.space_experts=0", "model.unet.space_experts=0")
+#: The first stage's own decoder, which knows neither the LR image nor frequencies.
+_PLAIN = ("model.autoencoder.lr_fusion=false", "model.autoencoder.refine=false")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of Table 3 or 5: what is overridden, and whether it trains a decoder or takes the first stage's."""
+
+    table: str
+    name: str
+    overrides: tuple[str, ...]
+
+
+def variants(base: TrainingConfig) -> list[Variant]:
+    """The rows of Tables 3 and 5 for a config. Every row of a table takes equally many optimiser steps and images.
+
+    One expert goes on from the trunk for as many steps as all the experts of the other rows together.
+    """
+    total = base.experts.loop.steps * len(base.model.stages)
+    one = (f"model.stages=[{base.model.stages[-1]}]", f"experts.loop.steps={total}")
+    count = len(base.model.stages)
+    return [
+        Variant("experts", "one expert", (*_PLAIN, *_NO_SPACE, *one)),
+        Variant("experts", "one expert + Space MoE", (*_PLAIN, *one)),
+        Variant("experts", f"{count} time experts", (*_PLAIN, *_NO_SPACE)),
+        Variant("experts", f"{count} time experts + Space MoE", _PLAIN),
+        Variant("decoder", "plain decoder", (*_PLAIN, "decoder.frequency_weight=0")),
+        Variant("decoder", "+ LR fusion", ("model.autoencoder.refine=false", "decoder.frequency_weight=0")),
+        Variant("decoder", "+ AFF", ("decoder.frequency_weight=0",)),
+        Variant("decoder", "+ FFL", ()),
+    ]
+
+
+class Ablations:
+    """Trains and evaluates the variants of one config below `out`; what is there already is not done again.
+
+    data: folder of training images; hr: folder of originals, of which the middle `crop` pixels count (0: all).
+    """
+
+    def __init__(
+        self, source: str, overrides: Sequence[str], data: Path, hr: Path, out: Path, metrics: Path | None, crop: int
+    ) -> None:
+        self.source, self.overrides = source, list(overrides)
+        self.data, self.out, self.metrics = data, out, metrics
+        self.base = configs.load(source, self.overrides)
+        if len(self.base.model.stages) < 2:
+            raise SettingError(f"{source}: ablations compare one expert with several, the config has one")
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.suite = Suite(metrics)
+        self.cases = match(_middles(hr, out / f"hr{crop}", crop) if crop else hr)[0]
+        self.file = out / "results.json"
+        self.results: dict[str, dict[str, dict[str, float | None]]] = {}
+        if self.file.exists():
+            self.results = json.loads(self.file.read_text())
+
+    def run(self, tables: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """(table, row) as each is measured; its figures are in `results`, and in results.json below `out`."""
+        for table in tables:
+            if table not in TABLES:
+                raise SettingError(f"table {table!r} is unknown: choose from {', '.join(TABLES)}")
+        rows = variants(self.base)
+        for row in rows:
+            if row.table in tables:
+                yield from self._measured(row.table, row.name, row, None)
+        if "steps" in tables:
+            for steps in STEPS:
+                for row in (r for r in rows[:4] if "Space" in r.name):
+                    yield from self._measured("steps", f"{row.name}, {steps} steps", row, steps)
+
+    def table(self, name: str) -> str:
+        """A table of what has been measured, as Markdown."""
+        columns = [c for c in COLUMNS if c.key in self.suite.keys]
+        lines = [f"| {name} | {' | '.join(c.title for c in columns)} |", f"|---{'|---' * len(columns)}|"]
+        for row, values in self.results.get(name, {}).items():
+            cells = [(values.get(c.key), c.digits) for c in columns]
+            shown = ["-" if value is None else f"{value:.{digits}f}" for value, digits in cells]
+            lines.append(f"| {row} | {' | '.join(shown)} |")
+        return "\n".join(lines)
+
+    def _measured(self, table: str, name: str, row: Variant, steps: int | None) -> Iterator[tuple[str, str]]:
+        if name not in self.results.get(table, {}):
+            model = load_model(self._trained(row))
+            benchmark = Benchmark(
+                self.suite, model.scale, lambda lr: upscale(model, lr, steps=steps, color_fix="none"), "matlab"
+            )
+            for _ in benchmark.run(self.cases):
+                pass
+            if benchmark.failed:
+                raise SettingError(f"{name}: {benchmark.failed[0]}")
+            self.results.setdefault(table, {})[name] = benchmark.mean().values
+            partial = self.file.with_suffix(".partial")
+            partial.write_text(json.dumps(self.results, indent=2) + "\n")
+            os.replace(partial, self.file)
+        yield table, name
+
+    def _trained(self, row: Variant) -> Path:
+        """The model file of a row, trained if it is not there."""
+        config = configs.load(self.source, [*self.overrides, *row.overrides])
+        folder = self._folder(row)
+        file = folder / "model.safetensors"
+        if file.exists():
+            return file
+        log.info("%s: %s", row.table, row.name)
+        shared = self.out / "shared"
+        train("first-stage", self.base, self.data, shared, self.metrics)
+        _copy(shared, folder, "first_stage")
+        if row.table == "decoder":
+            full = next(v for v in variants(self.base) if v.overrides == _PLAIN)
+            self._trained(full)
+            _copy(self._folder(full), folder, *(f"stage{i}" for i in range(len(config.model.stages))))
+            samples = [p.name for p in shared.glob("samples*")]
+            _copy(shared, folder, *samples)
+            train("decoder", config, self.data, folder, self.metrics)
+            _copy(folder, shared, *(p.name for p in folder.glob("samples*")))
+        else:
+            trunk = self.out / ("trunk_space" if config.experts.space_experts else "trunk_plain")
+            _copy(trunk, folder, "trunk")
+            _copy(shared, folder, *(p.name for p in shared.glob("latents*")))
+            train("experts", config, self.data, folder, self.metrics)
+            _copy(folder, trunk, "trunk")
+            _copy(folder, shared, *(p.name for p in folder.glob("latents*")))
+            (folder / "decoder").mkdir(exist_ok=True)
+            first = folder / "first_stage" / "first_stage.safetensors"
+            shutil.copyfile(first, folder / "decoder" / "decoder.safetensors")
+        return export(config, folder, file)
+
+    def _folder(self, row: Variant) -> Path:
+        return self.out / (row.table + "_" + "".join(c if c.isalnum() else "_" for c in row.name.lower()))
+
+
+def _copy(source: Path, target: Path, *names: str) -> None:
+    """Files and folders that are in `source` and not yet in `target`."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if (target / name).exists() or not (source / name).exists():
+            continue
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+        else:
+            shutil.copyfile(source / name, target / name)
+
+
+def _middles(folder: Path, out: Path, side: int) -> Path:
+    """The middle `side` x `side` pixels of the images of a folder, as files in another."""
+    out.mkdir(parents=True, exist_ok=True)
+    for case in match(folder)[0]:
+        with Image.open(case.hr) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        y, x = ((length - side) // 2 for length in pixels.shape[:2])
+        if min(y, x) < 0:
+            raise SettingError(f"{case.hr}: smaller than the crop {side}; lower it")
+        Image.fromarray(pixels[y : y + side, x : x + side]).save(out / f"{case.name}.png")
+    return out

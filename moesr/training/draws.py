@@ -1,0 +1,45 @@
+"""Random numbers that belong to an item of the data, not to the batch or the process that it happens to be in."""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor
+
+
+def key(*parts: int | str) -> int:
+    """A seed of 32 bits (all that torch's CPU generator takes) from numbers and names."""
+    return zlib.crc32("/".join(map(str, parts)).encode())
+
+
+def normal(like: Tensor, batch: dict[str, Tensor], seed: int, name: str) -> Tensor:
+    """Standard normal numbers in the shape of `like` [B, ...]: of item k, a function of (seed, name, k) alone.
+
+    k is from batch["index"]; a batch without it gets numbers of torch's own generator.
+    """
+    if "index" not in batch:
+        return torch.randn_like(like)
+    rows = [torch.randn(like.shape[1:], generator=_generator(seed, name, k)) for k in batch["index"].tolist()]
+    return torch.stack(rows).to(like.device, like.dtype)
+
+
+def integers(low: int, high: int, batch: dict[str, Tensor], like: Tensor, seed: int, name: str) -> Tensor:
+    """int64 [B], low <= value < high, as `normal`; B and the device are those of `like`."""
+    if "index" not in batch:
+        return torch.randint(low, high, (len(like),), device=like.device)
+    rows = [torch.randint(low, high, (), generator=_generator(seed, name, k)) for k in batch["index"].tolist()]
+    return torch.stack(rows).to(like.device)
+
+
+def first(share: float, batch: dict[str, Tensor], size: int, like: Tensor) -> Tensor:
+    """Which items are among the first `share` of their whole batch of `size`: bool [B, 1, 1, 1]."""
+    if "index" in batch:
+        place, of = batch["index"] % size, size
+    else:
+        place, of = torch.arange(len(like)), len(like)
+    return (place < round(share * of)).to(like.device).view(-1, 1, 1, 1)
+
+
+def _generator(seed: int, name: str, index: int) -> torch.Generator:
+    return torch.Generator().manual_seed(key(seed, name, index))

@@ -1,0 +1,203 @@
+"""All that is asked of A1111 and Forge: options, paths, queue, progress, checkpoint. No other file imports them.
+
+Both have the package `modules`; Forge has its own `backend` beside it.
+"""
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from modules import (
+    call_queue,
+    devices,
+    images,
+    infotext_utils,
+    script_callbacks,
+    scripts,
+    scripts_postprocessing,
+    shared,
+    ui_components,
+    upscaler,
+)
+from PIL import Image
+
+from ..service.job import Stopped
+
+__all__ = [
+    "infotext_utils",
+    "script_callbacks",
+    "scripts",
+    "scripts_postprocessing",
+    "shared",
+    "ui_components",
+    "upscaler",
+]
+
+FORGE = find_spec("modules_forge") is not None
+FOLDER = "MoESR"
+
+#: Options before the host has ours, and where they are missing in its settings.
+DEFAULTS: dict[str, Any] = {
+    "moesr_model": "tiny",
+    "moesr_steps": 0,
+    "moesr_fidelity": 1.0,
+    "moesr_color_fix": "adain",
+    "moesr_seed": 0,
+    "moesr_tile": "auto",
+    "moesr_dtype": "auto",
+    "moesr_checkpoint": "when memory is short",
+    "moesr_keep": True,
+    "moesr_save": True,
+    "moesr_decoder": "None",
+}
+
+
+def option(name: str) -> Any:
+    """The value of one of our settings."""
+    return getattr(shared.opts, name, DEFAULTS[name])
+
+
+def model_folders() -> list[Path]:
+    """Where models are looked for: --moesr-models-path, then models/MoESR of the host."""
+    given = getattr(shared.cmd_opts, "moesr_models_path", None)
+    return [*([Path(given)] if given else []), Path(shared.models_path) / FOLDER]
+
+
+def temporary_folder() -> Path:
+    """Where Gradio keeps uploads; what lies below is served to the page."""
+    return Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio").resolve()
+
+
+def device() -> torch.device:
+    """The device for a model like ours; the CPU with --use-cpu all or --always-cpu."""
+    return torch.device(devices.get_device_for("moesr"))
+
+
+def half_is_fine(where: torch.device) -> bool:
+    """Whether the host would compute in 16 bits there."""
+    if where.type != "cuda" or getattr(shared.cmd_opts, "no_half", False):
+        return False
+    return bool(backend().should_use_fp16(where)) if FORGE else True
+
+
+def backend() -> Any:
+    """Forge's memory management."""
+    return import_module("backend.memory_management")
+
+
+def patcher_class() -> Any:
+    """Forge's ModelPatcher."""
+    return import_module("backend.patcher.base").ModelPatcher
+
+
+@contextmanager
+def turn(pictures: int) -> Iterator[None]:
+    """A job of the host's own kind: in its queue, seen by its progress and Interrupt. Waits for its turn."""
+    state = shared.state
+    with call_queue.queue_lock:
+        state.begin(job="MoESR")
+        state.job_count = pictures
+        try:
+            yield
+        finally:
+            state.end()
+            state.interrupted = state.skipped = state.stopping_generation = False
+            state.textinfo = None
+
+
+def check() -> None:
+    """Raises Stopped if the host's user has pressed Interrupt or Skip."""
+    if shared.state.interrupted or shared.state.skipped:
+        raise Stopped("cancelled")
+
+
+def show(share: float, text: str, preview: bytes | None = None) -> None:
+    """How far the picture at work is, 0 to 1, for the host's progress bar and API. preview: a JPEG."""
+    state = shared.state
+    state.sampling_steps, state.sampling_step = 100, int(100 * share)
+    state.textinfo = text
+    if preview is not None and shared.opts.live_previews_enable:
+        with Image.open(io.BytesIO(preview)) as image:
+            state.assign_current_image(image.convert("RGB"))
+
+
+@contextmanager
+def borrowed_progress() -> Iterator[None]:
+    """Inside, `show` may write into a job that the host counts itself; afterwards its figures are as they were."""
+    state = shared.state
+    before = (state.sampling_steps, state.sampling_step, state.textinfo)
+    try:
+        yield
+    finally:
+        state.sampling_steps, state.sampling_step, state.textinfo = before
+
+
+def empty_cache() -> None:
+    """Give the device's cached memory back."""
+    devices.torch_gc()
+
+
+@contextmanager
+def checkpoint_aside(short: bool) -> Iterator[None]:
+    """A1111: the checkpoint is in system memory inside the block, if our setting says so; then it is brought back.
+
+    short: memory of the device is. Forge moves models by itself.
+    """
+    wish = option("moesr_checkpoint")
+    model = None
+    if not FORGE and wish != "never" and (short or wish == "always"):
+        # Not shared.sd_model: asking for that loads one.
+        model = import_module("modules.sd_models").model_data.sd_model
+    if model is None:
+        yield
+        return
+    sd_models = import_module("modules.sd_models")
+    sd_models.send_model_to_cpu(model)
+    try:
+        yield
+    finally:
+        sd_models.send_model_to_device(model)
+
+
+def full_precision() -> Any:
+    """A block without the host's autocast, which would lower the precision of layers that must keep theirs."""
+    kind = device().type
+    return torch.autocast(kind, enabled=False) if kind in ("cuda", "cpu") else nullcontext()
+
+
+def save(path: Path, info: str, texts: Mapping[str, str], source: Path) -> None:
+    """Put a result where the host keeps those of Extras, in its format and under its kind of name.
+
+    info: what was done, for the host's PNG info. texts: further chunks. source: the picture it was made from, whose
+    generation parameters go on with the result.
+    """
+    known = dict(texts)
+    with Image.open(source) as image:
+        parameters, _ = images.read_info_from_image(image)
+    if parameters:
+        known["parameters"] = parameters
+    folder = shared.opts.outdir_samples or shared.opts.outdir_extras_samples
+    with Image.open(path) as result:
+        result.load()
+        result.info = {key: value for key, value in result.info.items() if key == "icc_profile"}
+        images.save_image(
+            result, path=folder, basename="", extension=shared.opts.samples_format, info=info, short_filename=True,
+            no_prompt=True, grid=False, pnginfo_section_name="postprocessing", existing_info=known,
+        )  # fmt: skip
+
+
+def parameters_of(path: Path) -> str:
+    """The generation parameters inside a picture, as the host writes them; empty if there are none."""
+    with Image.open(path) as image:
+        parameters, _ = images.read_info_from_image(image)
+    return parameters or ""

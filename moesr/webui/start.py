@@ -1,0 +1,24 @@
+"""What the host is told when it loads its extensions: callbacks. Called anew with each Reload UI."""
+
+from __future__ import annotations
+
+from . import api, decoder, host, options, tab
+from .engine import engine
+
+
+def start() -> None:
+    """Tab, settings, API, decoder of generations. Upscaler and scripts are found by their classes."""
+    callbacks = host.script_callbacks
+    callbacks.on_ui_settings(options.add)
+    callbacks.on_ui_tabs(tab.add)
+    callbacks.on_after_component(tab.watch)
+    callbacks.on_app_started(api.attach)
+    callbacks.on_model_loaded(decoder.attach)
+    callbacks.on_script_unloaded(stop)
+
+
+def stop() -> None:
+    """Before the host loads its extensions again."""
+    tab.close()
+    engine().close()
+    engine.cache_clear()

@@ -1,0 +1,135 @@
+"""The tab: the page's builder over the host, pictures sent to it by other tabs, and results sent on."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from PIL import Image
+
+from ..errors import MoESRError
+from ..images.pngtext import with_text
+from ..service.desk import Desk
+from ..service.intake import accept
+from ..ui.builder import build
+from ..ui.compat import gradio, make, on, update
+from . import host
+from .surroundings import Surroundings
+
+log = logging.getLogger(__name__)
+
+NAME, TITLE = "moesr", "MoESR"
+SYMBOL = "🔬"
+
+#: Tabs of the host that results go to; txt2img takes the generation parameters only.
+TARGETS = ("txt2img", "img2img", "inpaint", "extras")
+#: Tabs whose gallery can send to ours.
+SOURCES = ("txt2img", "img2img", "extras")
+
+_desk: Desk | None = None
+_galleries: dict[str, Any] = {}
+
+
+def desk() -> Desk:
+    """The desk of the tab and the API, until `close`."""
+    global _desk
+    if _desk is None:
+        _desk = Desk(Surroundings())
+    return _desk
+
+
+def close() -> None:
+    """Stop working; results that were not saved are deleted."""
+    global _desk
+    if _desk is not None:
+        _desk.close()
+        assert isinstance(_desk.adapter, Surroundings)
+        _desk.adapter.close()
+    _desk = None
+    _galleries.clear()
+
+
+def add() -> list[tuple[Any, str, str]]:
+    """The callback of on_ui_tabs."""
+    gr = gradio()
+    built = build(desk(), TITLE)
+    ways = Ways(desk())
+    with built.blocks:
+        with make(gr.Row, elem_id="moesr-send"):
+            sends = {target: make(gr.Button, f"Send to {target}", elem_id=f"moesr-send-{target}") for target in TARGETS}
+        # Parts that the host's own way of sending pictures needs; style.css hides them, as the browser leaves out
+        # events of those that are invisible to Gradio.
+        received = make(gr.Image, type="pil", label="received", elem_id="moesr-received", image_mode="RGBA")
+        result = make(gr.Image, type="pil", label="result", elem_id="moesr-result", image_mode="RGBA")
+        parameters = make(gr.Textbox, "", label="parameters", elem_id="moesr-parameters")
+        shown = make(gr.Textbox, "", label="shown", elem_id="moesr-shown")
+        with make(gr.Row, elem_id="moesr-pastes"):
+            pastes = {target: make(gr.Button, target, elem_id=f"moesr-paste-{target}") for target in TARGETS}
+        for target, button in sends.items():
+            sent = on(button.click, ways.shown, [shown], [result, parameters], js="moesr_shown", queue=False)
+            on(sent.then, None, js=f"() => moesr_paste('{target}')", queue=False)
+        on(received.change, ways.receive, [received], [built.files, received], queue=False)
+    for target, button in pastes.items():
+        host.infotext_utils.register_paste_params_button(
+            host.infotext_utils.ParamBinding(
+                paste_button=button,
+                tabname=target,
+                source_text_component=parameters,
+                source_image_component=None if target == "txt2img" else result,
+            )
+        )
+    host.infotext_utils.add_paste_fields(NAME, received, None)
+    return [(built.blocks, TITLE, NAME)]
+
+
+def watch(component: Any, **options: Any) -> None:
+    """The callback of on_after_component: beside each "send to extras" of the host a button that sends to our tab."""
+    where = options.get("elem_id")
+    for source in SOURCES:
+        if where == f"{source}_gallery":
+            _galleries[source] = component
+        if where == f"{source}_send_to_extras" and source in _galleries:
+            button = host.ui_components.ToolButton(
+                SYMBOL, elem_id=f"{source}_send_to_{NAME}", tooltip=f"Send image to the {TITLE} tab."
+            )
+            host.infotext_utils.register_paste_params_button(
+                host.infotext_utils.ParamBinding(
+                    paste_button=button, tabname=NAME, source_image_component=_galleries[source]
+                )
+            )
+
+
+class Ways:
+    """Pictures on their way in and out of the tab."""
+
+    def __init__(self, owner: Desk) -> None:
+        assert isinstance(owner.adapter, Surroundings)
+        self._adapter, self._results = owner.adapter, owner.results
+
+    def receive(self, image: Image.Image | None) -> tuple[Any, Any]:
+        """A picture that another tab sent, as an upload; and an empty place for the next: (files, received)."""
+        if image is None:
+            return update(), update()
+        path = self._adapter.received / f"received_{secrets.token_hex(4)}.png"
+        if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
+            image = image.convert("RGB")
+        image.save(path)
+        parameters = image.info.get("parameters")
+        if isinstance(parameters, str):
+            path.write_bytes(with_text(path.read_bytes(), {"parameters": parameters}))
+        return [str(path)], None
+
+    def shown(self, address: str) -> tuple[Any, str]:
+        """The result at an address of our page, and the generation parameters of its source."""
+        path = Path(unquote(str(address).partition("file=")[2]))
+        try:
+            found = accept(path, [self._results])
+        except MoESRError as error:
+            log.info("MoESR: nothing to send: %s", error)
+            return None, ""
+        with Image.open(found.path) as image:
+            image.load()
+        return image, self._adapter.parameters(path)

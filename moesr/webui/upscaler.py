@@ -1,0 +1,86 @@
+"""MoESR among the host's upscalers: Extras, hires-fix, img2img, SD upscale, and the API's lists."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import SettingError
+from ..service.job import Stopped
+from . import host
+from .engine import engine, models
+from .run import option_settings, upscale_now
+
+log = logging.getLogger(__name__)
+
+
+def exact_size(width: int, height: int, scale: float) -> tuple[int, int]:
+    """Width and height of the result: those of the image times the scale, to the nearest pixel."""
+    return max(1, math.floor(width * scale + 0.5)), max(1, math.floor(height * scale + 0.5))
+
+
+def title(name: str, scale: int) -> str:
+    """What the lists call a model. The host finds the scale by the `x4` in it."""
+    known = re.search(r"(\d)[xX]|[xX](\d)", name)
+    fits = known is not None and str(scale) in (known[1], known[2])
+    return f"MoESR {name}" if fits else f"MoESR {name} x{scale}"
+
+
+class UpscalerMoESR(host.upscaler.Upscaler):
+    """All models of the library. Steps, seed, fidelity and colour fix are those of our page in the host's settings.
+
+    The name of the class makes --moesr-models-path its folder.
+    """
+
+    name = "MoESR"
+
+    def __init__(self, dirname: str | None = None) -> None:
+        # The host makes a folder below its models for this name.
+        super().__init__(True)
+        self.model_path = dirname or self.model_path
+        self._names: dict[str, str] = {}
+        self.scalers = []
+        for name, scale in models().items():
+            path = str(engine().models.path(name))
+            self._names[path] = name
+            self.scalers.append(host.upscaler.UpscalerData(title(name, scale), path, self, scale))
+
+    def upscale(self, img: Image.Image, scale: float, selected_model: str | None = None) -> Image.Image:
+        """The image in exactly the asked size, in one run. Interrupted, it is a plain enlargement, as with the host's.
+
+        Raises MoESRError, which the host shows: for a model whose file has gone, for instance.
+        """
+        size = exact_size(img.width, img.height, scale)
+        if scale < 1:
+            return img.resize(size, Image.Resampling.LANCZOS)
+        try:
+            return upscale_now(img, option_settings(self._named(selected_model), scale))
+        except Stopped:
+            log.info("MoESR: interrupted; this picture is enlarged without a model")
+            return img.resize(size, Image.Resampling.LANCZOS)
+
+    def do_upscale(self, img: Image.Image, selected_model: str | None = None) -> Image.Image:
+        """The image at the model's own scale, for extensions that call this by themselves."""
+        name = self._named(selected_model)
+        return self.upscale(img, engine().models.config(name).scale, selected_model)
+
+    def load_model(self, path: str) -> Any:
+        """Models are loaded by `upscale`."""
+
+    def _named(self, selected: str | None) -> str:
+        if selected is None:
+            return engine().default()
+        name = self._names.get(selected, Path(selected).stem)
+        if not Path(selected).exists():
+            raise SettingError(f"model {name}: {selected} is not there any more; put it back or press Reload UI")
+        return name
+
+
+def is_ours(name: str | None) -> bool:
+    """Whether an upscaler of the host's list is one of ours."""
+    return any(data.name == name and isinstance(data.scaler, UpscalerMoESR) for data in host.shared.sd_upscalers)

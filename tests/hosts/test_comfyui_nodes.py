@@ -1,0 +1,281 @@
+"""The nodes over HTTP in the genuine ComfyUI: what they show, that their results are those of the library, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import moesr
+from tests.hosts.comfyui import Comfy
+from tests.hosts.packs import ROOT
+from tests.hosts.prompts import Prompt, three_nodes, upscale
+
+LOCALES = ROOT / "locales"
+NODES = list(json.loads((LOCALES / "en" / "nodeDefs.json").read_text(encoding="utf-8")))
+HIDDEN = {"control_after_generate"}
+
+
+def refused(comfy: Comfy, prompt: Prompt) -> list[dict[str, Any]]:
+    """The errors of a prompt that does not validate."""
+    answer = comfy.post("/prompt", {"prompt": prompt, "client_id": comfy.client})
+    return [error for node in answer["node_errors"].values() for error in node["errors"]]
+
+
+def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
+    """To one grey level."""
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+
+
+@pytest.fixture(scope="session")
+def tiny() -> moesr.SRModel:
+    return moesr.load("tiny", device="cpu")
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_object_info_shows_the_node_with_tooltips(comfy: Comfy, name: str) -> None:
+    info = comfy.get("/object_info/" + name)[name]
+    assert info["category"] == "image/upscaling"
+    assert info["display_name"].startswith(("MoESR", "Frequency-Compensated"))
+    assert len(info["description"]) > 40
+    assert "moesr" in info.get("search_aliases", ["moesr"])  # newer hosts tell and search them
+    inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
+    for key, (_, options) in inputs.items():
+        assert len(options["tooltip"]) > 15, key
+    assert all(len(tooltip) > 8 for tooltip in info["output_tooltips"])
+
+
+@pytest.mark.parametrize("locale", ["zh", "ja"])
+def test_locales_have_every_word(comfy: Comfy, locale: str) -> None:
+    english = comfy.get("/i18n")["en"]["nodeDefs"]
+    theirs = comfy.get("/i18n")[locale]["nodeDefs"]
+    for name in NODES:
+        assert theirs[name]["display_name"]
+        assert theirs[name]["description"] != english[name]["description"]
+        for put in ("inputs", "outputs"):
+            assert theirs[name][put].keys() == english[name][put].keys()
+            for words in theirs[name][put].values():
+                assert words["name"]
+                assert words["tooltip"]
+
+
+def test_models_of_all_folders_are_offered_and_the_embedded_one_first(comfy: Comfy) -> None:
+    options = comfy.get("/object_info/MoESRLoader")["MoESRLoader"]["input"]["required"]["model"][1]["options"]
+    assert options == ["tiny", "nano_ddpm", "nano_residual_shift"]
+
+
+def test_upscale_equals_the_library(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> None:
+    prompt, saved = upscale(scale=2.5)
+    (found,) = comfy.images(comfy.run(prompt), saved)
+    assert found.shape == (60, 90, 3)
+    assert_same(found, moesr.upscale(tiny, photo, scale=2.5))
+
+
+def test_three_nodes_at_their_defaults_equal_the_library(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> None:
+    prompt, saved = three_nodes(steps=0)
+    (found,) = comfy.images(comfy.run(prompt), saved)
+    assert_same(found, moesr.upscale(tiny, photo))
+
+
+def test_every_setting_reaches_the_library(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> None:
+    prompt = Prompt()
+    image, model = prompt.load(), prompt.model(dtype="fp32", experts="one at a time")
+    samples = prompt.sample(
+        model, image, seed=2**64 - 1, steps=3, sampler="ddim", eta=0.5, scale=3.0, tile=64, wrap=True
+    )
+    saved = prompt.save(prompt.decode(model, samples, image, fidelity=0.5, color_fix="wavelet", tile=64))
+    (found,) = comfy.images(comfy.run(prompt), saved)
+    settings: dict[str, Any] = {"seed": 2**64 - 1, "steps": 3, "sampler": "ddim", "eta": 0.5, "scale": 3.0}
+    more: dict[str, Any] = {"tile": 64, "wrap": True, "fidelity": 0.5, "color_fix": "wavelet"}
+    expected = moesr.upscale(tiny, photo, **settings, **more)
+    assert_same(found, expected)
+    assert np.abs(expected.astype(int) - moesr.upscale(tiny, photo, scale=3.0).astype(int)).max() > 8
+
+
+@pytest.mark.parametrize("name", ["nano_ddpm", "nano_residual_shift"])
+def test_other_models_equal_the_library(comfy: Comfy, photo: np.ndarray, name: str) -> None:
+    folder = comfy.base / ("models/moesr" if name == "nano_ddpm" else "elsewhere/sr")
+    prompt, saved = three_nodes(name=name)
+    (found,) = comfy.images(comfy.run(prompt), saved)
+    model = moesr.load(folder / f"{name}.safetensors", device="cpu")
+    assert_same(found, moesr.upscale(model, photo, steps=2))
+
+
+@pytest.mark.parametrize("kind", ["per image", "same for all"])
+def test_batch_of_three(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray, kind: str) -> None:
+    prompt = Prompt()
+    first = prompt.load()
+    second = prompt.add("ImageInvert", image=first)
+    batch = prompt.add("ImageBatch", image1=first, image2=second)
+    batch = prompt.add("ImageBatch", image1=batch, image2=first)
+    model = prompt.model()
+    saved = prompt.save(prompt.decode(model, prompt.sample(model, batch, batch_seed=kind), batch))
+    found = comfy.images(comfy.run(prompt), saved)
+    frames = torch.from_numpy(np.stack([photo, 255 - photo, photo])).float() / 255
+    expected = moesr.upscale(tiny, frames, steps=2, batch_seed=kind.split(" ")[0].replace("per", "per_image"))
+    for one, other in zip(found, expected):
+        assert_same(one, (other * 255).clamp(0, 255).byte().numpy())
+    same = np.abs(found[0].astype(int) - found[2].astype(int)).max() <= 1
+    assert same == (kind == "same for all")
+
+
+def test_alpha_is_kept(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> None:
+    alpha = np.zeros(photo.shape[:2], np.uint8)
+    alpha[:, 18:] = 255
+    comfy.put("cut_out.png", np.dstack([photo, alpha]))
+    prompt = Prompt()
+    picture = prompt.load("cut_out.png")
+    rgba = prompt.add("JoinImageWithAlpha", image=picture, alpha=[picture[0], 1])
+    saved = prompt.save(prompt.add("MoESRUpscale", image=rgba, model="tiny", scale=4.0))
+    (found,) = comfy.images(comfy.run(prompt), saved)
+    assert found.shape == (96, 144, 4)
+    assert (found[:, :68, 3] == 0).all()
+    assert (found[:, 76:, 3] == 255).all()
+    expected = moesr.upscale(tiny, np.dstack([photo, alpha]))
+    assert_same(found[..., :3] * (found[..., 3:] > 0), expected[..., :3] * (expected[..., 3:] > 0))
+
+
+def test_one_pixel(comfy: Comfy) -> None:
+    comfy.put("pixel.png", np.full((1, 1, 3), (200, 100, 50), np.uint8))
+    prompt, saved = upscale("pixel.png")
+    (found,) = comfy.images(comfy.run(prompt), saved)
+    assert found.shape == (4, 4, 3)
+    assert np.abs(found.astype(int) - (200, 100, 50)).max() < 40
+
+
+def test_mask_keeps_the_rest_as_it_is(comfy: Comfy, photo: np.ndarray) -> None:
+    plain, saved = three_nodes()
+    prompt = Prompt(plain)
+    mask = prompt.add("SolidMask", value=0.0, width=36, height=24)
+    sampler = next(name for name, node in prompt.items() if node["class_type"] == "MoESRSampler")
+    prompt[sampler]["inputs"]["mask"] = mask
+    (found,) = comfy.images(comfy.run(prompt), saved)
+    bicubic = Image.fromarray(photo).resize((144, 96), Image.Resampling.BICUBIC)
+    assert np.abs(found.astype(int) - np.asarray(bicubic).astype(int)).mean() < 1
+
+
+def test_unchanged_inputs_are_not_run_again_and_changed_files_are(comfy: Comfy) -> None:
+    path = comfy.base / "models" / "moesr" / "edited.safetensors"
+    path.write_bytes(path.with_name("nano_ddpm.safetensors").read_bytes())
+    prompt, _ = three_nodes(name="edited")
+    comfy.run(prompt)
+    assert set(comfy.cached(prompt)) == set(prompt)
+    later = time.time() + 10
+    os.utime(path, (later, later))
+    changed = set(prompt) - set(comfy.cached(prompt))
+    assert {prompt[name]["class_type"] for name in changed} >= {"MoESRLoader", "MoESRSampler"}
+    prompt["3"]["inputs"]["seed"] = 7
+    assert {prompt[name]["class_type"] for name in comfy.cached(prompt)} == {"LoadImage", "MoESRLoader"}
+    path.unlink()
+    assert "edited" in json.dumps(refused(comfy, prompt))
+
+
+def test_a_latent_may_go_through_a_file(comfy: Comfy) -> None:
+    direct, saved = three_nodes()
+    direct.add("SaveLatent", samples=["3", 0], filename_prefix="kept")
+    (expected,) = comfy.images(comfy.run(direct), saved)
+    kept = next((comfy.base / "output").glob("kept*.latent"))
+    kept.rename(comfy.base / "input" / "kept.latent")
+    prompt = Prompt()
+    image, model = prompt.load(), prompt.model()
+    saved = prompt.save(prompt.decode(model, prompt.add("LoadLatent", latent="kept.latent"), image))
+    (found,) = comfy.images(comfy.run(prompt), saved)
+    assert_same(found, expected)
+
+
+def test_upscale_model_works_in_the_hosts_own_node(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> None:
+    prompt = Prompt()
+    made = prompt.add("MoESRAsUpscaleModel", model=prompt.model(), steps=2, seed=3, fidelity=1.0)
+    saved = prompt.save(prompt.add("ImageUpscaleWithModel", upscale_model=made, image=prompt.load()))
+    (found,) = comfy.images(comfy.run(prompt), saved)
+    assert_same(found, moesr.upscale(tiny, photo, steps=2, seed=3, color_fix="wavelet"))
+
+
+def test_timeline_and_plan(comfy: Comfy) -> None:
+    prompt = Prompt()
+    picture = prompt.add("MoESRExpertTimeline", model=prompt.model(), steps=8, sampler="ddim")
+    saved = prompt.save(picture)
+    shown = prompt.add("PreviewAny", source=[picture[0], 1])
+    outputs = comfy.run(prompt)
+    (found,) = comfy.images(outputs, saved)
+    assert found.shape == (240, 960, 3)
+    assert len(np.unique(found.reshape(-1, 3), axis=0)) > 50
+    (text,) = outputs[shown[0]]["text"]
+    lines = text.splitlines()
+    assert lines[0] == "8 steps, 4 experts at work"
+    assert [line.split(":")[0] for line in lines[1:]] == ["expert 3", "expert 2", "expert 1", "expert 0"]
+
+
+def broken(comfy: Comfy, name: str, content: bytes) -> Path:
+    path = comfy.base / "models" / "moesr" / name
+    path.write_bytes(content)
+    return path
+
+
+def test_a_bad_file_is_a_clear_node_error(comfy: Comfy) -> None:
+    path = broken(comfy, "broken.safetensors", b"not a model")
+    prompt, _ = three_nodes(name="broken")
+    error = comfy.failure(prompt)
+    path.unlink()
+    assert error["node_type"] == "MoESRLoader"
+    assert "broken.safetensors" in error["exception_message"]
+    assert len(error["exception_message"].strip().splitlines()) == 1
+
+
+def test_a_missing_model_names_the_widget(comfy: Comfy) -> None:
+    prompt, _ = three_nodes(name="tinny")
+    (error,) = refused(comfy, prompt)
+    assert "model" in error["details"]
+    assert "tinny" in error["details"]
+    assert "did you mean tiny" in error["details"]
+
+
+def test_settings_out_of_range_name_the_widget(comfy: Comfy) -> None:
+    prompt, _ = three_nodes(steps=1001, eta=-1.0)
+    assert {"eta", "steps"} == {error["extra_info"]["input_name"] for error in refused(comfy, prompt)}
+
+
+@pytest.mark.parametrize("widget", ["sampler", "batch_seed", "dtype", "experts", "color_fix"])
+def test_choices_that_do_not_exist_name_the_widget(comfy: Comfy, widget: str) -> None:
+    prompt, _ = three_nodes()
+    (node,) = (node for node in prompt.values() if widget in node["inputs"])
+    node["inputs"][widget] = "nonsense"
+    answer = comfy.post("/prompt", {"prompt": prompt, "client_id": comfy.client})
+    # Newer hosts look by themselves; else the node does.
+    if answer["node_errors"]:
+        said = json.dumps(answer["node_errors"])
+    else:
+        messages = comfy.finish(answer["prompt_id"])["status"]["messages"]
+        said = next(data["exception_message"] for name, data in messages if name == "execution_error")
+    assert widget in said
+    assert "nonsense" in said
+
+
+@pytest.mark.parametrize("kind", ["channels", "size", "nan"])
+def test_a_wrong_latent_is_a_clear_node_error(comfy: Comfy, kind: str) -> None:
+    shape = {"channels": (1, 4, 24, 36), "size": (1, 3, 12, 18), "nan": (1, 3, 24, 36)}[kind]
+    samples = torch.full(shape, float("nan")) if kind == "nan" else torch.zeros(shape)
+    contents = {"latent_tensor": samples, "latent_format_version_0": torch.tensor([])}
+    save_file(contents, comfy.base / "input" / f"{kind}.latent")
+    prompt = Prompt()
+    latent = prompt.add("LoadLatent", latent=f"{kind}.latent")
+    prompt.save(prompt.decode(prompt.model(), latent, prompt.load()))
+    error = comfy.failure(prompt)
+    assert error["node_type"] == "FrequencyCompensatedDecode"
+    assert {"channels": "channels", "size": "cells", "nan": "NaN"}[kind] in error["exception_message"]
+
+
+def test_decode_without_its_source_says_so(comfy: Comfy) -> None:
+    prompt = Prompt()
+    model = prompt.model()
+    prompt.save(prompt.decode(model, prompt.sample(model, prompt.load())))
+    assert "image: connect the source" in comfy.failure(prompt)["exception_message"]

@@ -1,0 +1,127 @@
+"""A run as its artist sees it: progress, previews, cancelling, and a host that stays as small after many runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.hosts.comfyui import Comfy
+from tests.hosts.prompts import Prompt, three_nodes, upscale
+
+
+def messages(comfy: Comfy, prompt: Prompt) -> list[Any]:
+    """All that the websocket says of a run: (type, data) for JSON, bytes for pictures."""
+    with comfy.listening() as socket:
+        prompt_id = comfy.queue(prompt)
+        heard: list[Any] = []
+        while True:
+            said = socket.recv()
+            if isinstance(said, bytes):
+                heard.append(said)
+                continue
+            message = json.loads(said)
+            data = message.get("data", {})
+            heard.append((message["type"], data))
+            over = message["type"] in ("execution_success", "execution_error", "execution_interrupted")
+            if over and data["prompt_id"] == prompt_id:
+                return heard
+
+
+@pytest.fixture(scope="module")
+def heard(comfy: Comfy) -> list[Any]:
+    """Of a run of three nodes: six steps, four tiles."""
+    prompt, _ = three_nodes(steps=6, tile=64, seed=11)
+    prompt["4"]["inputs"]["tile"] = 64
+    return messages(comfy, prompt)
+
+
+def test_progress_rises_to_its_end(heard: list[Any]) -> None:
+    for node in ("3", "4"):
+        steps = [m[1] for m in heard if m[0] == "progress" and m[1]["node"] == node]
+        values = [step["value"] for step in steps]
+        assert len(values) > 3
+        assert values == sorted(values)
+        assert steps[-1]["value"] == steps[-1]["max"]
+        assert len({step["max"] for step in steps}) <= 2
+
+
+def test_text_tells_tile_step_and_expert(heard: list[Any]) -> None:
+    spoken = [bytes(m).decode(errors="replace") for m in heard if isinstance(m, bytes) and m[:4] == b"\0\0\0\3"]
+    said = " ".join(spoken)
+    for words in ("reading the image", "step 1/6, expert 3", "step 6/6, expert 0", "decoding", "tile 1/"):
+        assert words in said
+
+
+def test_a_preview_of_each_step_arrives(heard: list[Any]) -> None:
+    pictures = [m for m in heard if isinstance(m, bytes) and m[:4] in (b"\0\0\0\1", b"\0\0\0\4")]
+    assert len(pictures) >= 6
+    last = pictures[-1]
+    file = io.BytesIO(last[last.index(b"\xff\xd8\xff") :])
+    shown = np.asarray(Image.open(file).convert("RGB"))
+    assert shown.std() > 10
+
+
+def test_the_page_script_is_told_the_plan(heard: list[Any]) -> None:
+    told = [m[1] for m in heard if m[0] == "moesr.step" and m[1]["node"] == "3"]
+    assert told[-1]["phase"] == "done"
+    steps = [data["step"] for data in told if data["phase"] == "sample"]
+    assert steps == sorted(steps)
+    assert set(steps) == {1, 2, 3, 4, 5, 6}
+    plan = next(data for data in told if data.get("experts"))
+    assert len(plan["experts"]) == len(plan["noise"]) == 6
+    assert plan["experts"] == sorted(plan["experts"], reverse=True)
+
+
+@pytest.mark.parametrize("where", ["sample", "decode"])
+def test_interrupt_stops_within_two_seconds_and_the_next_prompt_works(comfy: Comfy, where: str) -> None:
+    rng = np.random.default_rng(0)
+    comfy.put("large.png", rng.integers(0, 255, (100, 100, 3), np.uint8))
+    prompt, _ = three_nodes("large.png", steps=400 if where == "sample" else 1, seed=5)
+    with comfy.listening() as socket:
+        prompt_id = comfy.queue(prompt)
+        while True:
+            said = socket.recv()
+            if isinstance(said, str):
+                message = json.loads(said)
+                if message["type"] == "moesr.step" and message["data"]["phase"] == where:
+                    break
+        start = time.monotonic()
+        comfy.post("/interrupt", {})
+        history = comfy.finish(prompt_id, 20)
+        took = time.monotonic() - start
+    told = [name for name, _ in history["status"]["messages"]]
+    assert "execution_interrupted" in told
+    assert took < 2
+    after, saved = upscale()
+    (picture,) = comfy.images(comfy.run(after), saved)
+    assert picture.shape == (96, 144, 3)
+
+
+def test_thirty_runs_leave_the_host_as_small(comfy: Comfy) -> None:
+    sizes = []
+    for seed in range(30):
+        prompt, _ = three_nodes(steps=1, seed=1000 + seed, name="nano_ddpm")
+        comfy.run(prompt)
+        sizes.append(comfy.memory() / 2**20)
+    # The first runs fill caches; a leak goes on.
+    growth = np.median(sizes[-5:]) - np.median(sizes[8:13])
+    assert growth < 12, [round(size) for size in sizes]
+
+
+def test_models_that_the_host_dropped_are_gone(comfy: Comfy) -> None:
+    for name in ("nano_ddpm", "tiny"):
+        comfy.run(three_nodes(name=name, steps=1, seed=77)[0])
+    assert comfy.watch()["models"] == ["tiny"]
+    comfy.post("/free", {"unload_models": True, "free_memory": True})
+    end = time.monotonic() + 20
+    while comfy.watch()["models"] and time.monotonic() < end:
+        time.sleep(0.5)
+    state = comfy.watch()
+    assert state["models"] == []
+    assert not [kept for kept in state["loaded"] if kept["network"] in ("UNet", "Autoencoder", "SwinUNet")]

@@ -1,0 +1,167 @@
+"""What strangers may send to the page: every file gets its line, nothing of it runs, and the page lives on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Error  # type: ignore[import-not-found]
+
+from tests.hosts.page import Served, serving
+from tests.hosts.setup_page import gradio_version, install_package
+from tests.hosts.visitor import browser, visiting
+from tests.test_ui_intake import HOSTILE
+
+pytestmark = pytest.mark.parametrize("nano", ["residual_shift"], indirect=True, scope="session")
+
+SCRIPT = b"<script>document.title = 'owned'; fetch('/config')</script>"
+
+
+@pytest.fixture(scope="module")
+def served(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A page with the limits for strangers, and a file of the machine that is none of their business."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "secret.png").write_bytes((Path(__file__).parents[2] / "assets" / "demo.png").read_bytes())
+    site = install_package(folder / "package")
+    with serving(site, folder, "--model", nano.stem, "--listen", "127.0.0.1", home=nano.parent) as page:
+        yield page
+    assert not list(page.folder.glob("moesr-*"))
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    Image.new("RGB", (16, 12), "teal").save(tmp_path / "good.png")
+    return tmp_path / "good.png"
+
+
+def lives(nano: Path, served: Served, good: Path) -> bool:
+    """Whether the page still does what it is there for."""
+    (result,) = served.call([{"image": str(good), "model": nano.stem, "steps": 1}])
+    return result["error"] == "" and result["info"]["width"] == 64
+
+
+def test_hostile_pictures_get_a_line(nano: Path, served: Served, good: Path, tmp_path: Path) -> None:
+    jobs, expected = [], []
+    for name, (make, said) in sorted(HOSTILE.items()):
+        path = tmp_path / name
+        path.write_bytes(make(tmp_path))
+        status, answer = served.upload(name, path.read_bytes())
+        if status != 200:
+            # Gradio knows the limit of a file itself since version 4.
+            assert status == 413, (name, answer)
+            continue
+        jobs.append({"image": str(path), "model": nano.stem})
+        expected.append((name, said))
+    assert len(jobs) >= len(HOSTILE) - 2
+    for (name, said), result in zip(expected, served.call(jobs)):
+        assert result["result"] is None, name
+        if gradio_version() >= (4,):
+            assert re.search(said, result["error"]) or "MB" in result["error"], (name, result["error"])
+        assert "Traceback" not in result["error"], name
+        assert str(served.folder) not in result["error"], name
+    assert lives(nano, served, good)
+
+
+def test_hostile_pictures_in_the_browser(nano: Path, served: Served, good: Path, tmp_path: Path) -> None:
+    paths = []
+    for name in ("bomb.png", "200mp.png", "cut.png", "page.png"):
+        make, _ = HOSTILE[name]
+        (tmp_path / name).write_bytes(make(tmp_path))
+        paths.append(tmp_path / name)
+    evil = tmp_path / "<img src=x onerror=document.title='owned'>.png"
+    evil.write_bytes(good.read_bytes())
+    with browser() as chrome, visiting(chrome, served.url) as visitor:
+        visitor.drop(*paths)
+        said = visitor.chosen()
+        assert "bomb.png: 12000 x 12000 is 144 MP, this page takes at most 4.0 MP" in said
+        assert "200mp.png: far too many pixels" in said
+        assert "page.png: not a PNG, JPEG, WebP, TIFF or BMP picture" in said
+        assert "bomb.png" in visitor.message()
+        visitor.drop(evil)
+        visitor.set(steps=1)
+        visitor.start()
+        assert visitor.finish().startswith("Done: 1 picture")
+        assert visitor.page.title() != "owned"
+        assert visitor.page.locator("#moesr-results img[src=x], #moesr-chosen img").count() == 0
+
+
+def test_documents_run_no_script(nano: Path, served: Served, tmp_path: Path) -> None:
+    """SVG and HTML that were sent, opened as pages of this server."""
+    svg = b'<svg xmlns="http://www.w3.org/2000/svg">' + SCRIPT + b"</svg>"
+    with browser() as chrome:
+        for name, kind, data in (("a.html", "text/html", SCRIPT), ("a.svg", "image/svg+xml", svg)):
+            status, path = served.upload(name, data, kind)
+            assert status == 200, path
+            status, headers, _ = served.file(path)
+            if status != 200:
+                continue  # not even served
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+            page = chrome.new_page()
+            asked: list[str] = []
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            try:
+                page.goto(f"{served.url}{served.prefix.lstrip('/')}/file={path}".replace(":/file", "/file"))
+            except Error as error:  # it comes as a download
+                downloaded = "Download is starting" in str(error)
+                if not downloaded:
+                    raise
+            page.wait_for_timeout(300)
+            assert page.title() != "owned"
+            assert not [url for url in asked if url.endswith("/config")]
+            page.close()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../evil.png", "..\\..\\evil.png", "/etc/evil.png", "C:\\evil.png", "a/../../../evil.png", ".", "..", "...png",
+     "x" * 300 + ".png", "nul.png", "evil.png\x00.svg", "line\nbreak.png", "\u202egnp.exe", "%2e%2e%2fevil.png", ""],
+)  # fmt: skip
+def test_path_tricks_in_names(nano: Path, served: Served, good: Path, name: str) -> None:
+    status, path = served.upload(name, good.read_bytes())
+    if status == 200:
+        assert Path(path).resolve().is_relative_to(served.folder), path
+        assert Path(path).is_file()
+    assert not [p for p in served.folder.parent.rglob("*evil*") if not p.resolve().is_relative_to(served.folder)]
+    assert not Path("/etc/evil.png").exists()
+    assert served.ask("GET", "/config")[0] == 200
+
+
+def test_files_of_the_machine_stay_there(nano: Path, served: Served, good: Path) -> None:
+    secret = served.folder.parent / "secret.png"
+    source = served.folder.parent / "package" / "site" / "moesr" / "ui" / "builder.py"
+    assert secret.is_file()
+    assert source.is_file()
+    (home,) = served.folder.glob("moesr-*")
+    tricks = ["/etc/passwd", "//etc/passwd", "../../etc/passwd", "..%2f..%2fetc/passwd", secret, source, served.log,
+              home / "uploads" / ".." / ".." / ".." / "secret.png", f"{home}/results/../../../secret.png",
+              "/proc/self/environ", home, f"{home}/results", "file:///etc/passwd", "~/.bashrc", "page.log",
+              "secret.png"]  # fmt: skip
+    for path in tricks:
+        status, _, body = served.file(path)
+        assert status in (400, 403, 404, 422), (path, status, body[:80])
+    for path in ("/file/../../secret.png", "/static/../../../../etc/passwd", "/assets/..%2f..%2f..%2fapp.py",
+                 "/file=http://127.0.0.1:1/x", f"{served.prefix}/proxy=http://127.0.0.1:1/x"):  # fmt: skip
+        status, _, body = served.ask("GET", path)
+        assert status in (400, 403, 404, 405, 422), (path, status, body[:80])
+    for name in ("/etc/passwd", str(secret), "http://127.0.0.1:1/x.png", f"{home}/../../secret.png"):
+        claimed = {"path": name, "meta": {"_type": "gradio.FileData"}}
+        if gradio_version() < (4,):
+            claimed = {"name": name, "data": None, "is_file": True, "orig_name": name}
+        (result,) = served.call([{"image": claimed, "model": nano.stem, "steps": 1}])
+        assert result["result"] is None, (name, result)
+        assert result["error"], name
+        assert "root:" not in result["error"]
+    assert lives(nano, served, good)
+
+
+def test_more_than_may_be_sent_is_refused_early(nano: Path, served: Served) -> None:
+    status, _, _ = served.ask("POST", f"{served.prefix}/upload", b"", {"Content-Length": "0"})
+    assert status in (400, 415, 422)
+    huge = {"Content-Length": str(10**12), "Content-Type": "multipart/form-data; boundary=frame"}
+    status, _, body = served.ask("POST", f"{served.prefix}/upload", b"", huge)
+    assert status == 413
+    assert b"send fewer or smaller files" in body

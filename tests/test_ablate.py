@@ -1,0 +1,55 @@
+"""Variants that are trained and evaluated alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moesr.cli import main
+from moesr.errors import SettingError
+from moesr.training import config as configs
+from moesr.training.ablations import STEPS, Ablations, variants
+from tests import training_setup as setup
+
+
+def test_rows_of_a_table_take_equally_many_steps() -> None:
+    base = configs.load("ablation")
+    rows = {row.name: configs.load("ablation", list(row.overrides)) for row in variants(base)}
+    steps = {name: len(c.model.stages) * c.experts.loop.steps for name, c in rows.items()}
+    assert len(set(steps.values())) == 1
+    assert {(c.experts.trunk, c.experts.loop.batch, c.decoder.loop, c.first_stage) for c in rows.values()} == {
+        (base.experts.trunk, base.experts.loop.batch, base.decoder.loop, base.first_stage)
+    }
+    assert [len(c.model.stages) for c in rows.values()] == [1, 1, 4, 4, 4, 4, 4, 4]
+    assert [c.experts.space_experts for c in rows.values()][:4] == [0, 4, 0, 4]
+    decoders = [c for name, c in rows.items() if name in ("plain decoder", "+ LR fusion", "+ AFF", "+ FFL")]
+    parts = [(c.model.autoencoder.lr_fusion, c.model.autoencoder.refine) for c in decoders]
+    assert parts == [(False, False), (True, False), (True, True), (True, True)]
+    assert [c.decoder.frequency_weight > 0 for c in decoders] == [False, False, False, True]
+
+
+def test_one_expert_alone_cannot_be_compared(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="the config has one"):
+        Ablations("ablation", ["model.stages=[1000]"], tmp_path, tmp_path, tmp_path / "out", None, 0)
+
+
+@pytest.mark.slow
+def test_all_tables_from_photographs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos, metrics = setup.write_photos(tmp_path / "photos"), setup.write_metrics(tmp_path / "metrics")
+    plain = setup.values("kl")
+    plain["model"]["process"]["timesteps"] = plain["model"]["stages"][-1] = 1000
+    plain["decoder"] |= {"train": "decoder", "gan_start": 100}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(plain))
+    options = ["--data", str(photos), "--hr", str(photos), "--out", str(tmp_path / "out"), "--metrics", str(metrics)]
+    arguments = ["ablate", str(config), *options, "--crop", "64"]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [len(results[t]) for t in ("experts", "steps", "decoder")] == [4, 2 * len(STEPS), 4]
+    assert len({json.dumps(row) for table in results.values() for row in table.values()}) > 12
+    assert first.count("| ") > 18
+    assert main(arguments) == 0  # everything is there
+    assert capsys.readouterr().out == first

@@ -1,0 +1,271 @@
+"""Training configs, the parts of a run that machines can share, and what is kept on disk between stages."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import moesr
+from moesr.cli import main
+from moesr.config import averaged, with_space_experts
+from moesr.errors import SettingError
+from moesr.images.resize import resize
+from moesr.networks.autoencoder import Autoencoder
+from moesr.networks.denoiser import denoiser
+from moesr.training import config as configs
+from moesr.training import latents
+from moesr.training.engine import Engine
+from moesr.training.export import export
+from moesr.training.latents import LatentCrops, Stack, cached, shown
+from moesr.training.stages import train
+from tests import training_setup as setup
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return setup.write_metrics(tmp_path_factory.mktemp("weights") / "metrics")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return setup.write_photos(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.mark.parametrize(("name", "scale", "degradation"), [("paper_x4", 4, "blind"), ("paper_x8", 8, "bicubic")])
+def test_the_papers_models_have_the_papers_sizes(name: str, scale: int, degradation: str) -> None:
+    """Table 6: four experts of 133.3 M and a decoder of 72.06 M are 605.30 M. Appendix A.1: what is trained."""
+    config = configs.load(name)
+    with torch.device("meta"):
+        expert = denoiser(averaged(config.model.unet))
+        trained = denoiser(with_space_experts(config.model.unet, config.experts.space_experts))
+        autoencoder = Autoencoder(config.model.autoencoder)
+    count = sum(p.numel() for p in expert.parameters())
+    decoder = sum(p.numel() for p in autoencoder.parameters())
+    assert count / 1e6 == pytest.approx(133.31, abs=0.01)
+    assert decoder / 1e6 == pytest.approx(72.06, abs=0.01)
+    assert (4 * count + decoder) / 1e6 == pytest.approx(605.30, abs=0.01)
+    fcd = [autoencoder.decoder.fusion_layer_1, autoencoder.decoder.unet_1]
+    assert sum(p.numel() for m in fcd for p in m.parameters()) / 1e6 == pytest.approx(16.74, abs=0.01)
+    assert sum(k.endswith("moe_blocks.15.0.weight") for k in trained.state_dict()) == 6
+    assert (config.model.scale, config.degradation) == (scale, degradation)
+    assert config.model.process.kind == "ddpm"
+    assert config.model.stages == (250, 500, 750, 1000)
+    experts, decode = config.experts, config.decoder
+    assert (experts.loop.steps, experts.loop.batch, experts.loop.lr) == (100_000, 144, 5e-5)
+    assert (decode.loop.steps, decode.loop.batch, decode.loop.lr) == (50_000, 32, 1e-4)
+    assert (decode.train, decode.frequency_weight, decode.gan_start, decode.cache) == ("fcd", 10.0, 1000, 100_000)
+    assert (experts.crop, experts.size, decode.crop, decode.size) == (512, 512, 512, 512)
+    assert (experts.gamma, experts.ema, experts.trunk) == (0.999, 0.9999, None)
+
+
+def test_every_config_is_whole_and_is_its_own_inverse() -> None:
+    names = [path.stem for path in configs.CONFIGS.glob("*.json")]
+    assert {"tiny", "ablation", "paper_x4", "paper_x8"} <= set(names)
+    for name in names:
+        config = configs.load(name)
+        assert configs.from_dict(configs.to_dict(config)) == config
+
+
+def test_overrides_reach_every_depth() -> None:
+    overrides = ["decoder.loop.steps=7", "degradation=blind", "model.autoencoder.refine=false"]
+    overrides += ["model.stages=[500,1000]"]
+    config = configs.load("tiny", [*overrides, "decoder.lpips.vgg=0.5", "experts.trunk=null", "experts.loop.lr=1"])
+    assert config.decoder.loop.steps == 7
+    assert config.degradation == "blind"
+    assert config.model.autoencoder.refine is False
+    assert config.model.stages == (500, 1000)
+    assert config.decoder.lpips["vgg"] == 0.5
+    assert config.experts.trunk is None
+    assert config.experts.loop.lr == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("decoder.loop.stepps=7", r"decoder\.loop has no entry stepps; it has steps, batch, lr"),
+        ("decoder.lop.steps=7", r"decoder has no entry lop; it has loop"),
+        ("decodr.loop.steps=7", r"training has no entry decodr; it has model, degradation"),
+        ("model.unet.width=7", r"unet: unknown entries width"),
+        ("steps", r"'steps': write it as key=value"),
+        ("degradation.kind=x", r"degradation has no entries, it is 'mixed:0.6'"),
+        ("decoder.loop=3", r"decoder\.loop is 3, it must be a map"),
+        ("decoder.loop.steps=many", r"decoder\.loop\.steps is 'many', it must be a whole number"),
+        ("decoder.loop.steps=1.5", r"decoder\.loop\.steps is 1\.5, it must be a whole number"),
+        ("decoder.loop.batch=0", r"decoder\.loop\.batch is 0, it must be at least 1"),
+        ("experts.loop.precision=fp8", r"experts\.loop\.precision is 'fp8'; choose fp32, bf16, fp16"),
+        ("decoder.train=all", r"decoder\.train is 'all'; choose fcd, decoder, joint"),
+        ("first_stage.skip=1", r"first_stage\.skip is 1, it must be true or false"),
+        ("model.stages=4", r"model\.stages is 4, it must be a list"),
+    ],
+)
+def test_a_wrong_override_is_one_line(override: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SettingError, match=line):
+        configs.load("tiny", [override])
+    assert main(["train", "experts", "tiny", "--data", "x", "--out", "nowhere", "--override", override]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not Path("nowhere").exists()
+
+
+def test_a_wrong_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"nonesuch: no such training config; .* tiny"):
+        configs.load("nonesuch")
+    (tmp_path / "a.json").write_text("{broken")
+    with pytest.raises(SettingError, match=r"a\.json: is not JSON"):
+        configs.load(str(tmp_path / "a.json"))
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(SettingError, match=r"a\.json: is no training config"):
+        configs.load(str(tmp_path / "a.json"))
+
+
+def test_the_launchers_precision_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configs.load("tiny")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert configs.launched(config) == config
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    other = configs.launched(config)
+    assert other.experts.trunk is not None
+    loops = (other.first_stage.loop, other.experts.loop, other.experts.trunk, other.decoder.loop)
+    assert [loop.precision for loop in loops] == ["fp16"] * 4
+
+
+def test_experts_one_by_one_are_the_experts_of_one_run(photos: Path, metrics: Path, tmp_path: Path) -> None:
+    """Trunk here, expert 1 on another machine from copies of first stage and trunk, expert 0 here: the same weights."""
+    config = setup.config()
+    here, there, whole = (tmp_path / name for name in ("here", "there", "whole"))
+    train("first-stage", config, photos, here, metrics)
+    shutil.copytree(here, whole)
+    with pytest.raises(SettingError, match=r"train the trunk first, with --expert trunk, or copy it here"):
+        train("experts", config, photos, here, metrics, ["0"])
+    train("experts", config, photos, here, metrics, ["trunk"])
+    assert not (here / "stage0").exists()
+    for part in ("first_stage", "trunk"):
+        shutil.copytree(here / part, there / part)
+    train("experts", config, photos, there, metrics, ["1"])
+    assert not (there / "stage0").exists()
+    with pytest.raises(SettingError, match=r"stage0\.safetensors: not found; train expert 0 first, or copy it here"):
+        train("decoder", config, photos, there, metrics)
+    train("experts", config, photos, here, metrics, ["0"])
+    train("experts", config, photos, whole, metrics)
+    for root, stage in ((here, "stage0"), (there, "stage1")):
+        a, b = load_file(root / stage / f"{stage}.safetensors"), load_file(whole / stage / f"{stage}.safetensors")
+        assert all(torch.equal(a[k], b[k]) for k in b)
+    with pytest.raises(SettingError, match="expert 2: there is no such expert; choose from trunk, 0, 1"):
+        train("experts", config, photos, here, metrics, ["2"])
+    with pytest.raises(SettingError, match="only the stage experts has experts"):
+        train("decoder", config, photos, here, metrics, ["0"])
+
+
+class Numbers(torch.utils.data.Dataset[dict[str, Tensor]]):
+    def __len__(self) -> int:
+        return 21
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"a": torch.full((1, 4, 4), float(index))}
+
+
+def test_cached_items_are_made_once_and_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents, "FILE", 10)
+    made: list[int] = []
+
+    def make(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        if 20 in batch["index"] and not made.count(-1):
+            made.append(-1)
+            raise KeyboardInterrupt
+        made.extend(batch["index"].tolist())
+        return {"b": batch["a"] * 2}
+
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path / "c", Numbers(), make, {"crop": 4}, Engine())
+    found = cached(tmp_path / "c", Numbers(), make, {"crop": 4}, Engine())
+    assert sorted(made) == [-1, *range(21)]
+    assert found["b"].shape == (21, 1, 4, 4)
+    assert [float(found["b"][i].mean()) for i in range(21)] == [2.0 * i for i in range(21)]
+    assert found["b"][13, :, 1:3, 2].shape == (1, 2)
+    cached(tmp_path / "c", Numbers(), make, {"crop": 4}, Engine())
+    assert len(made) == 22
+    with pytest.raises(SettingError, match="made with crop 4, now it is 8; remove the folder to make it again"):
+        cached(tmp_path / "c", Numbers(), make, {"crop": 8}, Engine())
+
+
+def test_caches_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    save_file({"b": torch.arange(6.0).view(3, 2)}, tmp_path / "c.safetensors")
+    found = cached(tmp_path / "c", Numbers(), lambda batch: batch, {}, Engine())
+    assert torch.equal(found["b"][2], torch.tensor([4.0, 5.0]))
+
+
+def test_crops_of_tensors_at_other_rates_stay_aligned() -> None:
+    """x8 on a first stage of factor 4: half an LR pixel a latent cell, so crops start at every other cell."""
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    z = torch.stack([y, x])[None]
+    lr = z[..., ::2, ::2]
+    crops = LatentCrops({"z": z, "lr": lr}, {"z": 1, "lr": Fraction(1, 2)}, 8, 50)
+    corners = set()
+    for i in range(50):
+        item = crops[i]
+        assert item["z"].shape == (2, 8, 8)
+        assert torch.equal(item["lr"], item["z"][..., ::2, ::2])
+        corners.add(tuple(item["z"][:, 0, 0].tolist()))
+    assert len(corners) > 20
+    with pytest.raises(SettingError, match="choose a multiple of 2"):
+        LatentCrops({"z": z, "lr": lr}, {"z": 1, "lr": Fraction(1, 2)}, 7, 50)
+
+
+def test_experts_are_shown_the_lr_image_at_latent_size() -> None:
+    lr = torch.rand(1, 3, 8, 8) * 2 - 1
+    assert shown(lr, torch.zeros(1, 3, 8, 8)) is lr
+    assert torch.equal(shown(lr, torch.zeros(1, 3, 16, 16)), resize(lr, (16, 16)).clamp(-1, 1))
+
+
+def test_x8_trains_through_all_stages(photos: Path, metrics: Path, tmp_path: Path) -> None:
+    plain = setup.values("kl")
+    plain["model"]["scale"] = 8
+    config = configs.from_dict(plain)
+    config = replace(config, experts=replace(config.experts, trunk=None))
+    for stage in ("first-stage", "experts", "decoder"):
+        train(stage, config, photos, tmp_path, metrics)
+    assert (tmp_path / "decoder" / "decoder.safetensors").exists()
+    assert configs.load(str(tmp_path / "decoder" / "config.json")) == config
+
+
+def test_the_papers_recipe_runs_at_a_small_size(photos: Path, metrics: Path, tmp_path: Path) -> None:
+    """DDPM, codes, blind degradation, the paper's decoder stage: paper_x4 with everything made small."""
+    overrides = [f"model.unet.{k}" for k in ("model_channels=32", "channel_mult=[1,1]", "attention_downsamples=[2]")]
+    overrides += ["model.autoencoder.ch=32", "model.autoencoder.num_res_blocks=1", "model.autoencoder.n_embed=32"]
+    overrides += ["first_stage.lpips=alex", 'decoder.lpips={"alex":1.0}', "decoder.sample_steps=2"]
+    overrides += ["experts.space_experts=4", "model.unet.num_res_blocks=1", "first_stage.crop=64"]
+    for stage in ("first_stage", "experts", "decoder"):
+        overrides += [f"{stage}.loop.{k}" for k in ("steps=1", "batch=2", "workers=0")]
+    for stage in ("experts", "decoder"):
+        overrides += [f"{stage}.{k}" for k in ("crop=64", "size=64", "cache=2")]
+    config = configs.load("paper_x4", overrides)
+    for stage in ("first-stage", "experts", "decoder"):
+        train(stage, config, photos, tmp_path, metrics)
+    model = moesr.load(export(config, tmp_path, tmp_path / "model.safetensors"))
+    assert (model.process.kind, model.config.name, len(model.config.stages)) == ("ddpm", "moesr-x4", 4)
+    assert moesr.upscale(model, np.zeros((8, 10, 3), np.uint8), steps=4).shape == (32, 40, 3)
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_a_folder_that_cannot_be_is_one_line(
+    out: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    config = setup.write_config(tmp_path / "config.json")
+    assert main(["train", "first-stage", str(config), "--data", str(photos), "--out", str(tmp_path / out)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be read or written" in line
+
+
+def test_a_stack_is_its_tensors_one_behind_the_other() -> None:
+    whole = torch.randn(7, 3)
+    stack = Stack([whole[:3], whole[3:6], whole[6:]])
+    assert stack.shape == whole.shape
+    assert all(torch.equal(stack[i], whole[i]) for i in range(7))

@@ -1,0 +1,321 @@
+"""A run of training as such: exact resume, kills, NaN, processes, pictures, logs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from moesr.cli import main
+from moesr.errors import NumericsError, SettingError
+from moesr.training import board
+from moesr.training.config import TrainingConfig
+from moesr.training.config import load as load_config
+from moesr.training.engine import Engine
+from moesr.training.loop import LoopConfig, run
+from moesr.training.stages import train
+from tests import training_setup as setup
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("first-stage", "experts", "decoder")
+#: gloo looks for an interface by the host's name, which not every machine knows.
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+TASKS = setup.TASKS
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return setup.write_metrics(tmp_path_factory.mktemp("weights") / "metrics")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return setup.write_photos(tmp_path_factory.mktemp("data") / "photos")
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in found]
+
+
+def tensors(state: Any, name: str = "") -> dict[str, Tensor]:
+    """Every tensor of a state, by its place in there."""
+    if isinstance(state, Tensor):
+        return {name: state}
+    inner = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    return {k: v for key, value in inner for k, v in tensors(value, f"{name}/{key}").items()}
+
+
+def go(name: str, settings: TrainingConfig, metrics: Path, folder: Path, stop: int | None = None) -> None:
+    """Run a stage in `folder`; at step `stop` it breaks off."""
+    kind = TASKS[name]
+    task = setup.task(name, metrics, settings)
+    step: Callable[..., dict[str, float]] = task.step
+
+    def breaking(batch: Any, index: int) -> dict[str, float]:
+        if index == stop:
+            raise KeyboardInterrupt
+        return step(batch, index)
+
+    task.step = breaking  # type: ignore[method-assign]
+    run(task, setup.Items(4 if kind == "kl" else 3), settings.first_stage.loop, folder)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_resume_is_exact(name: str, metrics: Path, tmp_path: Path) -> None:
+    """Losses, weights, optimisers and averages are those of the run that was not stopped, to the bit."""
+    settings = setup.config(TASKS[name], steps=5, save_every=2, log_every=3)
+    go(name, settings, metrics, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        go(name, settings, metrics, tmp_path / "broken", stop=3)
+    assert torch.load(tmp_path / "broken" / "state.pt", weights_only=True)["step"] == 2
+    go(name, settings, metrics, tmp_path / "broken")
+    assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
+    whole, broken = (torch.load(tmp_path / f / "state.pt", weights_only=True) for f in ("whole", "broken"))
+    a, b = tensors(whole), tensors(broken)
+    assert a.keys() == b.keys()
+    assert len(a) > 50
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+
+
+def test_a_killed_run_loses_less_than_an_interval_and_goes_on_exactly(
+    photos: Path, metrics: Path, tmp_path: Path
+) -> None:
+    path = setup.write_config(tmp_path / "config.json", "kl", steps=12, save_every=4)
+    arguments = ["train", "first-stage", str(path), "--data", str(photos), "--metrics", str(metrics), "--threads", "1"]
+    log = tmp_path / "killed" / "first_stage" / "log.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moesr", *arguments, "--out", str(tmp_path / "killed")],
+        cwd=ROOT, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        limit = time.monotonic() + 120
+        while not (log.exists() and len(log.read_text().splitlines()) >= 6):
+            assert process.poll() is None, "ended before it could be killed"
+            assert time.monotonic() < limit
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = rows(log.parent)[-1]["step"]
+    kept = torch.load(log.parent / "state.pt", weights_only=True)["step"]
+    assert done - 4 <= kept < 12
+    threads = torch.get_num_threads()
+    try:
+        for out in ("killed", "whole"):
+            assert main([*arguments, "--out", str(tmp_path / out)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert rows(log.parent) == rows(tmp_path / "whole" / "first_stage")
+    a, b = (load_file(tmp_path / out / "first_stage" / "first_stage.safetensors") for out in ("killed", "whole"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def on_two_processes(command: list[str]) -> None:
+    """Run Python with these arguments twice, as `accelerate launch` does, over gloo."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    around = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    running = []
+    for rank in ("0", "1"):
+        environment = {**os.environ, **LOOPBACK, **around, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        running.append(
+            subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        )
+    try:
+        for process in running:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors[-2000:]
+    finally:
+        for process in running:
+            process.kill()
+
+
+def test_two_processes_equal_one(metrics: Path, tmp_path: Path) -> None:
+    """The same global batch, shared by two, in every stage with adversary and codebook at work.
+
+    Gradients of the first step (Adam's first moment, tenths or halves of them) and batch norms' statistics: within
+    1e-4 of their norm, for float32 sums in another order (measured: at most 4e-6). Losses of the steps after it: 1e-3,
+    as Adam divides each gradient by its own size, so that weights whose gradient is all rounding move by up to the
+    learning rate (measured: at most 5e-4). A half batch's own gradient is off by about its norm.
+    """
+    code = "import sys, pathlib; from tests import training_setup as t; t.every_stage(*map(pathlib.Path, sys.argv[1:]))"
+    on_two_processes(["-c", code, str(metrics), str(tmp_path / "two")])
+    setup.every_stage(metrics, tmp_path / "one")
+    for name in TASKS:
+        one, two = (torch.load(tmp_path / n / "1" / name / "state.pt", weights_only=True) for n in ("one", "two"))
+        a, b = tensors(one["parts"]), tensors(two["parts"])
+        compared = [k for k in a if k.endswith(("exp_avg", "running_mean", "running_var"))]
+        assert len(compared) > 20
+        for part in {k.split("/")[1] for k in compared}:
+            keys = [k for k in compared if k.split("/")[1] == part]
+            distance = sum(float((a[k] - b[k]).square().sum()) for k in keys) ** 0.5
+            norm = sum(float(a[k].square().sum()) for k in keys) ** 0.5
+            assert distance < 1e-4 * norm, (name, part, distance / norm)
+        losses = rows(tmp_path / "one" / "3" / name), rows(tmp_path / "two" / "3" / name)
+        assert len(losses[0]) == len(losses[1]) == 3
+        for x, y in zip(*losses):
+            assert x == pytest.approx(y, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_scales_all_stages(photos: Path, metrics: Path, tmp_path: Path) -> None:
+    """From photographs to a decoder on two processes; cached latents are rounded to fp16, and codes may flip: 5e-3."""
+    path = setup.write_config(tmp_path / "config.json", "kl", steps=3, batch=4)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher += ["--main_process_port", "0", "-m", "moesr", "train"]
+    for stage in STAGES:
+        options = [str(path), "--data", str(photos), "--metrics", str(metrics), "--out", str(tmp_path / "two")]
+        environment = {**os.environ, **LOOPBACK, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        subprocess.run([*launcher, stage, *options, "--threads", "1"], cwd=ROOT, env=environment, check=True)
+        train(stage, load_config(str(path)), photos, tmp_path / "one", metrics)
+    for stage in ("first_stage", "trunk", "stage0", "stage1", "decoder"):
+        for a, b in zip(rows(tmp_path / "one" / stage), rows(tmp_path / "two" / stage)):
+            assert a == pytest.approx(b, rel=5e-3)
+
+
+def test_parts_of_a_batch_add_up_to_it(metrics: Path, tmp_path: Path) -> None:
+    """Gradient accumulation: one expert's steps are the same in one, two and four parts."""
+    found = []
+    for parts in (1, 2, 4):
+        settings = setup.config(steps=3, batch=4, accumulate=parts)
+        go("expert", settings, metrics, tmp_path / str(parts))
+        found.append(rows(tmp_path / str(parts)))
+    assert found[0][0]["l2"] != found[0][1]["l2"]
+    for other in found[1:]:
+        for a, b in zip(found[0], other):
+            assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_nan_stops_and_keeps_the_last_good_state(metrics: Path, tmp_path: Path) -> None:
+    settings = setup.config(steps=3)
+    task = setup.task("first", metrics, settings)
+    step: Callable[..., dict[str, float]] = task.step
+    task.step = lambda batch, index: {"l1": float("nan")} if index == 2 else step(batch, index)  # type: ignore[method-assign]
+    with pytest.raises(NumericsError, match=r"step 2: loss l1 is nan; last good state is .*state\.pt"):
+        run(task, setup.Items(3), settings.first_stage.loop, tmp_path)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
+
+
+def test_weights_that_are_not_numbers_are_not_saved(metrics: Path, tmp_path: Path) -> None:
+    """A step can break the weights while its own loss still is a number."""
+    settings = setup.config(steps=3)
+    task = setup.task("expert", metrics, settings)
+    step: Callable[..., dict[str, float]] = task.step
+
+    def breaking(batch: Any, index: int) -> dict[str, float]:
+        losses = step(batch, index)
+        if index == 1:
+            with torch.no_grad():
+                next(iter(task.network.parameters())).fill_(float("inf"))
+        return losses
+
+    task.step = breaking  # type: ignore[method-assign]
+    with pytest.raises(NumericsError, match="weights of network"):
+        run(task, setup.Items(3), settings.first_stage.loop, tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == 1
+    assert all(bool(torch.isfinite(v).all()) for v in tensors(state).values() if v.is_floating_point())
+
+
+def test_tensorboard_has_losses_and_pictures(metrics: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for name in ("first", "fcd", "joint"):
+        settings = setup.config(TASKS[name], steps=2, save_every=2)
+        go(name, settings, metrics, tmp_path / name)
+        events = accumulator.EventAccumulator(str(tmp_path / name / "tensorboard"))
+        events.Reload()
+        assert {"l1", "lr"} <= set(events.Tags()["scalars"])
+        assert [e.value for e in events.Scalars("l1")] == pytest.approx([r["l1"] for r in rows(tmp_path / name)])
+        (image,) = events.Images(events.Tags()["images"][0])
+        assert (image.width, image.height) == (3 * 32, 4 * (32 + 4))
+        assert image.step == 2
+
+
+def test_pictures_change_nothing(metrics: Path, tmp_path: Path) -> None:
+    """A run with pictures at every step is the run without them; batch norms do not see them."""
+    for folder, every in (("few", 4), ("many", 1)):
+        settings = setup.config("kl", steps=4, save_every=4, image_every=every)
+        go("joint", settings, metrics, tmp_path / folder)
+    assert rows(tmp_path / "few") == rows(tmp_path / "many")
+    few, many = (torch.load(tmp_path / f / "state.pt", weights_only=True)["parts"] for f in ("few", "many"))
+    a, b = tensors(few), tensors(many)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_without_tensorboard_it_is_said_once(
+    metrics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    board._writer.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for folder in ("a", "b"):
+            go("expert", setup.config(), metrics, tmp_path / folder)
+    board._writer.cache_clear()
+    assert [r.message for r in caplog.records if "TensorBoard" in r.message] == [
+        "TensorBoard is not installed (pip install tensorboard): losses are in log.jsonl alone"
+    ]
+    assert len(rows(tmp_path / "b")) == 2
+
+
+def test_without_accelerate_a_line_says_what_to_install(
+    photos: Path, metrics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    config = setup.write_config(tmp_path / "config.json")
+    options = ["--data", str(photos), "--out", str(tmp_path / "run"), "--metrics", str(metrics)]
+    assert main(["train", "first-stage", str(config), *options]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: training needs HF accelerate: pip install 'moesr[train]'")
+
+
+def test_a_batch_that_does_not_divide_is_refused(metrics: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="batch 4: 1 processes x 3 parts do not divide it; choose a multiple of 3"):
+        go("expert", setup.config(batch=4, accumulate=3), metrics, tmp_path)
+
+
+def test_a_state_of_another_config_is_refused(metrics: Path, tmp_path: Path) -> None:
+    settings = setup.config()
+    go("expert", settings, metrics, tmp_path)
+    wider = replace(settings, model=replace(settings.model, unet=replace(settings.model.unet, model_channels=32)))
+    with pytest.raises(SettingError, match=r"state\.pt: is of another config .* train into another folder"):
+        go("expert", wider, metrics, tmp_path)
+
+
+def test_a_run_that_stopped_before_its_export_exports(metrics: Path, tmp_path: Path) -> None:
+    settings = setup.config()
+    go("expert", settings, metrics, tmp_path)
+    (tmp_path / "stage0.safetensors").unlink()
+    go("expert", settings, metrics, tmp_path)
+    assert (tmp_path / "stage0.safetensors").exists()
+
+
+def test_fp16_needs_a_gpu_and_says_so() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SettingError, match="precision fp16"):
+        _ = Engine(precision="fp16").accelerator
+
+
+def test_workers_load_the_same_batches(metrics: Path, tmp_path: Path) -> None:
+    for folder, workers in (("none", 0), ("one", 1)):
+        settings = setup.config(workers=workers)
+        go("expert", settings, metrics, tmp_path / folder)
+    assert rows(tmp_path / "none") == rows(tmp_path / "one")
+    assert LoopConfig().workers == 0

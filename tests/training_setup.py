@@ -1,0 +1,135 @@
+"""Very small models, photographs and metrics to train with, in seconds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from moesr.config import AutoencoderConfig
+from moesr.networks.autoencoder import Autoencoder
+from moesr.training.config import TrainingConfig, from_dict
+from moesr.training.decoder import FCD
+from moesr.training.experts import Expert
+from moesr.training.first_stage import FirstStage
+from moesr.training.joint import Joint
+from moesr.training.loop import Batch, run
+
+#: Stages by name, with the config that they are tested with.
+TASKS = {"first": "vq", "expert": "vq", "fcd": "vq", "joint": "kl"}
+
+LOOP = {"steps": 2, "batch": 2, "warmup": 1, "save_every": 1, "log_every": 1}
+
+
+def values(kind: str = "vq", **loop: Any) -> dict[str, Any]:
+    """A training config: "vq" as the paper has it, "kl" as `tiny` has it (skip, joint training)."""
+    steps = {**LOOP, **loop}
+    unet = {"model_channels": 16, "channel_mult": [1, 1], "num_res_blocks": 1, "attention_downsamples": [2]}
+    unet |= {"num_head_channels": 8, "norm_groups": 8}
+    autoencoder = {"ch": 16, "num_res_blocks": 1, "n_embed": 32, "fusion_growth": 8, "fusion_blocks": 1}
+    autoencoder |= {"norm_groups": 8, "mid_attention": False}
+    process = {"kind": "residual_shift", "timesteps": 100, "predict": "residual"}
+    first: dict[str, Any] = {"loop": steps, "crop": 32, "lpips": "alex", "quantise_start": 1, "gan_start": 1}
+    decoder: dict[str, Any] = {"loop": steps, "crop": 64, "cache": 5, "sample_steps": 2, "train": "fcd"}
+    decoder |= {"lpips": {"alex": 1.0}, "consistency": 1.0, "gan_start": 1, "adversary": 8}
+    if kind == "kl":
+        unet |= {"in_channels": 7, "out_channels": 4}
+        autoencoder |= {"kind": "kl", "z_channels": 4, "embed_dim": 4, "lr_skip": True}
+        first |= {"skip": True, "guide_weight": 1.0}
+        decoder |= {"train": "joint", "rehearsed": 0.25, "alternate": True}
+    model = {"name": "seed", "scale": 4, "steps": 2, "stages": [50, 100]}
+    return {
+        "model": {**model, "unet": unet, "autoencoder": autoencoder, "process": process},
+        "first_stage": first,
+        "experts": {"loop": steps, "trunk": steps, "crop": 64, "cache": 5},
+        "decoder": decoder,
+    }
+
+
+def config(kind: str = "vq", **loop: Any) -> TrainingConfig:
+    return from_dict(values(kind, **loop))
+
+
+def write_config(path: Path, kind: str = "vq", **loop: Any) -> Path:
+    path.write_text(json.dumps(values(kind, **loop)))
+    return path
+
+
+def write_photos(folder: Path) -> Path:
+    folder.mkdir()
+    y, x = np.mgrid[:80, :90]
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        pixels = np.stack([(x * (i + 1)) % 256, (y * 3) % 256, (x + y) % 256], axis=-1)
+        pixels = pixels * 0.7 + rng.integers(0, 70, pixels.shape)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def write_metrics(folder: Path) -> Path:
+    """Random weights in the shape of LPIPS's files."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    shapes = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
+    features = {f"features.{i}.weight": torch.randn(o, c, k, k) / (c * k * k) ** 0.5 for i, (o, c, k) in shapes.items()}
+    features |= {f"features.{i}.bias": torch.zeros(o) for i, (o, _, _) in shapes.items()}
+    save_file(features, folder / "alexnet_features.safetensors")
+    widths = enumerate((64, 192, 384, 256, 256))
+    save_file(
+        {f"alex.lin{i}.model.1.weight": torch.rand(1, w, 1, 1) for i, w in widths}, folder / "lpips_heads.safetensors"
+    )
+    return folder
+
+
+def task(name: str, metrics: Path, settings: TrainingConfig) -> FirstStage | Expert | FCD | Joint:
+    """A stage by name (first, expert, fcd, decoder, joint) with networks of random weights before it."""
+    model = settings.model
+    if name == "first":
+        return FirstStage(model.autoencoder, settings.first_stage, metrics)
+    if name == "expert":
+        return Expert(model, settings.experts, settings.experts.loop, (0, 50), "stage0")
+    torch.manual_seed(5)
+    first = Autoencoder(AutoencoderConfig(**{**vars(model.autoencoder), "lr_fusion": False, "refine": False}))
+    if name != "joint":
+        return FCD(model.autoencoder, settings.decoder, first.state_dict(), metrics)
+    expert = Expert(model, settings.experts, settings.experts.loop, (0, 50), "stage0").network
+    return Joint(model, settings.decoder, first.state_dict(), expert.state_dict(), 40, 0.999, metrics, True)
+
+
+class Items(torch.utils.data.Dataset[Batch]):
+    """Random batches' items with everything that any stage wants; a function of the index."""
+
+    def __init__(self, channels: int, length: int = 100) -> None:
+        self.channels, self.length = channels, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Batch:
+        generator = torch.Generator().manual_seed(index)
+        item: Batch = {k: torch.randn(self.channels, 8, 8, generator=generator) for k in ("x0", "y", "z")}
+        item |= {"lr": torch.rand(3, 8, 8, generator=generator) * 2 - 1}
+        return item | {"hr": torch.rand(3, 32, 32, generator=generator) * 2 - 1}
+
+
+def every_stage(metrics: Path, out: Path) -> None:
+    """One step of each stage into out/1, and two more from there into out/3, from the same random start each time."""
+    for steps in (1, 3):
+        for name, kind in TASKS.items():
+            plain = values(kind, steps=3, batch=4, lr=1e-4, save_every=1)
+            plain["first_stage"] |= {"quantise_start": 0, "gan_start": 0}
+            plain["decoder"] |= {"gan_start": 0}
+            settings = from_dict(plain)
+            loop = replace(settings.decoder.loop, steps=steps)
+            stage = task(name, metrics, settings)
+            run(stage, Items(4 if kind == "kl" else 3), loop, out / name)
+            if stage.engine.main:
+                shutil.copytree(out / name, out / str(steps) / name)
+            stage.engine.wait()
