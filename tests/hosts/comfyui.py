@@ -122,6 +122,11 @@ class Comfy:
         with open(f"/proc/{self.process.pid}/status") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS"))
 
+    def worked(self) -> float:
+        """Seconds that the process has computed, on all cores together."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     @contextmanager
     def listening(self) -> Iterator[Any]:
         """The websocket of this client."""
