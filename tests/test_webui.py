@@ -222,6 +222,16 @@ def test_progress_is_told_and_the_hosts_own_figures_come_back(
     assert "MoESR: step 2 of 2, tile 1 of 1" in [text for _, text in seen]
 
 
+def test_a_large_picture_is_done_in_tiles(host: Host, loaded: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    before = module("host").show
+    monkeypatch.setattr(module("host"), "show", lambda *a: before(*a) or seen.add(a[1]))
+    host.opts.data["moesr_tile"] = "64"
+    data = named(host, "nano")
+    assert data.scaler.upscale(picture(40, 30), 4, data.data_path).size == (160, 120)
+    assert "MoESR: step 1 of 2, tile 6 of 6" in seen
+
+
 def test_a_missing_model_file_is_named(host: Host, loaded: ModuleType) -> None:
     data = named(host, "nano")
     Path(data.data_path).unlink()
