@@ -41,7 +41,8 @@ def work(client: Any, job: dict[str, Any]) -> dict[str, Any]:
             info = json.loads(Path(info).read_text()) if isinstance(info, str) else info
             done["told"].append(info)
             done["result"], done["info"] = result, info
-        called.result()  # raises what the loop has kept to itself
+        if done["result"] is None:
+            called.result()  # raises what the loop has kept to itself
     except Exception as error:  # its words are what the caller wants to see
         done["error"] = str(error)
     done["ended"] = time.time()
