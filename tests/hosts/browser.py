@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.hosts.setup_comfyui import browser
+from tests.hosts.setup_browser import chromium
 
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
@@ -54,9 +54,9 @@ def window(url: str, folder: Path, width: int = 1500, height: int = 950) -> Iter
 
     folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser(), args=list(ARGUMENTS))
+        started = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
         try:
-            page = chromium.new_page(viewport={"width": width, "height": height})
+            page = started.new_page(viewport={"width": width, "height": height})
             page.set_default_timeout(90_000)
             shown = Window(page, folder)
             page.on("console", lambda message: shown.said.append(f"{message.type}: {message.text}"))
@@ -68,7 +68,7 @@ def window(url: str, folder: Path, width: int = 1500, height: int = 950) -> Iter
             )
             yield shown
         finally:
-            chromium.close()
+            started.close()
 
 
 def read(path: Path) -> dict[str, Any]:

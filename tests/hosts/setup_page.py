@@ -14,7 +14,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("moesr", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def page_python() -> Path:
@@ -41,16 +40,3 @@ def install_package(folder: Path) -> Path:
     with zipfile.ZipFile(next(folder.glob("moesr-*.whl"))) as wheel:
         wheel.extractall(site)
     return site
-
-
-def chromium() -> str:
-    """The path of a Chromium, which is installed if it is missing and this may be done (Debian, as root)."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "update", "-qq"], check=True, env=quiet)
-        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "fonts-dejavu-core"]
-        subprocess.run(command, check=True, env=quiet, stdout=subprocess.DEVNULL)
-        found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert found, f"no browser: install one of {', '.join(BROWSERS)}"
-    return found

@@ -160,14 +160,15 @@ def test_a_hundred_jobs_leave_memory_where_it_was(nano: Path, served: Served, pi
 
 
 def test_only_this_machine_can_reach_it(nano: Path, served: Served) -> None:
-    where = urlsplit(served.url)
+    port = urlsplit(served.url).port
+    assert port is not None
     with open("/proc/net/tcp") as file:
         listening = [line.split()[1] for line in file if line.split()[3] == "0A"]
-    assert [place for place in listening if place.endswith(f":{where.port:04X}")] == [f"0100007F:{where.port:04X}"]
-    for address in {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), where.port, socket.AF_INET)}:
+    assert [place for place in listening if place.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
+    for address in {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)}:
         if not address.startswith("127."):
             with pytest.raises(OSError, match="refused"):
-                socket.create_connection((address, where.port), 5).close()
+                socket.create_connection((address, port), 5).close()
 
 
 def test_nothing_is_told_to_anybody(nano: Path, served: Served, called: list[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 # Installed beside the tests only where the page is tested (see docs/page.md).
 from playwright.sync_api import Browser, Locator, Page, sync_playwright  # type: ignore[import-not-found]
 
-from tests.hosts.setup_page import chromium
+from tests.hosts.setup_browser import chromium
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 SHOTS = os.environ.get("MOESR_PAGE_SHOTS", "")
