@@ -511,6 +511,30 @@ def test_the_model_is_one_for_tab_and_upscaler(host: Host, tab: Any) -> None:
     assert module("engine").engine().networks() is networks
 
 
+def test_cancel_changes_one_button(tab: Any) -> None:
+    handlers = import_module("moesr.ui.handlers").Handlers(tab.desk())
+    assert handlers.cancel("") == {"__type__": "update", "interactive": False}
+
+
+def test_options_reach_events_that_forge_has_wrapped(loaded: ModuleType) -> None:
+    given = {}
+
+    class EventWrapper:
+        """modules/gradio_extensions.py of Forge."""
+
+        def __init__(self, replaced_event: Any) -> None:
+            self.replaced_event = replaced_event
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return self.replaced_event(*args, **kwargs)
+
+    def click(fn: Any, inputs: Any = None, outputs: Any = None, *, js: Any = None, queue: bool = True) -> None:
+        given.update(js=js, queue=queue)
+
+    import_module("moesr.ui.compat").on(EventWrapper(click), None, js="f", queue=False)
+    assert given == {"js": "f", "queue": False}
+
+
 def test_only_results_are_sent_on(tab: Any, tmp_path: Path) -> None:
     secret = tmp_path / "secret.png"
     picture().save(secret)

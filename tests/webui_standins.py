@@ -73,7 +73,8 @@ class OptionInfo:
         self, default=None, label="", component=None, component_args=None, onchange=None, section=None, refresh=None,
         comment_before="", comment_after="", infotext=None, restrict_api=False, category_id=None,
     ) -> None:  # fmt: skip
-        self.default, self.label, self.component, self.component_args = default, label, component, component_args
+        self.default, self.label, self.component = default, label, component
+        self.component_args: Any = component_args
         self.section, self.infotext, self.category_id, self.comment_after = (
             section,
             infotext,
