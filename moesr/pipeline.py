@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -178,6 +178,7 @@ class Run:
         sampler, spacing = choose(process, steps, sampler, spacing)
         timesteps = process.timesteps(steps, spacing)
         bank.start(timesteps)
+        embedded: dict[int, Tensor] = {}  # the time of the step at work, for all tiles
 
         def predict_tile(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]) -> Tensor:
             self._advance(len(windows))
@@ -185,7 +186,10 @@ class Run:
             shift = None if y is None else torch.cat([_crop(y, i, w) for i, w in zip(images, windows)])
             x, cond = process.scale_input(z, t).to(self.model.dtype), cond.to(self.model.dtype)
             with bank.stage(t) as expert:
-                out = expert(x, torch.full((len(x),), t, device=x.device), cond)
+                if t not in embedded:
+                    embedded.clear()
+                    embedded[t] = cast(Any, expert).embed(torch.tensor([t], device=x.device), x.dtype)
+                out = expert(x, embedded[t], cond)
             return process.x0(out.float(), z, t, shift)
 
         def predict(z: Tensor, t: int) -> Tensor:
@@ -214,7 +218,7 @@ class Run:
             features = None
             if fidelity or autoencoder.config.lr_skip:
                 features = autoencoder.features(self._upsampled(image, window))
-            return autoencoder.decode(_crop(z, image, window).to(self.model.dtype), features, fidelity)
+            return autoencoder.decode(_crop(z, image, window), features, fidelity)
 
         self.latest = z
         height, width = (side * self.factor for side in self.condition.cells)
