@@ -39,7 +39,8 @@ def can_fold(x: Tensor, short: nn.Conv2d, *layers: tuple[nn.Conv2d, nn.BatchNorm
 
 def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that does what `conv`, without bias, and `norm` do; folded in float32."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
     weight = conv.weight.float() * scale[:, None, None, None]
     return weight.to(dtype), (norm.bias.float() - norm.running_mean.float() * scale).to(dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import SwinUNetConfig
-from .layers import Upsample, group_norm, laid_out, timestep_embedding
+from .layers import Upsample, group_norm, timestep_embedding
 from .swin import SwinLayer
 from .unet import Block, Downsample, ResBlock
 

@@ -85,9 +85,10 @@ class Block(nn.Sequential):
 class UNet(nn.Module):
     """Predicts noise, clean latent or residual (the process says which) from a noisy latent joined to its condition.
 
-    forward(x [B, in_channels, H, W], t [B]) -> [B, out_channels, H, W]; H and W multiples of `config.multiple`. t may be
-    their embedding [B or 1, E], from `embed`. The condition is the last channels of x, or is given apart as `lr`. Level `i` works at 1 / 2^i of the latent; attention
-    and Space MoE stand where the rate is in `attention_downsamples`, and always in the middle.
+    forward(x [B, in_channels, H, W], t [B]) -> [B, out_channels, H, W]; H and W multiples of `config.multiple`. t may
+    be their embedding [B or 1, E], from `embed`. The condition is the last channels of x, or is given apart as `lr`.
+    Level `i` works at 1 / 2^i of the latent; attention and Space MoE stand where the rate is in
+    `attention_downsamples`, and always in the middle.
     """
 
     def __init__(self, config: UNetConfig) -> None:
