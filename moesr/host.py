@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 from collections.abc import Callable
@@ -61,10 +62,11 @@ class NullHost:
         return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
     def release(self) -> None:
-        """Collect garbage and empty the device's cache."""
+        """Collect garbage, empty the device's cache, and have the allocator give back what nobody uses."""
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        give_back()
 
 
 def shrinking(host: Host, tile: int, smallest: int, attempt: Callable[[int], R]) -> tuple[R, int]:
@@ -85,6 +87,15 @@ def shrinking(host: Host, tile: int, smallest: int, attempt: Callable[[int], R])
         # Outside of the handler, so that the failed attempt's tensors are gone when memory is counted again.
         host.release()
         tile = max(smallest, tile // 2)
+
+
+def give_back() -> None:
+    """Returns memory that was freed to the system where the C library otherwise keeps it (glibc), else does nothing."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return
+    trim(0)
 
 
 def _free_system_memory() -> int:
