@@ -18,6 +18,10 @@ R = TypeVar("R")
 UNKNOWN_FREE = 4 * 2**30
 
 
+#: What allocators say that raise a plain RuntimeError: devices', torch's on the CPU, the C++ library's, and oneDNN's.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "could not create a memory")
+
+
 class Host(Protocol):
     """The surroundings of a run. ComfyUI and the WebUIs bring their own; NullHost is the plain process."""
 
@@ -59,7 +63,7 @@ class NullHost:
         if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
             return True
         text = str(error).lower()
-        return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+        return isinstance(error, RuntimeError) and any(sign in text for sign in OUT_OF_MEMORY)
 
     def release(self) -> None:
         """Collect garbage, empty the device's cache, and have the allocator give back what nobody uses."""
@@ -69,7 +73,7 @@ class NullHost:
         give_back()
 
 
-def shrinking(host: Host, tile: int, smallest: int, attempt: Callable[[int], R]) -> tuple[R, int]:
+def shrinking(host: Host, tile: int, smallest: int, attempt: Callable[[int], R], what: str = "tiles") -> tuple[R, int]:
     """The result of `attempt(tile)` and the tile it succeeded with: out of memory halves the tile and tries again.
 
     Raises SettingError when the smallest tile does not fit either; other errors pass through.
@@ -82,7 +86,7 @@ def shrinking(host: Host, tile: int, smallest: int, attempt: Callable[[int], R])
                 raise
             if tile <= smallest:
                 raise SettingError(
-                    f"out of memory even with tiles of {tile}: free some memory or use --dtype fp16"
+                    f"out of memory even with {what} of {tile}: free some memory or use --dtype fp16"
                 ) from error
         # Outside of the handler, so that the failed attempt's tensors are gone when memory is counted again.
         host.release()

@@ -18,6 +18,7 @@ from .diffusion.samplers import Noise, choose, sample
 from .diffusion.tiled import tiled
 from .errors import NumericsError, SettingError
 from .host import shrinking
+from .images import finish as finishing
 from .images.assembly import Store, resized_rows
 from .images.canvas import Canvas, as_canvas
 from .images.colour import COLOUR_FIXES
@@ -136,9 +137,13 @@ class Run:
         if self.model.config.unet.mask:
             color_fix = "none"  # what is hidden has no colours to go by
         size = result_size(canvas, sr, scale)
-        fixed = [fix_colour(color_fix, sr, i, lr[i], wrap) for i in range(len(lr))]
-        final = [resized_rows(rows, sr.height, sr.width, size, wrap) for rows in fixed]
-        return finish(canvas, lr, final, size, mask, wrap)
+
+        def attempt(band: int) -> Any:
+            fixed = [fix_colour(color_fix, sr, i, lr[i], wrap) for i in range(len(lr))]
+            final = [resized_rows(rows, sr.height, sr.width, size, wrap) for rows in fixed]
+            return finish(canvas, lr, final, size, mask, wrap, band)
+
+        return shrinking(self.model.host, finishing.BAND, finishing.SMALLEST_BAND, attempt, "bands of rows")[0]
 
     def encode(self) -> Tensor | None:
         """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]; None if it has no use."""

@@ -34,8 +34,8 @@ class AdaptiveFrequencyFilter(nn.Module):
             if torch.is_grad_enabled():
                 return x + self._filter(x.float(), slice(0, self.blocks)).to(x.dtype)
             out, width = torch.empty_like(x), x.shape[1] // self.blocks
-            # As many blocks at a time as keep spectrum and filter in the cache; they know nothing of each other.
-            one = 8 * x[:, :width, :, : x.shape[3] // 2 + 1].numel()
+            # As many blocks at a time as keep a spectrum and what is made of it in the cache; each is on its own.
+            one = 4 * 8 * x[:, :width, :, : x.shape[3] // 2 + 1].numel()
             step = max(1, min(self.blocks, band_bytes(x.device) // one))
             for start in range(0, self.blocks, step):
                 blocks = slice(start, min(start + step, self.blocks))
