@@ -17,6 +17,8 @@ from .measure import MATRIX, MATRIX_TMAC, Row, Run, Stopwatch, anonymous, matrix
 from .parts import Decoder, Part, step
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: Of square outputs, in pixels, from one tile to many.
+SIDES = (512, 1024, 2048, 4096)
 SECTIONS = ("matrix", "open", "step", "decode", "image", "scaling")
 
 
@@ -116,7 +118,7 @@ class Bench:
         from ..model import load
         from ..pipeline import upscale
 
-        side = 256 if self.plan.quick else self.plan.side
+        side = min(256, self.plan.side) if self.plan.quick else self.plan.side
         model = load(self.plan.model, device=self.device)
         picture = _picture(side // model.scale)
         runs: list[Run] = [lambda: upscale(model, picture)]
@@ -132,7 +134,7 @@ class Bench:
         from ..pipeline import upscale
 
         model = load(self.plan.model, device=self.device)
-        for side in (256, 512) if self.plan.quick else (512, 1024, 2048, 4096):
+        for side in SIDES[:2] if self.plan.quick else SIDES:
 
             def run(side: int = side) -> None:
                 upscale(model, _picture(side // model.scale), steps=2, tile=min(side, 512))
