@@ -138,7 +138,7 @@ def load(
 
     def expert(i: int) -> nn.Module:
         network = parts.expert(i, where)
-        # All tiles of a picture have one size, so shapes are constants: one compilation, which all experts share.
+        # All tiles of a picture have one size, so shapes are constants, and experts share what was compiled.
         return cast(nn.Module, torch.compile(network, backend=BACKEND, dynamic=False)) if compile else network
 
     resident = All([expert(i) for i in experts]) if keeper == "all" else Stream(expert)
