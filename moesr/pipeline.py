@@ -33,6 +33,8 @@ R = TypeVar("R")
 #: Largest tile that "auto" takes, in output pixels: networks are trained on crops of this order.
 LARGEST_TILE = 768
 SMALLEST_TILE = 64
+#: Bytes that decoding takes whatever the tile: bands of wide features, distances to codes.
+FIXED_MEMORY = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -285,8 +287,7 @@ class Run:
             return whole
         if tile == "auto":
             free = self.model.host.free_memory(self.model.device)
-            pixel = working_memory(self.model.config.autoencoder, self.model.dtype, 1)
-            tile = min(LARGEST_TILE, int(math.sqrt(free / 2 / pixel)))
+            tile = largest_tile(self.model.config.autoencoder, self.model.dtype, free)
         cells = int(tile) // self.factor // self.multiple * self.multiple
         return min(whole, max(self.smallest, cells))
 
@@ -305,8 +306,18 @@ class Run:
 
 
 def working_memory(config: AutoencoderConfig, dtype: torch.dtype, tile: int) -> int:
-    """Bytes that a tile of that side, in output pixels, takes in the decoder's widest layers, beside the weights."""
-    return 24 * config.ch * dtype.itemsize * tile**2
+    """Bytes that grow with a tile of that side, in output pixels, while it is decoded, beside the weights.
+
+    Fitted to peaks measured on a CPU in float32 (docs/performance.md); a step of the experts takes less. It promises
+    low precision no less: filters, codes and what torch makes of half precision on the way are float32 too.
+    """
+    return (25 * config.ch * max(dtype.itemsize, 4) // 4 + 1250) * tile**2
+
+
+def largest_tile(config: AutoencoderConfig, dtype: torch.dtype, free: int) -> int:
+    """Side in output pixels of the largest tile that fits in half of the free memory, up to LARGEST_TILE."""
+    room = max(0.0, free / 2 - FIXED_MEMORY) / working_memory(config, dtype, 1)
+    return min(LARGEST_TILE, int(math.sqrt(room)))
 
 
 def _crop(canvas: Tensor, image: int, window: Window) -> Tensor:

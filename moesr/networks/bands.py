@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 #: Bytes of wide features that exist at a time: on a CPU a part of its cache, elsewhere enough for one large launch.
-CPU_BAND, DEVICE_BAND = 20 * 2**20, 256 * 2**20
+CPU_BAND, DEVICE_BAND = 20 * 2**20, 64 * 2**20
 #: Of the leaky ReLUs between the convolutions.
 SLOPE = 0.1
 #: A batch of so many takes oneDNN's kernel for 1 x 1 convolutions on a single thread too; a smaller one does not.
