@@ -18,8 +18,12 @@ R = TypeVar("R")
 UNKNOWN_FREE = 4 * 2**30
 
 
-#: What allocators say that raise a plain RuntimeError: devices', torch's on the CPU, the C++ library's, and oneDNN's.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "could not create a memory")
+#: What a plain RuntimeError says where memory ran out: devices, torch's allocator on the CPU, the C++ library, and
+#: oneDNN, which names what it could not make and not why.
+OUT_OF_MEMORY = (
+    "out of memory", "can't allocate memory", "bad_alloc", "could not create a memory", "could not create a primitive",
+    "could not execute a primitive",
+)  # fmt: skip
 
 
 class Host(Protocol):
