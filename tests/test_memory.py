@@ -145,6 +145,8 @@ print(json.dumps({"last": last, "grown": status("RssAnon") - before - out.nbytes
 def test_memory_that_the_system_refuses(nano: Path, tmp_path: Path) -> None:
     """With room for a part of the picture only, the run ends right, in tiles, and gives all memory back."""
     model = moesr.load(nano, residency="all")
+    if model.process.kind != "residual_shift":
+        pytest.skip("one that encodes too is enough")
     moesr.upscale(model, photo(16, 16), steps=1)
     with peak(model.device) as needed:
         want = moesr.upscale(model, photo(96, 96), steps=1, tile=0, color_fix="wavelet")
