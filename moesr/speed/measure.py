@@ -95,8 +95,11 @@ MATRIX_TMAC = MATRIX**3 / 1e12
 
 
 def tmac(run: Run) -> float:
-    """10^12 products of convolutions, matrices and attention in a run; it runs, so give it networks on `meta`."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    """10^12 products of convolutions, matrices and attention in a run; it runs, so give it networks on `meta`.
+
+    Counted as in training, where nothing is done in bands: rows that two bands both compute are no work of the network.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() / 2e12
 

@@ -131,7 +131,7 @@ class Decoder:
 
 def _on_meta(kind: Callable[..., nn.Module], config: object) -> Any:
     with torch.device("meta"):
-        return kind(config).eval()
+        return kind(config).eval().requires_grad_(False)
 
 
 def _random(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
