@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 from collections.abc import Callable
@@ -15,6 +16,14 @@ R = TypeVar("R")
 
 #: Assumed where the system does not tell how much memory is free.
 UNKNOWN_FREE = 4 * 2**30
+
+
+#: What a plain RuntimeError says where memory ran out: devices, torch's allocator on the CPU, the C++ library, and
+#: oneDNN, which names what it could not make and not why.
+OUT_OF_MEMORY = (
+    "out of memory", "can't allocate memory", "bad_alloc", "could not create a memory", "could not create a primitive",
+    "could not execute a primitive",
+)  # fmt: skip
 
 
 class Host(Protocol):
@@ -58,16 +67,17 @@ class NullHost:
         if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
             return True
         text = str(error).lower()
-        return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+        return isinstance(error, RuntimeError) and any(sign in text for sign in OUT_OF_MEMORY)
 
     def release(self) -> None:
-        """Collect garbage and empty the device's cache."""
+        """Collect garbage, empty the device's cache, and have the allocator give back what nobody uses."""
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        give_back()
 
 
-def shrinking(host: Host, tile: int, smallest: int, attempt: Callable[[int], R]) -> tuple[R, int]:
+def shrinking(host: Host, tile: int, smallest: int, attempt: Callable[[int], R], what: str = "tiles") -> tuple[R, int]:
     """The result of `attempt(tile)` and the tile it succeeded with: out of memory halves the tile and tries again.
 
     Raises SettingError when the smallest tile does not fit either; other errors pass through.
@@ -80,11 +90,20 @@ def shrinking(host: Host, tile: int, smallest: int, attempt: Callable[[int], R])
                 raise
             if tile <= smallest:
                 raise SettingError(
-                    f"out of memory even with tiles of {tile}: free some memory, or load the model in fp16"
+                    f"out of memory even with {what} of {tile}: free some memory, or load the model in fp16"
                 ) from error
         # Outside of the handler, so that the failed attempt's tensors are gone when memory is counted again.
         host.release()
         tile = max(smallest, tile // 2)
+
+
+def give_back() -> None:
+    """Returns memory that was freed to the system where the C library otherwise keeps it (glibc), else does nothing."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return
+    trim(0)
 
 
 def _free_system_memory() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from .errors import CheckpointError, NumericsError, SettingError
 from .host import Host, shrinking
 from .images.windows import Blender, crop, tile_windows
 from .networks.autoencoder import Autoencoder
-from .pipeline import LARGEST_TILE, SMALLEST_TILE, Callback, Event, working_memory
+from .pipeline import SMALLEST_TILE, Callback, Event, largest_tile
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +110,5 @@ class LatentDecoder:
             return whole
         config = self.autoencoder.config
         if tile == "auto":
-            pixel = working_memory(config, self.dtype, 1)
-            tile = min(LARGEST_TILE, int(math.sqrt(self.host.free_memory(self.device) / 2 / pixel)))
+            tile = largest_tile(config, self.dtype, self.host.free_memory(self.device))
         return min(whole, max(SMALLEST_TILE, int(tile)) // config.factor)

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 Source = str | PathLike[str] | Sequence[str | PathLike[str]]
 
+#: Of torch.compile.
+BACKEND = "inductor"
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -114,6 +117,7 @@ def load(
     residency: str = "auto",
     scale: int | None = None,
     timesteps: int | None = None,
+    compile: bool = False,
     host: Host | None = None,
 ) -> SRModel:
     """A model ready for `upscale`.
@@ -122,19 +126,22 @@ def load(
     or fp16; auto is fp16 on CUDA and fp32 elsewhere. device: auto or what torch calls it. residency: "all" keeps every
     expert on the device, "stream" the one at work and the next; auto streams if all would take more than half of the
     free memory. scale: for files that do not say theirs. timesteps: for ResShift's files, which do not say theirs
-    either: 15 or 4, by default as their names have it. Raises CheckpointError for files that are not a whole model,
-    SettingError for an option that does not exist.
+    either: 15 or 4, by default as their names have it. compile: experts are compiled by torch.compile when a tile of a
+    new size comes; that pays for many tiles or pictures on a GPU. Raises CheckpointError for files that are not a whole
+    model, SettingError for an option that does not exist.
     """
     host = host or NullHost()
     where = _device(device)
     parts = Parts(open_model(_locate(source), scale, timesteps), _dtype(dtype, where))
     keeper = _residency(residency, parts.files, parts.dtype, where, host)
     experts = range(len(parts.files.config.stages))
-    resident: Residency
-    if keeper == "all":
-        resident = All([parts.expert(i, where) for i in experts])
-    else:
-        resident = Stream(lambda i: parts.expert(i, where))
+
+    def expert(i: int) -> nn.Module:
+        network = parts.expert(i, where)
+        # All tiles of a picture have one size, so shapes are constants, and experts share what was compiled.
+        return cast(nn.Module, torch.compile(network, backend=BACKEND, dynamic=False)) if compile else network
+
+    resident = All([expert(i) for i in experts]) if keeper == "all" else Stream(expert)
     model = parts.assemble(resident, parts.autoencoder(where), where, host)
     log.info(
         "%s: %d experts, x%d, %s on %s, %s", _name(parts.files), len(experts), model.scale, parts.dtype, where, keeper

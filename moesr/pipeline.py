@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from .diffusion.samplers import Noise, choose, sample
 from .diffusion.tiled import tiled
 from .errors import NumericsError, SettingError
 from .host import shrinking
+from .images import finish as finishing
 from .images.assembly import Store, resized_rows
 from .images.canvas import Canvas, as_canvas
 from .images.colour import COLOUR_FIXES
@@ -32,6 +33,8 @@ R = TypeVar("R")
 #: Largest tile that "auto" takes, in output pixels: networks are trained on crops of this order.
 LARGEST_TILE = 768
 SMALLEST_TILE = 64
+#: Bytes that decoding takes whatever the tile: bands of wide features, distances to codes.
+FIXED_MEMORY = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,13 @@ class Run:
         if self.model.config.unet.mask:
             color_fix = "none"  # what is hidden has no colours to go by
         size = result_size(canvas, sr, scale)
-        fixed = [fix_colour(color_fix, sr, i, lr[i], wrap) for i in range(len(lr))]
-        final = [resized_rows(rows, sr.height, sr.width, size, wrap) for rows in fixed]
-        return finish(canvas, lr, final, size, mask, wrap)
+
+        def attempt(band: int) -> Any:
+            fixed = [fix_colour(color_fix, sr, i, lr[i], wrap) for i in range(len(lr))]
+            final = [resized_rows(rows, sr.height, sr.width, size, wrap) for rows in fixed]
+            return finish(canvas, lr, final, size, mask, wrap, band)
+
+        return shrinking(self.model.host, finishing.BAND, finishing.SMALLEST_BAND, attempt, "bands of rows")[0]
 
     def encode(self) -> Tensor | None:
         """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]; None if it has no use."""
@@ -178,6 +185,7 @@ class Run:
         sampler, spacing = choose(process, steps, sampler, spacing)
         timesteps = process.timesteps(steps, spacing)
         bank.start(timesteps)
+        embedded: dict[int, Tensor] = {}  # the time of the step at work, for all tiles
 
         def predict_tile(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]) -> Tensor:
             self._advance(len(windows))
@@ -185,7 +193,10 @@ class Run:
             shift = None if y is None else torch.cat([_crop(y, i, w) for i, w in zip(images, windows)])
             x, cond = process.scale_input(z, t).to(self.model.dtype), cond.to(self.model.dtype)
             with bank.stage(t) as expert:
-                out = expert(x, torch.full((len(x),), t, device=x.device), cond)
+                if t not in embedded:
+                    embedded.clear()
+                    embedded[t] = cast(Any, expert).embed(torch.tensor([t], device=x.device), x.dtype)
+                out = expert(x, embedded[t], cond)
             return process.x0(out.float(), z, t, shift)
 
         def predict(z: Tensor, t: int) -> Tensor:
@@ -214,7 +225,7 @@ class Run:
             features = None
             if fidelity or autoencoder.config.lr_skip:
                 features = autoencoder.features(self._upsampled(image, window))
-            return autoencoder.decode(_crop(z, image, window).to(self.model.dtype), features, fidelity)
+            return autoencoder.decode(_crop(z, image, window), features, fidelity)
 
         self.latest = z
         height, width = (side * self.factor for side in self.condition.cells)
@@ -276,8 +287,7 @@ class Run:
             return whole
         if tile == "auto":
             free = self.model.host.free_memory(self.model.device)
-            pixel = working_memory(self.model.config.autoencoder, self.model.dtype, 1)
-            tile = min(LARGEST_TILE, int(math.sqrt(free / 2 / pixel)))
+            tile = largest_tile(self.model.config.autoencoder, self.model.dtype, free)
         cells = int(tile) // self.factor // self.multiple * self.multiple
         return min(whole, max(self.smallest, cells))
 
@@ -296,8 +306,18 @@ class Run:
 
 
 def working_memory(config: AutoencoderConfig, dtype: torch.dtype, tile: int) -> int:
-    """Bytes that a tile of that side, in output pixels, takes in the decoder's widest layers, beside the weights."""
-    return 24 * config.ch * dtype.itemsize * tile**2
+    """Bytes that grow with a tile of that side, in output pixels, while it is decoded, beside the weights.
+
+    Fitted to peaks measured on a CPU in float32 (docs/performance.md); a step of the experts takes less. It promises
+    low precision no less: filters, codes and what torch makes of half precision on the way are float32 too.
+    """
+    return (25 * config.ch * max(dtype.itemsize, 4) // 4 + 1250) * tile**2
+
+
+def largest_tile(config: AutoencoderConfig, dtype: torch.dtype, free: int) -> int:
+    """Side in output pixels of the largest tile that fits in half of the free memory, up to LARGEST_TILE."""
+    room = max(0.0, free / 2 - FIXED_MEMORY) / working_memory(config, dtype, 1)
+    return min(LARGEST_TILE, int(math.sqrt(room)))
 
 
 def _crop(canvas: Tensor, image: int, window: Window) -> Tensor:

@@ -36,6 +36,7 @@ from .parts import (
 from .reading import View, Weights
 from .resshift import assemble, holds_swin
 from .stages import in_order, stage_view
+from .upload import on_device
 from .writing import Entry, write
 
 log = logging.getLogger(__name__)
@@ -113,8 +114,7 @@ def build(
         network = kind(config)
     expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
     check(expected, state.shapes() if isinstance(state, View) else {k: tuple(v.shape) for k, v in state.items()}, what)
-    ready = {k: _cast(state[k], dtype).to(device) for k in expected}
-    network.load_state_dict(ready, assign=True)
+    network.load_state_dict(on_device(state, expected, dtype, device), assign=True)
     return network.eval().requires_grad_(False)
 
 
@@ -238,7 +238,3 @@ def _choose_decoder(
 def _widths(config: UNetConfig) -> str:
     moe = "Space MoE" if config.space_experts else "no Space MoE"
     return f"{config.model_channels} channels x {list(config.channel_mult)} with {moe}"
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -49,6 +49,7 @@ def open_model(options: argparse.Namespace) -> Any:
         residency=options.residency,
         scale=options.model_scale,
         timesteps=options.model_timesteps,
+        compile=getattr(options, "compile", False),
     )
     for note in model.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -38,6 +38,7 @@ def add(commands: Any) -> None:
     up.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16")
     up.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     up.add_argument("--residency", default="auto", help="auto, all, stream: which experts stay on the device")
+    up.add_argument("--compile", action="store_true", help="torch.compile the experts: for many pictures on a GPU")
     up.set_defaults(run=_upscale)
     of_model(up)
     verbose(up)

@@ -52,6 +52,9 @@ class _Zero(nn.Module):
         super().__init__()
         self.channels = channels
 
+    def embed(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        return t
+
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         return torch.zeros_like(x[:, :1]).expand(-1, self.channels, -1, -1)
 

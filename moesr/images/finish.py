@@ -17,8 +17,8 @@ from .assembly import Rows, Store, adain_rows, resized_rows, wavelet_rows
 from .canvas import Canvas
 from .resize import resize_rows
 
-#: Rows of the result that are finished at a time.
-BAND = 256
+#: Rows of the result that are finished at a time, and the fewest that are tried where memory runs out.
+BAND, SMALLEST_BAND = 256, 16
 
 
 def colours(canvas: Canvas, device: torch.device) -> Tensor:
@@ -62,15 +62,18 @@ def fix_colour(name: str, sr: Store, image: int, lr: Tensor, wrap: bool) -> Rows
     return rows
 
 
-def finish(canvas: Canvas, lr: Tensor, final: list[Rows], size: tuple[int, int], mask: Any, wrap: bool) -> Any:
-    """The result in the caller's kind: [0, 1], masked, with its alpha, band by band."""
+def finish(
+    canvas: Canvas, lr: Tensor, final: list[Rows], size: tuple[int, int], mask: Any, wrap: bool, band: int | None = None
+) -> Any:
+    """The result in the caller's kind: [0, 1], masked, with its alpha, in bands of BAND rows or as many as asked."""
+    band = BAND if band is None else band
     out = canvas.empty(*size)
     weights = None if mask is None else _mask(mask, lr)
     for image, small in enumerate((lr + 1) / 2):
         plain = resized_rows(_rows_of(small), small.shape[1], small.shape[2], size, wrap)
         alpha = None if canvas.alpha is None else _Alpha(canvas.alpha[image], small.cpu(), size, wrap)
-        for start in range(0, size[0], BAND):
-            stop = min(start + BAND, size[0])
+        for start in range(0, size[0], band):
+            stop = min(start + band, size[0])
             rgb = ((final[image](start, stop) + 1) / 2).clamp(0, 1)
             if weights is not None:
                 part = weights[image % len(weights)]

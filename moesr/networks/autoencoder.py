@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import AutoencoderConfig
 from .frequency import AFFUNet
 from .fusion import LRFusion
-from .layers import NormResBlock, Upsample, attention, full_precision, group_norm
+from .layers import NormResBlock, Upsample, attention, full_precision, group_norm, laid_out, silu
 
 #: Distances to codes that exist at a time (64 MiB of float32), whatever the size of the latent.
 DISTANCE_ENTRIES = 2**24
@@ -97,13 +97,13 @@ class Encoder(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Features of the second level, at half resolution: all that LR fusion needs; nothing else is computed."""
         first, second = _levels(self.down)[:2]
-        return second(_down(first, self.conv_in(x)))
+        return second(_down(first, self.conv_in(laid_out(x))))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)
+        h = self.conv_in(laid_out(x))
         for level in _levels(self.down):
             h = _down(level, h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(silu(self.norm_out(self.mid(h))))
 
 
 def _levels(modules: nn.ModuleList) -> list[Level]:
@@ -138,7 +138,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor, lr_features: Tensor | None, fidelity: float) -> Tensor:
-        h = self.mid(self.conv_in(z))
+        h = self.mid(self.conv_in(laid_out(z)))
         for i, level in reversed(list(enumerate(_levels(self.up)))):
             h = level(h)
             if i == 1 and lr_features is not None and hasattr(self, "fusion_layer_1"):
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
                 h = level.upsample(h)
         if hasattr(self, "unet_1"):
             h = self.unet_1(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(silu(self.norm_out(h)))
 
 
 class Codebook(nn.Module):
@@ -220,11 +220,13 @@ class Autoencoder(nn.Module):
     ) -> Tensor:
         """Image of a latent: nearest codes (VQ; unless `quantize` is off), then the decoder.
 
+        z: in the network's dtype, or in float32, which finds the codes that low precision would miss by rounding.
         features: from `features()`, or None to decode without the LR image (not for a decoder with `lr_skip`).
         """
         z = z / self.config.scale_factor
         if quantize and self.config.kind == "vq":
             z = self.quantize(z)
+        z = z.to(self.post_quant_conv.weight.dtype)
         if not self.config.lr_skip or features is None:
             return self.decoder(self.post_quant_conv(z), features, fidelity)
         image = F.pixel_shuffle(features[:, -4 * self.config.in_channels :], 2)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import full_precision, group_norm
+from .bands import band_bytes, can_fold, folded, inverted_residual
+from .layers import full_precision, group_norm, laid_out, leaky_relu
 
 
 class AdaptiveFrequencyFilter(nn.Module):
@@ -28,17 +31,29 @@ class AdaptiveFrequencyFilter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with full_precision(x):
-            return x + self._filter(x.float()).to(x.dtype)
+            if torch.is_grad_enabled():
+                return x + self._filter(x.float(), slice(0, self.blocks)).to(x.dtype)
+            out, width = torch.empty_like(x), x.shape[1] // self.blocks
+            # As many blocks at a time as keep a spectrum and what is made of it in the cache; each is on its own.
+            one = 4 * 8 * x[:, :width, :, : x.shape[3] // 2 + 1].numel()
+            step = max(1, min(self.blocks, band_bytes(x.device) // one))
+            for start in range(0, self.blocks, step):
+                blocks = slice(start, min(start + step, self.blocks))
+                channels = slice(blocks.start * width, blocks.stop * width)
+                part = x[:, channels].float().contiguous()
+                out[:, channels] = self._filter(part, blocks).add_(part)
+            return out
 
-    def _filter(self, x: Tensor) -> Tensor:
+    def _filter(self, x: Tensor, blocks: slice) -> Tensor:
         b, c, h, w = x.shape
+        n = blocks.stop - blocks.start
         spectrum = torch.fft.rfft2(x, norm="ortho")  # [B, C, H, W/2 + 1]
-        parts = torch.stack([spectrum.real, spectrum.imag], dim=1).view(b, 2, self.blocks, c // self.blocks, -1)
-        stacked = parts.transpose(1, 2).flatten(2, 3)  # [B, blocks, re | im channels, frequencies]
-        hidden = F.leaky_relu(_complex_map(stacked, self.w1, self.b1), 0.1)
-        response = F.softshrink(_complex_map(hidden, self.w2, self.b2), self.threshold)
-        response = response.view(b, self.blocks, 2, c // self.blocks, -1).transpose(1, 2)
-        real, imag = response.reshape(b, 2, *spectrum.shape[1:]).unbind(1)
+        parts = (spectrum.real.reshape(b, n, c // n, -1), spectrum.imag.reshape(b, n, c // n, -1))
+        stacked = torch.cat(parts, dim=2)  # [B, blocks, re | im channels, frequencies]
+        hidden = _complex_map(stacked, self.w1[:, blocks], self.b1[:, blocks])
+        hidden = leaky_relu(hidden, 0.1)
+        response = F.softshrink(_complex_map(hidden, self.w2[:, blocks], self.b2[:, blocks]), self.threshold)
+        real, imag = (half.reshape(spectrum.shape) for half in response.chunk(2, dim=2))
         return torch.fft.irfft2(torch.complex(real, imag) * spectrum, s=(h, w), norm="ortho")
 
 
@@ -52,7 +67,8 @@ def _complex_map(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     real, imag = weight.float()  # each [blocks, in, out]
     matrix = torch.cat([torch.cat([real, imag], dim=2), torch.cat([-imag, real], dim=2)], dim=1)
     shift = torch.cat(list(bias.float()), dim=1)  # [blocks, 2 out]
-    return matrix.transpose(1, 2) @ x + shift[:, :, None]
+    out = matrix.transpose(1, 2) @ x
+    return out + shift[:, :, None] if torch.is_grad_enabled() else out.add_(shift[:, :, None])
 
 
 class ConvNorm(nn.Module):
@@ -66,12 +82,21 @@ class ConvNorm(nn.Module):
         )
         self.block.add_module("norm", nn.BatchNorm2d(out_channels))
 
+    @property
+    def layers(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+        """The convolution and its norm."""
+        return cast("tuple[nn.Conv2d, nn.BatchNorm2d]", tuple(self.block))
+
     def forward(self, x: Tensor) -> Tensor:
         return self.block(x)
 
 
 class InvertedResidual(nn.Module):
-    """1 x 1 to four times the width, 3 x 3 depthwise, 1 x 1 back, leaky ReLU 0.1 between; skip if in == out."""
+    """1 x 1 to four times the width, 3 x 3 depthwise, 1 x 1 back, leaky ReLU 0.1 between; skip if in == out.
+
+    forward adds the convolution `short` of `source`, the block's other branch. As it is used, batch norms are folded
+    and the wide features exist in bands only (bands.py).
+    """
 
     def __init__(self, channels: int, out_channels: int, expansion: int = 4) -> None:
         super().__init__()
@@ -85,11 +110,15 @@ class InvertedResidual(nn.Module):
             }
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.leaky_relu(self.block["exp_1x1"](x), 0.1)
-        h = F.leaky_relu(self.block["conv_3x3"](h), 0.1)
-        h = self.block["red_1x1"](h)
-        return x + h if self.skip else h
+    def forward(self, x: Tensor, source: Tensor, short: nn.Conv2d) -> Tensor:
+        layers = [cast(ConvNorm, self.block[name]) for name in ("exp_1x1", "conv_3x3", "red_1x1")]
+        if can_fold(x, short, *(layer.layers for layer in layers)):
+            convolutions = [folded(*layer.layers, x.dtype) for layer in layers]
+            return inverted_residual(convolutions, x, self.skip, short, source)
+        h = F.leaky_relu(layers[0](x), 0.1)
+        h = F.leaky_relu(layers[1](h), 0.1)
+        h = layers[2](h)
+        return (x + h if self.skip else h) + short(source)
 
 
 class AFFBlock(nn.Module):
@@ -104,8 +133,10 @@ class AFFBlock(nn.Module):
         self.filter = AdaptiveFrequencyFilter(out_channels, expansion)
 
     def forward(self, x: Tensor) -> Tensor:
-        u = self.mlp(self.norm1(x)) + self.up_dim(x)
-        return u + self.filter(self.norm2(u))
+        x = laid_out(x)
+        u = self.mlp(self.norm1(x), x, self.up_dim)
+        filtered = self.filter(self.norm2(u))
+        return u + filtered if torch.is_grad_enabled() else u.add_(filtered)
 
 
 class AFFUNet(nn.Module):

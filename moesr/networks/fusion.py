@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import NormResBlock
+from .layers import NormResBlock, leaky_relu
 
 
 class DenseBlock(nn.Module):
@@ -24,8 +23,8 @@ class DenseBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         seen = x
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            seen = torch.cat([seen, F.leaky_relu(conv(seen), 0.2)], dim=1)
-        return x + 0.2 * self.conv5(seen)
+            seen = torch.cat([seen, leaky_relu(conv(seen), 0.2)], dim=1)
+        return torch.add(x, self.conv5(seen), alpha=0.2)
 
 
 class RRDB(nn.Module):
@@ -38,7 +37,7 @@ class RRDB(nn.Module):
         self.rdb3 = DenseBlock(channels, growth)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + 0.2 * self.rdb3(self.rdb2(self.rdb1(x)))
+        return torch.add(x, self.rdb3(self.rdb2(self.rdb1(x))), alpha=0.2)
 
 
 class LRFusion(nn.Module):
@@ -58,4 +57,4 @@ class LRFusion(nn.Module):
         if fidelity == 0.0:
             return decoded
         correction = self.encode_enc_3(self.encode_enc_2(self.encode_enc_1(torch.cat([lr, decoded], dim=1))))
-        return decoded + fidelity * correction
+        return torch.add(decoded, correction, alpha=fidelity)

@@ -19,7 +19,8 @@ class SwinUNet(nn.Module):
 
     forward(z [B, in_channels, H, W], t [B], lr [B, 3, d H, d W] with d = `config.detail`) -> [B, out_channels, H, W]; H
     and W are multiples of `config.multiple`. lr is in [-1, 1], and has the mask as a fourth channel where the network
-    takes one. It enters at the first convolution only. Raises ValueError for a size that is no multiple.
+    takes one. It enters at the first convolution only. t may be its embedding [B or 1, E], from `embed`. Raises
+    ValueError for a size that is no multiple.
     """
 
     def __init__(self, config: SwinUNetConfig) -> None:
@@ -75,10 +76,14 @@ class SwinUNet(nn.Module):
             channels, c.swin_channels, c.swin_depth, heads, window, shift, c.mlp_channels, c.shift_mask, c.norm_groups
         )
 
+    def embed(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """The embedding [B, E] of timesteps [B], which `forward` takes in their place: one step, one embedding."""
+        return self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))
+
     def forward(self, z: Tensor, t: Tensor, lr: Tensor) -> Tensor:
         if z.shape[-2] % self.config.multiple or z.shape[-1] % self.config.multiple:
             raise ValueError(f"latent of {list(z.shape[-2:])}: pad its sides to multiples of {self.config.multiple}")
-        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(z.dtype))
+        emb = self.embed(t, z.dtype) if t.ndim == 1 else t
         h, skips = torch.cat([z, self.feature_extractor(lr)], dim=1), []
         for block in self.input_blocks:
             h = block(h, emb)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import UNetConfig
-from .layers import Upsample, attention, group_norm, timestep_embedding
+from .layers import Upsample, attention, group_norm, laid_out, timestep_embedding
 from .space_moe import SpaceMoE
 
 
@@ -57,9 +57,9 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x).flatten(2))  # [B, 3C, HW], channels ordered head, then q | k | v
-        q, k, v = qkv.view(b, self.heads, 3, c // self.heads, h * w).transpose(-1, -2).unbind(2)
+        q, k, v = qkv.reshape(b, self.heads, 3, c // self.heads, h * w).transpose(-1, -2).unbind(2)
         out = attention(q, k, v).transpose(-1, -2).reshape(b, c, h * w)
-        return x + self.proj_out(out).view(b, c, h, w)
+        return x + self.proj_out(out).reshape(b, c, h, w)
 
 
 class Downsample(nn.Module):
@@ -85,9 +85,10 @@ class Block(nn.Sequential):
 class UNet(nn.Module):
     """Predicts noise, clean latent or residual (the process says which) from a noisy latent joined to its condition.
 
-    forward(x [B, in_channels, H, W], t [B]) -> [B, out_channels, H, W]; H and W multiples of `config.multiple`. The
-    condition is the last channels of x, or is given apart as `lr`. Level `i` works at 1 / 2^i of the latent; attention
-    and Space MoE stand where the rate is in `attention_downsamples`, and always in the middle.
+    forward(x [B, in_channels, H, W], t [B]) -> [B, out_channels, H, W]; H and W multiples of `config.multiple`. t may
+    be their embedding [B or 1, E], from `embed`. The condition is the last channels of x, or is given apart as `lr`.
+    Level `i` works at 1 / 2^i of the latent; attention and Space MoE stand where the rate is in
+    `attention_downsamples`, and always in the middle.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -139,9 +140,13 @@ class UNet(nn.Module):
             layers.append(SpaceMoE(channels, config.space_experts))
         return layers
 
+    def embed(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """The embedding [B, E] of timesteps [B], which `forward` takes in their place: one step, one embedding."""
+        return self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))
+
     def forward(self, x: Tensor, t: Tensor, lr: Tensor | None = None) -> Tensor:
-        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x.dtype))
-        h, skips = x if lr is None else torch.cat([x, lr], dim=1), []
+        emb = self.embed(t, x.dtype) if t.ndim == 1 else t
+        h, skips = laid_out(x if lr is None else torch.cat([x, lr], dim=1)), []
         for block in self.input_blocks:
             h = block(h, emb)
             skips.append(h)

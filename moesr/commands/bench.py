@@ -1,0 +1,115 @@
+"""`bench`: how fast the networks are on this machine, and in how much memory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from .common import positive, verbose
+
+_HEAD = ("", "seconds", "TMAC", "of matrix rate", "x reference", "peak MiB")
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser's."""
+    bench = commands.add_parser("bench", help="measure speed and memory on this machine")
+    bench.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
+    bench.add_argument("--quick", action="store_true", help="small sizes, one round: does it run? not for tables")
+    bench.add_argument("--only", metavar="PARTS", help="some of matrix,open,step,decode,image,scaling")
+    bench.add_argument("--reference", metavar="FILE", help="plain networks to compare with (default: the checkout's)")
+    bench.add_argument("--model", default="tiny", help="of whole images and scaling (default: tiny)")
+    bench.add_argument("--side", type=positive, default=512, help="of the decoded image in pixels (default: 512)")
+    bench.add_argument("--rounds", type=positive, help="repetitions, of which the median counts (default: 3)")
+    bench.add_argument("--threads", type=positive, help="threads of torch (default: as torch has them)")
+    bench.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="cpu: CPU time, for busy machines")
+    bench.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: cpu)")
+    bench.add_argument("--quality", metavar="DIR", help="instead: what precision, tiles and steps cost on photographs")
+    bench.add_argument("--metrics", metavar="DIR", help="weights of the metrics (default: MOESR_METRICS)")
+    bench.add_argument("--limit", type=positive, metavar="N", help="only the first N photographs")
+    verbose(bench)
+    bench.set_defaults(run=_bench)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    import torch
+
+    from ..errors import SettingError
+    from ..speed.bench import SECTIONS, Bench, Plan
+    from ..speed.parts import reference
+
+    sections = tuple(options.only.split(",")) if options.only else SECTIONS
+    unknown = sorted(set(sections) - set(SECTIONS))
+    if unknown:
+        raise SettingError(f"--only {', '.join(unknown)}: choose some of {', '.join(SECTIONS)}")
+    if options.clock == "cpu" and (options.device != "cpu" or (options.threads or torch.get_num_threads()) > 1):
+        raise SettingError("--clock cpu adds up the time of all threads: use --device cpu --threads 1")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.quality:
+        return _quality(options)
+    plan = Plan(
+        device=torch.device(options.device),
+        clock=options.clock,
+        quick=options.quick,
+        sections=sections,
+        rounds=options.rounds or (1 if options.quick else 3),
+        side=options.side,
+        model=options.model,
+    )
+    rows = []
+    if not options.json:
+        print(f"torch {torch.__version__}, {plan.device}, {torch.get_num_threads()} threads, {platform.machine()}")
+        print(_line(_HEAD))
+    for row in Bench(plan, reference(Path(options.reference) if options.reference else None)).rows():
+        rows.append(row.values())
+        if not options.json:
+            print(_line([_shown(k, v) for k, v in rows[-1].items()]), flush=True)
+    if options.json:
+        print(json.dumps(rows, indent=2, allow_nan=False))
+    return 0
+
+
+def _quality(options: argparse.Namespace) -> int:
+    import torch
+
+    from ..evaluation.benchmark import match, shown
+    from ..evaluation.suite import COLUMNS, Suite
+    from ..speed.quality import STEPS, fewest, measured, settings
+
+    device = torch.device(options.device)
+    cases, _ = match(Path(options.quality), limit=options.limit)
+    suite = Suite(options.metrics, device)
+    columns = [c for c in COLUMNS if c.key in suite.keys]
+    ways = settings(device, STEPS[:2] if options.quick else STEPS)
+    rows = []
+    if not options.json:
+        for line in suite.left_out:
+            print(f"note: {line}", file=sys.stderr)
+        print("".ljust(24) + "".join(title.rjust(12) for title in ("seconds", *(c.title for c in columns))))
+    for row in measured(options.model, cases, suite, device, ways):
+        rows.append(row)
+        if not options.json:
+            cells = [shown(row["seconds"], 2), *(shown(row.get(c.key), c.digits) for c in columns)]
+            print(row["name"].ljust(24) + "".join(cell.rjust(12) for cell in cells), flush=True)
+    if options.json:
+        print(json.dumps(rows, indent=2, allow_nan=False))
+    else:
+        best = fewest(rows)
+        print(f"fewest steps with LPIPS within 1 % of the long run: {best or 'none of these'}")
+    return 0
+
+
+def _shown(key: str, value: Any) -> str:
+    formats = {"seconds": ".3f", "tmac": ".4f", "share_of_matrix_rate": ".2f", "speedup_over_reference": ".2f"}
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else format(value, formats.get(key, ".0f"))
+
+
+def _line(cells: Any) -> str:
+    name, *rest = cells
+    return name.ljust(68) + "".join(cell.rjust(15) for cell in rest)

@@ -1,0 +1,1 @@
+"""What this machine makes of the networks: seconds, products and memory, measured so that ratios can be trusted."""

@@ -1,0 +1,173 @@
+"""The benchmark: rows from the yardstick to whole images, one after the other, as they are measured."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from .measure import MATRIX, MATRIX_TMAC, Row, Run, Stopwatch, anonymous, matrix_product, peak, ratio, tmac
+from .parts import Decoder, Part, step
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: Of square outputs, in pixels, from one tile to many.
+SIDES = (512, 1024, 2048, 4096)
+SECTIONS = ("matrix", "open", "step", "decode", "image", "scaling")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured and how often. quick: smaller sizes and one round, to see that all is well, not for tables."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    clock: str = "wall"
+    quick: bool = False
+    sections: tuple[str, ...] = SECTIONS
+    rounds: int = 3
+    side: int = 512
+    model: str = "tiny"
+
+
+class Bench:
+    """Measures the rows of a plan; `plain` are the plain implementations, None where there are none.
+
+    Of a part, the yardstick, its plain twin and itself run in turn, and every figure is the median of its rounds.
+    Networks of full size have random weights: their speed does not depend on them.
+    """
+
+    def __init__(self, plan: Plan, plain: ModuleType | None) -> None:
+        self.plan, self.plain = plan, plain
+        self.device = plan.device
+        self.watch = Stopwatch(plan.device, plan.clock)
+        self._seconds: dict[str, list[float]] = {}  # of the parts in fp32, that other dtypes are compared with
+
+    def rows(self) -> Iterator[Row]:
+        """All rows."""
+        for section in self.plan.sections:
+            yield from getattr(self, f"_{section}")()
+
+    def _dtypes(self) -> list[str]:
+        """fp16 is for devices: CPUs without units for it take hundreds of times as long."""
+        return ["fp32", "bf16"] if self.device.type == "cpu" else ["fp32", "bf16", "fp16"]
+
+    def _matrix(self) -> Iterator[Row]:
+        for name, dtype in DTYPES.items():
+            side = 512 if dtype == torch.float16 and self.device.type == "cpu" else MATRIX
+            product, count = matrix_product(dtype, self.device, side), side**3 / 1e12
+            seconds = median(self.watch.alternating([product], self.plan.rounds)[0])
+            yield Row(f"matrix product {side}, {name}", seconds, count, 1.0)
+
+    @torch.inference_mode()
+    def _step(self) -> Iterator[Row]:
+        latent = 64 if self.plan.quick else 128
+        before: Part | None = None
+        for name in self._dtypes():
+            part = step(latent, DTYPES[name], self.device, self.plain)
+            yield self._row(part, name)
+            if before is not None:
+                yield self._against(f"  {name} against our fp32", part.run, before.run)
+            before = before or part
+
+    @torch.inference_mode()
+    def _decode(self) -> Iterator[Row]:
+        side = 128 if self.plan.quick else self.plan.side
+        rounds = max(1, self.plan.rounds - 1)
+        exact = Decoder(side, torch.float32, self.device, self.plain)
+        whole = exact.all()
+        yield self._row(whole, "fp32", rounds, memory=True)
+        for part in exact.parts():
+            yield self._row(part, "fp32", rounds)
+        for name in self._dtypes()[1:]:
+            low = Decoder(side, DTYPES[name], self.device, self.plain)
+            # Against the plain networks in fp32, which is what one would run otherwise.
+            part = low.all()
+            yield self._row(Part(part.name, part.run, whole.plain, part.count), name, 1, memory=True)
+            for part in low.parts():
+                yield self._row(part, name, rounds)
+
+    def _open(self) -> Iterator[Row]:
+        from ..model import load
+        from .files import full_size_file
+
+        with tempfile.TemporaryDirectory(prefix="moesr-bench-") as folder:
+            path = full_size_file(Path(folder) / "full.safetensors")
+            for name in ("fp16", "bf16", "fp32"):
+                start, found = anonymous(), {}
+
+                def open_and_use(name: str = name, found: dict[str, Any] = found) -> None:
+                    model = load(path, dtype=name, device=self.device, residency="stream")
+                    with model.bank.stage(999) as expert:
+                        found["model"], found["expert"] = model, expert
+
+                with peak(self.device) as seen:
+                    seconds = self.watch(open_and_use)
+                held = anonymous()
+                yield Row(f"open the full-size model, stream, {name}: to the first step", seconds, peak_mib=seen.mib)
+                if held is not None and start is not None:
+                    yield Row("  memory it holds then", None, peak_mib=max(0, held - start) / 2**20)
+                found["model"].close()
+
+    def _image(self) -> Iterator[Row]:
+        from ..model import load
+        from ..pipeline import upscale
+
+        side = min(256, self.plan.side) if self.plan.quick else self.plan.side
+        model = load(self.plan.model, device=self.device)
+        picture = _picture(side // model.scale)
+        runs: list[Run] = [lambda: upscale(model, picture)]
+        seconds = median(self.watch.alternating(runs, self.plan.rounds)[0])
+        with peak(self.device) as seen:
+            runs[0]()
+        steps = model.config.steps
+        yield Row(f"{self.plan.model}, {side} x {side}, {steps} steps", seconds, peak_mib=seen.mib)
+
+    def _scaling(self) -> Iterator[Row]:
+        """Seconds of a megapixel and memory beyond the result, from one tile to many; two steps are enough to see."""
+        from ..model import load
+        from ..pipeline import upscale
+
+        model = load(self.plan.model, device=self.device)
+        for side in SIDES[:2] if self.plan.quick else SIDES:
+
+            def run(side: int = side) -> None:
+                upscale(model, _picture(side // model.scale), steps=2, tile=min(side, 512))
+
+            with peak(self.device) as seen:
+                seconds = self.watch(run)
+            beyond = None if seen.bytes is None else max(0, seen.bytes - side * side * 3) / 2**20
+            name = f"{self.plan.model}, {side} x {side}, 2 steps, tiles of 512: seconds a megapixel"
+            yield Row(name, seconds / (side * side / 1e6), peak_mib=beyond)
+
+    def _row(self, part: Part, dtype: str, rounds: int | None = None, memory: bool = False) -> Row:
+        yardstick = matrix_product(DTYPES[dtype], self.device)
+        runs = [yardstick, part.run, *([part.plain] if part.plain else [])]
+        # The first round warms the caches of kernels; a run of many seconds needs no round for that alone.
+        times = self.watch.alternating(runs, rounds or self.plan.rounds, warm=rounds is None)
+        count = tmac(part.count)
+        share = ratio(times[0], times[1]) * count / MATRIX_TMAC
+        speedup = ratio(times[2], times[1]) if part.plain else None
+        mib = None
+        if memory:
+            with peak(self.device) as seen:
+                part.run()
+            mib = seen.mib
+        return Row(f"{part.name}, {dtype}", median(times[1]), count, share, speedup, mib)
+
+    def _against(self, name: str, run: Run, other: Run) -> Row:
+        ours, theirs = self.watch.alternating([run, other], self.plan.rounds)
+        return Row(name, median(ours), speedup_over_reference=ratio(theirs, ours))
+
+
+def _picture(side: int) -> np.ndarray:
+    """Smooth colours with some noise, uint8 [side, side, 3]."""
+    y, x = np.mgrid[:side, :side] / 16
+    waves = np.stack([np.sin(y + k) * np.cos(x * (k + 1) / 2) for k in range(3)], axis=-1)
+    noise = np.random.default_rng(0).normal(0, 0.03, waves.shape)
+    return ((waves * 0.35 + 0.5 + noise) * 255).clip(0, 255).astype(np.uint8)

@@ -1,0 +1,163 @@
+"""Measuring: runs that alternate, so that whatever else the machine does meets all of them; products counted; peaks."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..host import give_back
+
+Run = Callable[[], Any]
+
+#: Side of the square matrices whose product is the yardstick.
+MATRIX = 2048
+CLOCKS = ("wall", "cpu")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; None where something does not apply.
+
+    tmac: 10^12 products of convolutions and matrices. share_of_matrix_rate: of the rate of a plain matrix product of
+    the same dtype in the same run. speedup_over_reference: the plain implementation's seconds over these. peak_mib: of
+    memory beside the weights, beyond the level before the run.
+    """
+
+    name: str
+    seconds: float | None
+    tmac: float | None = None
+    share_of_matrix_rate: float | None = None
+    speedup_over_reference: float | None = None
+    peak_mib: float | None = None
+
+    def values(self) -> dict[str, Any]:
+        """As JSON has it, rounded to what can be measured."""
+        digits = {"tmac": 4, "share_of_matrix_rate": 3, "speedup_over_reference": 2, "peak_mib": 0, "seconds": 4}
+        return {k: round(v, digits[k]) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+class Stopwatch:
+    """Seconds of a call on a device: of the wall, or of this process's CPU time for machines that others use too.
+
+    CPU time is that of all threads together, so it is compared between runs of one thread only. Raises ValueError for
+    another clock, and for CPU time of a device that is none.
+    """
+
+    def __init__(self, device: torch.device, clock: str = "wall") -> None:
+        if clock not in CLOCKS or (clock == "cpu" and device.type != "cpu"):
+            raise ValueError(f"clock {clock!r}: choose wall, or cpu for runs on the CPU")
+        self.device = device
+        self._now = time.perf_counter if clock == "wall" else time.process_time
+
+    def __call__(self, run: Run) -> float:
+        self._wait()
+        start = self._now()
+        run()
+        self._wait()
+        return self._now() - start
+
+    def alternating(self, runs: list[Run], rounds: int, warm: bool = True) -> list[list[float]]:
+        """Seconds of every run, [run][round], where each round has all of them in turn."""
+        if warm:
+            for run in runs:
+                run()
+        rows = [[self(run) for run in runs] for _ in range(rounds)]
+        return [list(column) for column in zip(*rows)]
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """The median of the ratios of pairs, one a round."""
+    return median(a / b for a, b in zip(above, below))
+
+
+def matrix_product(dtype: torch.dtype, device: torch.device, side: int = MATRIX) -> Run:
+    """The yardstick: a product of two square matrices."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
+    return lambda: a @ b
+
+
+MATRIX_TMAC = MATRIX**3 / 1e12
+
+
+def tmac(run: Run) -> float:
+    """10^12 products of convolutions, matrices and attention in a run; it runs, so give it networks on `meta`.
+
+    Counted as in training, where nothing is done in bands: rows that two bands both compute are no work of the network.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 2e12
+
+
+class Peak:
+    """Bytes that the block had at most beyond what there was before it, weights that are mapped from files aside.
+
+    On CUDA what torch allocated; elsewhere anonymous memory of this process where the system tells (Linux), else None.
+    """
+
+    def __init__(self) -> None:
+        self.bytes: int | None = None
+
+    @property
+    def mib(self) -> float | None:
+        """In MiB."""
+        return None if self.bytes is None else self.bytes / 2**20
+
+
+@contextmanager
+def peak(device: torch.device) -> Iterator[Peak]:
+    """Measures the most memory that the block takes; read it after the block."""
+    seen = Peak()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield seen
+        seen.bytes = torch.cuda.max_memory_allocated(device) - before
+        return
+    give_back()
+    start = _status() if _reset_high_water() else None
+    yield seen
+    end = _status()
+    if start is not None and end is not None:
+        # The system keeps the peak of files and anonymous memory together; files that are mapped only ever add to it.
+        seen.bytes = max(0, end["VmHWM"] - end["RssFile"] - end["RssShmem"] - start["RssAnon"])
+
+
+def anonymous() -> int | None:
+    """Bytes of anonymous memory of this process; None where the system does not tell."""
+    status = _status()
+    return None if status is None else status["RssAnon"]
+
+
+def _status() -> dict[str, int] | None:
+    try:
+        with open("/proc/self/status") as file:
+            rows = dict(line.split(":", 1) for line in file)
+        return {k: int(rows[k].split()[0]) * 1024 for k in ("VmHWM", "RssAnon", "RssFile", "RssShmem")}
+    except (OSError, KeyError, ValueError, IndexError):
+        return None
+
+
+def _reset_high_water() -> bool:
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        return False
+    return True

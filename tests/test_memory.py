@@ -1,0 +1,250 @@
+"""Out of memory, simulated and real; weights on their way to a device; pictures larger than memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import moesr
+from moesr.checkpoints import upload
+from moesr.errors import SettingError
+from moesr.host import NullHost
+from moesr.images import assembly, colour, finish
+from moesr.images.assembly import Store
+from moesr.networks.autoencoder import Decoder, Encoder
+from moesr.networks.unet import UNet
+from moesr.pipeline import Event
+from moesr.speed.measure import peak
+
+ROOT = Path(__file__).parent.parent
+
+
+def photo(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width] / 9
+    waves = np.stack([np.sin(y + k) * np.cos(x * (k + 1) / 2) for k in range(3)], axis=-1)
+    return ((waves * 0.35 + 0.5) * 255).clip(0, 255).astype(np.uint8)
+
+
+# ---- simulated
+
+
+class Counting(NullHost):
+    released = 0
+
+    def release(self) -> None:
+        self.released += 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("std::bad_alloc"), torch.cuda.OutOfMemoryError("x")])
+@pytest.mark.parametrize("phase", ["encode", "sample", "decode"])
+def test_a_failure_in_any_phase_halves_the_tile(
+    nano: Path, monkeypatch: pytest.MonkeyPatch, phase: str, error: Exception
+) -> None:
+    host = Counting()
+    model = moesr.load(nano, residency="all", host=host)
+    if phase == "encode" and model.process.kind != "residual_shift":
+        pytest.skip("nothing is encoded")
+    kind: Any = {"encode": Encoder, "sample": UNet, "decode": Decoder}[phase]
+    forward = kind.forward
+
+    def limited(self: Any, x: Tensor, *rest: Any) -> Tensor:
+        if x.shape[-1] * x.shape[-2] > (96 * 96 if phase == "encode" else 24 * 24):
+            raise error
+        return forward(self, x, *rest)
+
+    want = moesr.upscale(model, photo(30, 30), tile=80, steps=2)
+    monkeypatch.setattr(kind, "forward", limited)
+    seen: list[Event] = []
+    out = moesr.upscale(model, photo(30, 30), tile=160, steps=2, callback=seen.append)
+    assert host.released == 1
+    assert [e for e in seen if e.phase == phase][-1].tiles > 1
+    assert out.shape == want.shape
+    if phase == "encode":  # all of the run was done with tiles of 80 then
+        assert np.mean(np.abs(out.astype(int) - want) <= 1) > 0.999
+
+
+@pytest.mark.parametrize("color_fix", ["wavelet", "none"])
+def test_a_failure_in_the_colour_fix_halves_its_bands(
+    nano: Path, monkeypatch: pytest.MonkeyPatch, color_fix: str
+) -> None:
+    host = Counting()
+    model = moesr.load(nano, residency="all", host=host)
+    want = moesr.upscale(model, photo(40, 10), steps=1, color_fix=color_fix)
+    low_pass, put = colour.low_pass, finish.Canvas.put
+
+    def limited(plane: Tensor) -> Tensor:
+        if len(plane) > 120:
+            raise MemoryError
+        return low_pass(plane)
+
+    def limited_put(self: Any, out: Any, image: int, start: int, rgb: Tensor, alpha: Any) -> None:
+        if color_fix == "none" and rgb.shape[1] > 64:
+            raise MemoryError
+        put(self, out, image, start, rgb, alpha)
+
+    monkeypatch.setattr(assembly, "low_pass", limited)
+    monkeypatch.setattr(finish.Canvas, "put", limited_put)
+    assert np.array_equal(moesr.upscale(model, photo(40, 10), steps=1, color_fix=color_fix), want)
+    assert host.released > 0
+    monkeypatch.setattr(assembly, "low_pass", lambda plane: limited(plane.repeat(99, 1)))
+    if color_fix == "wavelet":
+        with pytest.raises(SettingError, match="out of memory even with bands of rows of 16"):
+            moesr.upscale(model, photo(40, 10), steps=1, color_fix=color_fix)
+
+
+def test_other_errors_pass_through(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Tensor:
+        raise RuntimeError("the size of tensor a must match the size of tensor b")
+
+    model = moesr.load(nano, residency="all")
+    monkeypatch.setattr(Decoder, "forward", broken)
+    with pytest.raises(RuntimeError, match="must match"):
+        moesr.upscale(model, photo(8, 8), steps=1)
+
+
+# ---- real: the system itself refuses
+
+LIMITED = """
+import json, resource, sys
+import numpy as np, torch
+torch.set_num_threads(1)
+import moesr
+from moesr.host import give_back
+from tests.test_memory import photo
+
+def status(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
+
+model, events = moesr.load(sys.argv[1], residency="stream"), []
+moesr.upscale(model, photo(16, 16), steps=4, color_fix="wavelet")  # libraries are loaded, threads exist
+give_back()
+before = status("RssAnon")
+resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + int(sys.argv[2]), resource.RLIM_INFINITY))
+out = moesr.upscale(model, photo(96, 96), steps=1, tile=0, color_fix="wavelet", callback=events.append)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+last = (events[-1].phase, events[-1].tiles)
+events.clear()
+give_back()
+np.save(sys.argv[3], out)
+print(json.dumps({"last": last, "grown": status("RssAnon") - before - out.nbytes}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit of address space")
+def test_memory_that_the_system_refuses(nano: Path, tmp_path: Path) -> None:
+    """With room for a part of the picture only, the run ends right, in tiles, and gives all memory back."""
+    model = moesr.load(nano, residency="all")
+    if model.process.kind != "residual_shift":
+        pytest.skip("one that encodes too is enough")
+    moesr.upscale(model, photo(16, 16), steps=1)
+    with peak(model.device) as needed:
+        want = moesr.upscale(model, photo(96, 96), steps=1, tile=0, color_fix="wavelet")
+    assert needed.bytes is not None
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(nano), str(needed.bytes // 2), str(tmp_path / "out.npy")],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout)
+    assert told["last"][0] == "decode"
+    assert told["last"][1] >= 4
+    assert told["grown"] < 16 * 2**20
+    difference = np.abs(np.load(tmp_path / "out.npy").astype(int) - want)  # tiles see their norms only
+    assert difference.mean() < 8
+
+
+# ---- pictures larger than memory
+
+
+def test_huge_pictures_lie_in_a_file_that_is_never_left_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(assembly, "LARGE", 10)
+    monkeypatch.setattr(assembly, "HUGE", 100)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    image = torch.rand(3, 8, 9) * 2 - 1
+    store = Store(1, 3, 8, 9, torch.device("cpu"))
+    assert store._values.untyped_storage().filename is not None
+    store.put(0, 0, image[:, :5])
+    store.put(0, 5, image[:, 5:])
+    assert (store.rows(0)(2, 8) - image[:, 2:]).abs().max() < 1e-4
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(assembly, "HUGE", 100)
+    monkeypatch.setattr(assembly, "_reserve", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SettingError, match=r"no room for the .* GiB .*No space left on device.*TMPDIR"):
+        Store(1, 3, 8, 9, torch.device("cpu"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_whole_run_through_a_file(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = moesr.load(nano, residency="all")
+    want = moesr.upscale(model, photo(40, 30), tile=96, steps=1)
+    monkeypatch.setattr(assembly, "LARGE", 10)
+    monkeypatch.setattr(assembly, "HUGE", 100)
+    got = moesr.upscale(model, photo(40, 30), tile=96, steps=1)
+    assert np.abs(got.astype(int) - want).max() <= 1
+
+
+# ---- weights on their way to a device
+
+
+class Late:
+    """A lane whose copies are made when someone waits for them, and no earlier: the worst that a device may do."""
+
+    def __init__(self) -> None:
+        self.pending: list[tuple[Tensor, Tensor]] = []
+        self.most = 0
+
+    def buffer(self, entries: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(entries, dtype=dtype)
+
+    def empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return torch.full(shape, 77, dtype=dtype)
+
+    def send(self, source: Tensor, target: Tensor) -> Any:
+        self.pending.append((source, target))
+        self.most = max(self.most, len(self.pending))
+        return self.pending[-1]
+
+    def wait(self, sent: Any) -> None:
+        while any(sent is one for one in self.pending):
+            source, target = self.pending.pop(0)
+            target.copy_(source)
+
+    def finish(self) -> None:
+        while self.pending:
+            self.wait(self.pending[0])
+
+
+@pytest.mark.parametrize("entries", [1, 7, 64, 10_000])
+def test_buffers_are_not_filled_again_before_they_were_read(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
+    monkeypatch.setattr(upload, "BUFFER", 2 * entries)
+    state = {
+        "a": torch.randn(5, 13), "none": torch.zeros(0, 4), "one": torch.tensor(3.0), "b": torch.randn(8, 4).t(),
+        "count": torch.tensor(12), "half": torch.randn(31).half(),
+    }  # fmt: skip
+    lane = Late()
+    out = upload.through(lane, state, state, torch.bfloat16)
+    assert not lane.pending
+    assert lane.most <= 2
+    for name, value in state.items():
+        want = value.bfloat16() if value.is_floating_point() else value
+        assert torch.equal(out[name], want)
+        assert out[name].dtype == want.dtype
+    assert upload.on_device(state, ["a"], torch.float32, torch.device("cpu"))["a"] is state["a"]

@@ -1,0 +1,199 @@
+"""The benchmark measures what it says: seconds in turn, products as counted by hand, memory as taken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import moesr
+from moesr import model as model_module
+from moesr.checkpoints.files import open_model
+from moesr.cli import main
+from moesr.config import AutoencoderConfig, UNetConfig
+from moesr.errors import SettingError
+from moesr.speed import bench, files, measure, parts
+from moesr.speed.bench import Bench, Plan
+from moesr.speed.measure import Row, Stopwatch, peak, ratio, tmac
+from moesr.speed.parts import Part
+from moesr.speed.quality import fewest
+from tests.conftest import nano_config
+
+CPU = torch.device("cpu")
+COLUMNS = ["name", "seconds", "tmac", "share_of_matrix_rate", "speedup_over_reference", "peak_mib"]
+
+
+def test_runs_alternate_and_are_timed_apart() -> None:
+    order: list[str] = []
+    clock = iter([0.0, 1.0, 1.0, 3.0, 3.0, 4.0, 4.0, 8.0])
+    watch = Stopwatch(CPU)
+    watch._now = lambda: next(clock)
+    times = watch.alternating([lambda: order.append("a"), lambda: order.append("b")], 2)
+    assert order == ["a", "b", "a", "b", "a", "b"]
+    assert times == [[1.0, 1.0], [2.0, 4.0]]
+    assert ratio(times[1], times[0]) == 3.0
+
+
+def test_cpu_time_is_for_the_cpu() -> None:
+    with pytest.raises(ValueError, match="clock"):
+        Stopwatch(torch.device("cuda"), "cpu")
+    with pytest.raises(ValueError, match="clock"):
+        Stopwatch(CPU, "sun")
+
+
+def test_products_of_the_full_size_are_those_counted_by_hand() -> None:
+    """Spec: a step 0.16632, decoding 2.591, features of the LR image 0.303 (all in 10^12)."""
+    with torch.device("meta"):
+        unet, vae = parts.UNet(UNetConfig()).eval(), parts.Autoencoder(AutoencoderConfig()).eval()
+    x, t = torch.zeros(1, 6, 128, 128, device="meta"), torch.zeros(1, device="meta")
+    z, image = torch.zeros(1, 3, 128, 128, device="meta"), torch.zeros(1, 3, 512, 512, device="meta")
+    assert tmac(lambda: unet(x, t)) == pytest.approx(0.16632, abs=1e-5)
+    assert tmac(lambda: vae.features(image)) == pytest.approx(0.303, abs=1e-3)
+    assert tmac(lambda: vae.decode(z, vae.features(image))) == pytest.approx(2.591 + 0.303, abs=2e-3)
+
+
+@pytest.mark.skipif(measure._status() is None, reason="the system does not tell")
+def test_peaks_are_what_was_taken() -> None:
+    kept: list[Tensor] = []
+
+    def take(mib: int) -> Tensor:
+        return torch.ones(mib * 2**18)
+
+    with peak(CPU) as seen:
+        take(96)
+        kept.append(take(32))
+    assert seen.mib is not None
+    assert 95 < seen.mib < 104
+    with peak(CPU) as seen:  # what is held already does not count
+        take(48)
+    assert seen.mib is not None
+    assert 47 < seen.mib < 56
+
+
+def test_a_row_has_its_columns_and_compares_with_the_plain_twin() -> None:
+    a = torch.ones(64, 64)
+
+    def plain() -> None:
+        for _ in range(200):
+            torch.matmul(a, a)
+
+    row = Bench(Plan(rounds=3), None)._row(Part("work", lambda: a @ a, plain, lambda: a @ a), "fp32", memory=True)
+    assert list(row.values()) == COLUMNS
+    assert row.name == "work, fp32"
+    assert row.tmac == 64**3 / 1e12
+    assert row.seconds is not None
+    assert row.speedup_over_reference is not None
+    assert row.speedup_over_reference > 5
+    assert row.share_of_matrix_rate is not None
+    assert json.dumps(row.values())
+    assert Row("x", None).values() == dict.fromkeys(COLUMNS) | {"name": "x"}
+
+
+def test_the_reference_is_the_checkouts_own_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = parts.reference(None)
+    assert module is not None
+    assert callable(module.features_and_decode)
+    with pytest.raises(SettingError, match="plain"):
+        parts.reference(tmp_path / "none.py")
+    monkeypatch.setattr(parts, "PLAIN", tmp_path / "none.py")
+    assert parts.reference(None) is None
+
+
+def test_the_file_of_random_weights_is_a_whole_model(tmp_path: Path) -> None:
+    config = nano_config("ddpm")
+    path = files.full_size_file(tmp_path / "full.safetensors", config)
+    assert open_model(path).config == config
+    assert len(open_model(path).experts) == len(config.stages)
+    out = moesr.upscale(moesr.load(path), torch.rand(1, 8, 8, 3), steps=4)
+    assert bool(out.isfinite().all())
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole benchmark with networks of a few channels."""
+    config = nano_config("ddpm")
+    monkeypatch.setattr(bench, "MATRIX", 64)
+    monkeypatch.setattr(parts, "UNetConfig", lambda: config.unet)
+    monkeypatch.setattr(parts, "AutoencoderConfig", lambda: config.autoencoder)
+    monkeypatch.setattr(files, "ModelConfig", lambda **_: config)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_command_prints_rows(nano: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "--quick", "--threads", "1", "--model", str(nano), "--only", "matrix,open,step,decode"]
+    assert main([*command, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert all(list(row) == COLUMNS for row in rows)
+    names = " | ".join(row["name"] for row in rows)
+    for part in ("matrix product", "open", "step, latent", "features + decode", "AFF U-Net", "bf16 against our fp32"):
+        assert part in names
+    whole = next(row for row in rows if row["name"].startswith("features + decode"))
+    assert whole["speedup_over_reference"] > 0
+    assert main(["bench", "--only", "matrix"]) == 0
+    assert "matrix product 64, fp32" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small")
+def test_the_whole_of_an_image_and_its_growth(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(quick=True, rounds=1, sections=("image", "scaling"), model=str(nano), side=64)
+    monkeypatch.setattr(bench, "SIDES", (64, 128))
+    rows = list(Bench(plan, None).rows())
+    assert [row.name.split(", ")[1] for row in rows] == ["64 x 64", "64 x 64", "128 x 128"]
+    assert all(row.seconds is not None and row.seconds > 0 for row in rows)
+
+
+def test_settings_that_measure_nothing_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--only", "speed"]) == 1
+    assert "choose some of matrix" in capsys.readouterr().err
+    assert main(["bench", "--clock", "cpu", "--threads", "2", "--only", "matrix"]) == 1
+    assert "--threads 1" in capsys.readouterr().err
+
+
+# ---- torch.compile
+
+
+@pytest.mark.parametrize("residency", ["all", "stream"])
+def test_compiled_experts_share_compilations(nano: Path, monkeypatch: pytest.MonkeyPatch, residency: str) -> None:
+    graphs: list[Any] = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(model_module, "BACKEND", count)
+    image = torch.rand(1, 40, 24, 3)
+    out = moesr.upscale(moesr.load(nano, residency=residency, compile=True), image, tile=64, steps=4)
+    want = moesr.upscale(moesr.load(nano, residency=residency), image, tile=64, steps=4)
+    assert len(graphs) <= 2  # of four experts, several tiles, four steps
+    assert (out - want).abs().max() < 1e-3
+
+
+# ---- what it costs
+
+
+def test_the_fewest_steps_are_the_fastest_that_are_as_good() -> None:
+    def row(name: str, seconds: float, lpips: float | None) -> dict[str, Any]:
+        return {"name": name, "seconds": seconds, "lpips_alex": lpips}
+
+    long = row("ddpm, 200 steps", 90.0, 0.200)
+    some = [row("dpmpp_2m, 8 steps", 4.0, 0.203), row("dpmpp_2m, 12 steps", 6.0, 0.202), row("bf16", 1.0, 0.1)]
+    assert fewest([long, *some, row("dpmpp_2m, 25 steps", 12.0, 0.190)]) == "dpmpp_2m, 12 steps"
+    assert fewest([long, some[0], row("dpmpp_2m, 4 steps", 1.0, None)]) is None
+    assert fewest(some) is None
+
+
+def test_every_setting_is_run_and_measured(nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 36, 3), np.uint8)).save(tmp_path / "a.png")
+    command = ["bench", "--quality", str(tmp_path), "--model", str(nano), "--quick", "--metrics", str(tmp_path)]
+    assert main([*command, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows][:3] == ["as it is, fp32", "bf16", "tiles of 256"]
+    assert len({row["psnr_y"] for row in rows if "steps" in row["name"]}) == 3  # settings do reach the run
+    assert all(row["seconds"] > 0 for row in rows)
