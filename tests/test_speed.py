@@ -23,7 +23,7 @@ from moesr.speed.bench import Bench, Plan
 from moesr.speed.measure import Row, Stopwatch, peak, ratio, tmac
 from moesr.speed.parts import Part
 from moesr.speed.quality import fewest
-from tests.conftest import nano_config
+from tests.small_models import nano_config
 
 CPU = torch.device("cpu")
 COLUMNS = ["name", "seconds", "tmac", "share_of_matrix_rate", "speedup_over_reference", "peak_mib"]
