@@ -52,7 +52,7 @@ def sharpness(image: Tensor) -> float:
 
 
 def test_it_is_the_full_structure_and_small(model: SRModel) -> None:
-    assert (EMBEDDED / "tiny.safetensors").stat().st_size <= 25_000_000
+    assert (EMBEDDED / "tiny.safetensors").stat().st_size <= 40_000_000
     config = model.config
     assert model.scale == 4
     assert len(config.stages) == 4

@@ -95,7 +95,7 @@ def test_overrides_reach_every_depth() -> None:
         ("decodr.loop.steps=7", r"training has no entry decodr; it has model, degradation"),
         ("model.unet.width=7", r"unet: unknown entries width"),
         ("steps", r"'steps': write it as key=value"),
-        ("degradation.kind=x", r"degradation has no entries, it is 'mixed:0.6'"),
+        ("degradation.kind=x", r"degradation has no entries, it is 'mixed:0.75'"),
         ("decoder.loop=3", r"decoder\.loop is 3, it must be a map"),
         ("decoder.loop.steps=many", r"decoder\.loop\.steps is 'many', it must be a whole number"),
         ("decoder.loop.steps=1.5", r"decoder\.loop\.steps is 1\.5, it must be a whole number"),

@@ -142,7 +142,7 @@ class Decoder(nn.Module):
         for i, level in reversed(list(enumerate(_levels(self.up)))):
             h = level(h)
             if i == 1 and lr_features is not None and hasattr(self, "fusion_layer_1"):
-                h = self.fusion_layer_1(h, lr_features, fidelity)
+                h = self.fusion_layer_1(h, laid_out(lr_features), fidelity)
             if level.upsample is not None:
                 h = level.upsample(h)
         if hasattr(self, "unet_1"):

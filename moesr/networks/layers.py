@@ -37,12 +37,12 @@ def leaky_relu(x: Tensor, slope: float) -> Tensor:
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """x [B, C, H, W] in the memory layout in which its device convolves fastest; training is left as it is.
+    """x [B, C, H, W] in the memory layout in which its device convolves fastest; plain where gradients are recorded.
 
     Channels last for CPUs, where it was measured, and for half precision on CUDA, whose matrix units want it.
     """
     if torch.is_grad_enabled():
-        return x
+        return x.contiguous()  # torch 2.13 crashes in the backward pass of a frozen GroupNorm with channels last
     last = x.device.type == "cpu" or (x.device.type == "cuda" and x.dtype != torch.float32)
     return x.contiguous(memory_format=torch.channels_last) if last else x
 
