@@ -46,15 +46,15 @@ def _spectrum(image: Tensor, patches: int) -> Tensor:
     return torch.fft.fft2(split.permute(0, 2, 4, 1, 3, 5).flatten(1, 2), norm="ortho")
 
 
-def grid(image: Tensor, allowed: float = 1.5, average: Callable[[Tensor], Tensor] = lambda mean: mean) -> Tensor:
+def grid(image: Tensor, allowed: float = 1.5) -> Tensor:
     """How far a batch stands above `allowed` times its surroundings at the frequencies of a regular grid: a scalar.
 
-    Mean over the frequencies of log(ratio / allowed) where that is above 0, for the ratios of metrics.grid_power, of
-    power averaged over the batch, and `average` of the other processes'. image: [B, 3, H, W] in [-1, 1], sides at
-    least 64.
+    Mean over the frequencies of log(ratio / allowed) where that is above 0. The ratios are those of metrics.grid_power,
+    averaged over the batch: smooth images, where a grid shows most, count like rough ones. image: [B, 3, H, W] in
+    [-1, 1], sides at least 64.
     """
-    power = average(block_power((image.float() + 1) / 2).mean(dim=0, keepdim=True))
-    return F.relu(torch.log(grid_ratios(power) / allowed + 1e-6)).mean()
+    ratios = grid_ratios(block_power((image.float() + 1) / 2)).mean(dim=0)
+    return F.relu(torch.log(ratios / allowed + 1e-6)).mean()
 
 
 def phase(*images: Tensor, most: int = 8) -> list[Tensor]:
