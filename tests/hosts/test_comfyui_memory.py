@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import moesr
+from moesr.pipeline import working_memory
 from tests.hosts.comfyui import Comfy, running
 from tests.hosts.packs import put_moesr, put_pack
 from tests.hosts.prompts import Prompt, three_nodes
 from tests.hosts.setup_comfyui import Installation
 from tests.small_models import save_nano
 
-#: The default model is 43 MB: 6 an expert, 19 the decoder. A run of this size wants 61 MB beside the weights.
-CARD = 90 * 2**20
-WORK = 24 * 32 * 4 * 144**2
+#: The default model is 64 MB: 14 an expert, 7 the autoencoder. A run of this size wants 29 MB beside the weights.
+WORK = working_memory(moesr.load().config.autoencoder, torch.float32, 144)
+CARD = WORK + 34 * 2**20
+TINY_DECODER = 7 * 2**20
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +68,9 @@ def test_two_models_take_turns(card: Comfy) -> None:
         # The host counts a network that it loads among those that it may unload, so it may take a little more.
         assert sum(kept["loaded"] for kept in state["loaded"]) <= CARD - WORK + 4 * 2**20
         assert sorted(state["models"]) == ["nano_ddpm", "tiny"]
-        # The decoder that worked last is there whole; the other one had to make room.
-        decoders = sorted((kept for kept in state["loaded"] if kept["network"] == "Autoencoder"), key=size)
-        small, large = (kept["loaded"] == size(kept) for kept in decoders)
-        assert (small, large) == (name == "nano_ddpm", name == "tiny")
+        # The decoder that worked last is there whole; what else there is room for is the host's choice.
+        decoders = [kept for kept in state["loaded"] if kept["network"] == "Autoencoder"]
+        assert (name == "tiny") in [size(kept) > TINY_DECODER / 2 for kept in decoders if kept["loaded"] == size(kept)]
     assert "Unloaded partially" in card.text()
 
 

@@ -262,7 +262,7 @@ def test_choices_that_do_not_exist_name_the_widget(comfy: Comfy, widget: str) ->
 
 @pytest.mark.parametrize("kind", ["channels", "size", "nan"])
 def test_a_wrong_latent_is_a_clear_node_error(comfy: Comfy, kind: str) -> None:
-    shape = {"channels": (1, 4, 24, 36), "size": (1, 3, 12, 18), "nan": (1, 3, 24, 36)}[kind]
+    shape = {"channels": (1, 4, 24, 36), "size": (1, 24, 12, 18), "nan": (1, 24, 24, 36)}[kind]
     samples = torch.full(shape, float("nan")) if kind == "nan" else torch.zeros(shape)
     contents = {"latent_tensor": samples, "latent_format_version_0": torch.tensor([])}
     save_file(contents, comfy.base / "input" / f"{kind}.latent")
