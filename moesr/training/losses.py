@@ -46,14 +46,14 @@ def _spectrum(image: Tensor, patches: int) -> Tensor:
     return torch.fft.fft2(split.permute(0, 2, 4, 1, 3, 5).flatten(1, 2), norm="ortho")
 
 
-def grid(image: Tensor, allowed: float = 1.5) -> Tensor:
+def grid(image: Tensor, allowed: float = 1.5, average: Callable[[Tensor], Tensor] = lambda mean: mean) -> Tensor:
     """How far a batch stands above `allowed` times its surroundings at the frequencies of a regular grid: a scalar.
 
     Mean over the frequencies of log(ratio / allowed) where that is above 0. The ratios are those of metrics.grid_power,
-    averaged over the batch: smooth images, where a grid shows most, count like rough ones. image: [B, 3, H, W] in
-    [-1, 1], sides at least 64.
+    averaged over the batch, and by `average` over the other processes': smooth images, where a grid shows most, count
+    like rough ones. image: [B, 3, H, W] in [-1, 1], sides at least 64.
     """
-    ratios = grid_ratios(block_power((image.float() + 1) / 2)).mean(dim=0)
+    ratios = average(grid_ratios(block_power((image.float() + 1) / 2)).mean(dim=0))
     return F.relu(torch.log(ratios / allowed + 1e-6)).mean()
 
 

@@ -21,7 +21,7 @@ from tests.small_models import save_nano
 #: The default model is 64 MB: 14 an expert, 7 the autoencoder. A run of this size wants 29 MB beside the weights.
 WORK = working_memory(moesr.load().config.autoencoder, torch.float32, 144)
 CARD = WORK + 34 * 2**20
-TINY_DECODER = 7 * 2**20
+LARGEST_TINY = 10 * 2**20  # between its autoencoder, 7.5 MB, and that of the other model, 14.2 MB
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_two_models_take_turns(card: Comfy) -> None:
         assert sorted(state["models"]) == ["nano_ddpm", "tiny"]
         # The decoder that worked last is there whole; what else there is room for is the host's choice.
         decoders = [kept for kept in state["loaded"] if kept["network"] == "Autoencoder"]
-        assert (name == "tiny") in [size(kept) > TINY_DECODER / 2 for kept in decoders if kept["loaded"] == size(kept)]
+        assert (name == "tiny") in [size(kept) < LARGEST_TINY for kept in decoders if kept["loaded"] == size(kept)]
     assert "Unloaded partially" in card.text()
 
 
