@@ -152,7 +152,7 @@ def test_memory_that_the_system_refuses(nano: Path, tmp_path: Path) -> None:
         want = moesr.upscale(model, photo(96, 96), steps=1, tile=0, color_fix="wavelet")
     assert needed.bytes is not None
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(nano), str(needed.bytes // 2), str(tmp_path / "out.npy")],
+        [sys.executable, "-c", LIMITED, str(nano), str(needed.bytes // 4), str(tmp_path / "out.npy")],
         cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
