@@ -141,6 +141,7 @@ print(json.dumps({"last": last, "grown": status("RssAnon") - before - out.nbytes
 """
 
 
+@pytest.mark.slow  # and how many tiles what is left allows differs by machine and its threads
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit of address space")
 def test_memory_that_the_system_refuses(nano: Path, tmp_path: Path) -> None:
     """With room for a part of the picture only, the run ends right, in tiles, and gives all memory back."""
@@ -152,7 +153,7 @@ def test_memory_that_the_system_refuses(nano: Path, tmp_path: Path) -> None:
         want = moesr.upscale(model, photo(96, 96), steps=1, tile=0, color_fix="wavelet")
     assert needed.bytes is not None
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(nano), str(needed.bytes // 4), str(tmp_path / "out.npy")],
+        [sys.executable, "-c", LIMITED, str(nano), str(needed.bytes // 2), str(tmp_path / "out.npy")],
         cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
