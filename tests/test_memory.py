@@ -134,21 +134,24 @@ model, events, tiles, shrinking = moesr.load(sys.argv[1], residency="stream"), [
 def noted(host, tile, smallest, attempt, what="tiles"):
     result, tile = shrinking(host, tile, smallest, attempt, what)
     if what == "tiles":
-        tiles.append(tile)  # in latent cells: of encoding, of each step, of decoding
+        tiles.append(tile)  # in latent cells: of each step, then of decoding
     return result, tile
 
 moesr.upscale(model, photo(16, 16), steps=4, color_fix="wavelet")  # libraries are loaded, threads exist
+pipeline.shrinking, levels = noted, []
+for _ in range(3):
+    give_back()
+    levels.append(status("RssAnon"))
+    tiles.clear()
+    resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + int(sys.argv[2]), resource.RLIM_INFINITY))
+    out = moesr.upscale(model, photo(96, 96), steps=1, tile=0, color_fix="wavelet", callback=events.append)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    last = (events[-1].phase, events[-1].tiles)
+    events.clear()
 give_back()
-before = status("RssAnon")
-pipeline.shrinking = noted
-resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + int(sys.argv[2]), resource.RLIM_INFINITY))
-out = moesr.upscale(model, photo(96, 96), steps=1, tile=0, color_fix="wavelet", callback=events.append)
-resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-last = (events[-1].phase, events[-1].tiles)
-events.clear()
-give_back()
+levels.append(status("RssAnon"))
 np.save(sys.argv[3], out)
-print(json.dumps({"last": last, "tiles": tiles, "grown": status("RssAnon") - before - out.nbytes}))
+print(json.dumps({"last": last, "tiles": tiles, "levels": levels}))
 """
 
 
@@ -165,8 +168,8 @@ def one_thread() -> Iterator[None]:
 def test_memory_that_the_system_refuses(nano: Path, tmp_path: Path, one_thread: None) -> None:
     """With room for a part of the picture only, the run ends right, in tiles, and gives all memory back."""
     model = moesr.load(nano, residency="all")
-    if model.process.kind != "residual_shift":
-        pytest.skip("one that encodes too is enough")
+    if model.process.kind != "ddpm":
+        pytest.skip("one is enough, and easier to repeat without a tile size of its own for encoding")
     moesr.upscale(model, photo(16, 16), steps=1)
     with peak(model.device) as needed:
         moesr.upscale(model, photo(96, 96), steps=1, tile=0, color_fix="wavelet")
@@ -179,10 +182,11 @@ def test_memory_that_the_system_refuses(nano: Path, tmp_path: Path, one_thread: 
     told = json.loads(done.stdout)
     assert told["last"][0] == "decode"
     assert told["last"][1] >= 4
-    assert told["grown"] < needed.bytes / 10
+    # Libraries fill caches of their own, once for a size of tile; what a run leaves behind would be left by each.
+    levels = told["levels"]  # before each run, and at the end
+    assert min(np.diff(levels)) < 2**21, levels
     # The picture is the one that the tiles make that were left in the end, asked for from the beginning.
-    encoded, sampled, decoded = told["tiles"]
-    assert encoded == sampled
+    sampled, decoded = told["tiles"]
     factor = model.config.autoencoder.factor
     latents = sample_latents(model, photo(96, 96), steps=1, tile=sampled * factor)
     want = decode_latents(model, latents, photo(96, 96), tile=decoded * factor, color_fix="wavelet")
