@@ -36,10 +36,12 @@ class DecoderConfig:
     `alternate` the networks take turns, one a step. `grid_weight` weighs a regular grid (losses.grid). The adversary,
     `adversary` channels wide, judges "pixels" (a PatchGAN) or the "features" of LPIPS's VGG, which `lpips` must then
     have and which cannot alternate. From `freeze_norms` on, batch norms use and keep their running statistics.
-    `onward` is the share of a joint run's batches that go on beyond the last expert's first step (joint.py). Latents of
+    `onward` is the share of a joint run's batches that go on beyond the last expert's first step (joint.py).
+    `generative` is the share of batches that are decoded at fidelity 0: the latent must then carry what an image needs,
+    and LR fusion corrects it; without such batches a decoder may read all from the LR image. Latents of
     `cache` crops of `crop` pixels, from images reduced by one of `shrink`, are sampled once, and windows of `size`
     pixels (0: half of it) cut from them: of `choices` windows the one with most detail. `start` is the folder of a
-    decoder's run to go on from.
+    decoder's run to go on from; its layers whose names begin with one of `anew` are not taken over.
     """
 
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -63,6 +65,8 @@ class DecoderConfig:
     freeze_norms: int = 10_000_000
     ema: float = 0.999
     start: str = ""
+    anew: tuple[str, ...] = ()
+    generative: float = 0.0
     rehearsed: float = 0.0
     onward: float = 0.5
     choices: int = 1
@@ -122,7 +126,9 @@ class FCD:
             group["lr"] = rate(config.loop, index)
         if index >= config.freeze_norms:
             freeze_norms(self.network)
-        out = self.engine.forward(self.networks, self.predict, batch)
+        generative = config.generative > 0 and float(torch.rand(())) < config.generative
+        partly = config.generative > 0
+        out = self.engine.forward(self.networks, self.predict, batch, 0.0 if generative else 1.0, partly=partly)
         loss = self.loss(out, batch, report := {})
         names = sorted(self.distances)
         if config.alternate:
@@ -189,14 +195,14 @@ class FCD:
         """The latents [B, C, h, w] to decode."""
         return batch["z"]
 
-    def predict(self, batch: Batch) -> Tensor:
-        """Images [B, 3, H, W] decoded from the batch's latents at full fidelity."""
+    def predict(self, batch: Batch, fidelity: float = 1.0) -> Tensor:
+        """Images [B, 3, H, W] decoded from the batch's latents."""
         net, lr, hr = self.network, batch["lr"], batch["hr"]
         lr_up = resize(lr, (hr.shape[-2], hr.shape[-1])).clamp(-1, 1)
         with autocast(self.config.loop, hr.device):
             with torch.no_grad():
                 features = net.features(lr_up)
-            return net.decode(self.latent(batch), features, 1.0).float()
+            return net.decode(self.latent(batch), features, fidelity).float()
 
     def after_step(self) -> None:
         """What follows an optimiser step."""

@@ -143,6 +143,7 @@ def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path |
     rates: dict[str, int | Fraction] = {"z": 1, "x0": 1, "y": 1, "lr": Fraction(factor, model.scale), "hr": factor}
     before = Path(stage.start) if stage.start else None
     first = _state(before / "decoder.safetensors" if before else _first(out))
+    first = {k: v for k, v in first.items() if not (stage.anew and k.startswith(tuple(stage.anew)))}
     skipped = config.first_stage.skip or before is not None
     if joint:
         grouped = _state((before or out / "stage0") / "stage0_grouped.safetensors")
