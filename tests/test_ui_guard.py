@@ -55,6 +55,25 @@ def test_a_session_without_a_stream_has_left_after_a_while(monkeypatch: pytest.M
     assert left == ["gone", "stays"]
 
 
+def test_a_session_that_asks_again_and_again_has_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a moment between two jobs it has no stream, also when the time since an earlier one is over."""
+    monkeypatch.setattr(module, "_AWAY", 0.5)
+    left: list[str] = []
+
+    async def visit() -> None:
+        guard = Guard(stream, Limits(), lambda: None, left.append)
+
+        async def send(_: Any) -> None:
+            return
+
+        for _ in range(12):
+            await guard(request("/gradio_api/queue/data", "session_hash=busy"), nothing, send)
+            await asyncio.sleep(0.2)
+
+    asyncio.run(visit())
+    assert left == []
+
+
 def test_uploads_beyond_the_limits_are_refused_before_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
 

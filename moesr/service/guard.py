@@ -50,7 +50,8 @@ class Guard:
         self, app: App, limits: Limits, purge: Callable[[], None], left: Callable[[str], None] | None = None
     ) -> None:
         self.app, self.limits, self.purge, self.left = app, limits, purge, left
-        self._streams: Counter[str] = Counter()
+        self._streams: Counter[str] = Counter()  # open ones
+        self._opened: Counter[str] = Counter()  # all so far of the sessions that are there
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request or pass it on."""
@@ -62,15 +63,17 @@ class Guard:
             return
         session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
         self._streams[session] += 1
+        self._opened[session] += 1
         try:
             await self._guarded(scope, receive, send)
         finally:
             self._streams[session] -= 1
-            asyncio.get_running_loop().call_later(_AWAY, self._check, session)
+            asyncio.get_running_loop().call_later(_AWAY, self._check, session, self._opened[session])
 
-    def _check(self, session: str) -> None:
-        if session in self._streams and not self._streams[session]:
-            del self._streams[session]
+    def _check(self, session: str, opened: int) -> None:
+        """Whether the session stayed away since the last of its `opened` streams ended: no other came, even for a moment."""
+        if session in self._streams and not self._streams[session] and self._opened[session] == opened:
+            del self._streams[session], self._opened[session]
             if self.left is not None:
                 self.left(session)
 
