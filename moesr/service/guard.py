@@ -71,7 +71,7 @@ class Guard:
             asyncio.get_running_loop().call_later(_AWAY, self._check, session, self._opened[session])
 
     def _check(self, session: str, opened: int) -> None:
-        """Whether the session stayed away since the last of its `opened` streams ended: no other came, even for a moment."""
+        """It has left if, since the last of its `opened` streams ended, no other came, not even for a moment."""
         if session in self._streams and not self._streams[session] and self._opened[session] == opened:
             del self._streams[session], self._opened[session]
             if self.left is not None:

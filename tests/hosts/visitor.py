@@ -181,7 +181,7 @@ class Visitor:
         """Where a part of the page is in the window: x, y, width, height."""
         found = self.page.locator(selector).first.bounding_box()
         assert found, f"{selector} is not to be seen"
-        return dict(found)
+        return {name: float(found[name]) for name in ("x", "y", "width", "height")}
 
     def line(self) -> int:
         """Where the line is, in percent."""
