@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import AutoencoderConfig
 from .frequency import AFFUNet
 from .fusion import LRFusion
-from .layers import NormResBlock, Upsample, attention, full_precision, group_norm, laid_out, silu
+from .layers import NormResBlock, Upsample, added, attention, full_precision, group_norm, laid_out, silu
 
 #: Distances to codes that exist at a time (64 MiB of float32), whatever the size of the latent.
 DISTANCE_ENTRIES = 2**24
@@ -33,7 +33,7 @@ class AttnBlock(nn.Module):
         h = self.norm(x)
         q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))  # [B, 1, HW, C]
         out = attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
-        return x + self.proj_out(out)
+        return added(x, self.proj_out(out))
 
 
 class PaddedDownsample(nn.Module):

@@ -9,8 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Entries of one attention matrix that may exist at a time where no fused kernel is to be had (64 MiB of float32).
-ATTENTION_ENTRIES = 2**24
+#: Entries of one attention matrix that may exist at a time where no fused kernel is to be had (128 MiB of float32).
+ATTENTION_ENTRIES = 2**25
+#: Heads from this width on are faster as two convolutions on a CPU than in torch's fused kernel, from so many queries on.
+WIDE_HEAD, WIDE_QUERIES = 256, 1024
+#: oneDNN's kernels for 1 x 1 convolutions want a batch, see bands.py.
+_BATCH = 32
 
 
 def group_norm(channels: int, eps: float, groups: int = 32) -> nn.GroupNorm:
@@ -34,6 +38,12 @@ def silu(x: Tensor) -> Tensor:
 def leaky_relu(x: Tensor, slope: float) -> Tensor:
     """Leaky ReLU of a tensor that nobody else holds: in place where no gradient is recorded."""
     return F.leaky_relu(x, slope, inplace=not torch.is_grad_enabled())
+
+
+def added(x: Tensor, h: Tensor, share: float = 1.0) -> Tensor:
+    """x + share * h, with `h` one that nobody else holds: in its memory where no gradient is recorded."""
+    fits = x.dtype == h.dtype and x.shape == h.shape and not torch.is_grad_enabled()
+    return torch.add(x, h, alpha=share, out=h) if fits else torch.add(x, h, alpha=share)
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -65,10 +75,28 @@ class _Attend(nn.Module):
     """The fused kernel as a layer: hooks that end a run come between chunks, which take seconds each on a slow CPU."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        wide = q.shape[0] * q.shape[1] == 1 and q.shape[-1] >= WIDE_HEAD and q.shape[-2] >= WIDE_QUERIES
+        if wide and q.device.type == "cpu" and not torch.is_grad_enabled() and q.shape[-2] % _BATCH == 0:
+            return _by_convolutions(q[0, 0], k[0, 0], v[0, 0])[None, None]
         return F.scaled_dot_product_attention(q, k, v)
 
 
 _attend = _Attend()
+
+
+def _by_convolutions(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of one head [N, dim] as two 1 x 1 convolutions whose weights are the keys and the values.
+
+    oneDNN's convolutions reach twice the rate of torch's matrix products. Scores and softmax are float32; only the
+    shares are rounded to the dtype of the values, as fused kernels of GPUs do it.
+    """
+    tokens, dim = k.shape
+    pixels = q.float().reshape(_BATCH, 1, -1, dim).permute(0, 3, 1, 2)  # channels last: [32, dim, 1, N / 32]
+    with full_precision(q):
+        scores = F.conv2d(pixels, (k.float() * dim**-0.5).reshape(tokens, dim, 1, 1)).permute(0, 2, 3, 1)
+    shares = torch.softmax(scores, dim=-1).to(v.dtype).permute(0, 3, 1, 2)
+    del scores
+    return F.conv2d(shares, v.t().reshape(dim, tokens, 1, 1)).permute(0, 2, 3, 1).reshape(-1, dim)
 
 
 def timestep_embedding(t: Tensor, channels: int) -> Tensor:
@@ -101,7 +129,7 @@ class NormResBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(silu(self.norm1(x)))
         h = self.conv2(silu(self.norm2(h)))
-        return (self.get_submodule(self.skip)(x) if self.skip else x) + h
+        return added(self.get_submodule(self.skip)(x) if self.skip else x, h)
 
 
 class Upsample(nn.Module):
