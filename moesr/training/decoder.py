@@ -38,7 +38,9 @@ class DecoderConfig:
     have and which cannot alternate. From `freeze_norms` on, batch norms use and keep their running statistics.
     `onward` is the share of a joint run's batches that go on beyond the last expert's first step (joint.py).
     `generative` is the share of batches that are decoded at fidelity 0: the latent must then carry what an image needs,
-    and LR fusion corrects it; without such batches a decoder may read all from the LR image. Latents of
+    and LR fusion corrects it; without such batches a decoder may read all from the LR image. `smooth_weight` weighs an
+    L1 between the upsampled LR image and what its own latent is decoded to (joint runs): a decoder that may not sharpen
+    by itself has to get all detail from the experts. Latents of
     `cache` crops of `crop` pixels, from images reduced by one of `shrink`, are sampled once, and windows of `size`
     pixels (0: half of it) cut from them: of `choices` windows the one with most detail. `start` is the folder of a
     decoder's run to go on from; its layers whose names begin with one of `anew` are not taken over.
@@ -67,6 +69,7 @@ class DecoderConfig:
     start: str = ""
     anew: tuple[str, ...] = ()
     generative: float = 0.0
+    smooth_weight: float = 0.0
     rehearsed: float = 0.0
     onward: float = 0.5
     choices: int = 1
@@ -128,8 +131,12 @@ class FCD:
             freeze_norms(self.network)
         generative = config.generative > 0 and float(torch.rand(())) < config.generative
         partly = config.generative > 0
-        out = self.engine.forward(self.networks, self.predict, batch, 0.0 if generative else 1.0, partly=partly)
+        fidelity = 0.0 if generative else 1.0
+        out, smooth = self.engine.forward(self.networks, self.forward, batch, fidelity, partly=partly)
         loss = self.loss(out, batch, report := {})
+        if smooth is not None:
+            loss = loss + config.smooth_weight * smooth
+            report["smooth"] = smooth.item()
         names = sorted(self.distances)
         if config.alternate:
             names = [names[index % len(names)]]
@@ -191,18 +198,25 @@ class FCD:
             report["consistency"] = consistent.item()
         return loss
 
+    def forward(self, batch: Batch, fidelity: float) -> tuple[Tensor, Tensor | None]:
+        """`predict`, and what `smooth_weight` weighs, if anything."""
+        return self.predict(batch, fidelity), None
+
     def latent(self, batch: Batch) -> Tensor:
         """The latents [B, C, h, w] to decode."""
         return batch["z"]
 
     def predict(self, batch: Batch, fidelity: float = 1.0) -> Tensor:
         """Images [B, 3, H, W] decoded from the batch's latents."""
-        net, lr, hr = self.network, batch["lr"], batch["hr"]
-        lr_up = resize(lr, (hr.shape[-2], hr.shape[-1])).clamp(-1, 1)
-        with autocast(self.config.loop, hr.device):
+        with autocast(self.config.loop, batch["hr"].device):
+            return self.decoded(self.latent(batch), enlarged(batch), fidelity)
+
+    def decoded(self, z: Tensor, lr_up: Tensor, fidelity: float) -> Tensor:
+        """Images [B, 3, H, W] of latents, the LR image in output size beside them."""
+        with autocast(self.config.loop, z.device):
             with torch.no_grad():
-                features = net.features(lr_up)
-            return net.decode(self.latent(batch), features, fidelity).float()
+                features = self.network.features(lr_up)
+            return self.network.decode(z, features, fidelity).float()
 
     def after_step(self) -> None:
         """What follows an optimiser step."""
@@ -225,6 +239,12 @@ class FCD:
 
     def export(self, folder: Path) -> None:
         weights.save(self.ema.weights(self.network), folder / "decoder.safetensors")
+
+
+def enlarged(batch: Batch) -> Tensor:
+    """A batch's LR images in the size of its HR images."""
+    hr = batch["hr"]
+    return resize(batch["lr"], (hr.shape[-2], hr.shape[-1])).clamp(-1, 1)
 
 
 def side_by_side(batch: Batch, out: Tensor) -> Tensor:
