@@ -181,9 +181,7 @@ def test_the_generator_does_not_learn_from_the_adversarys_loss(metrics: Path) ->
 
 def test_the_image_teaches_the_last_expert(metrics: Path) -> None:
     """Joint training: the gradient of L1 on the image passes the latent, in both of its branches."""
-    settings = setup.config("kl")
-    settings = replace(settings, decoder=replace(settings.decoder, rehearsed=0.0))
-    task = setup.task("joint", metrics, settings)
+    task = setup.task("joint", metrics, setup.config("kl"))
     assert isinstance(task, Joint)
     nn.init.normal_(task.expert.get_parameter("out.2.weight"))
     items = batch("kl")
@@ -193,6 +191,36 @@ def test_the_image_teaches_the_last_expert(metrics: Path) -> None:
         (task.predict(items) - items["hr"]).abs().mean().backward()
         assert all(p.grad is not None for p in task.expert.parameters())
         assert bool(task.expert.input_blocks[0][0].weight.grad.any())  # type: ignore[union-attr, index]
+
+
+def test_batches_at_fidelity_0_leave_lr_fusion_alone(metrics: Path) -> None:
+    settings = setup.config("kl")
+    task = setup.task("joint", metrics, replace(settings, decoder=replace(settings.decoder, generative=1.0)))
+    assert isinstance(task, Joint)
+    before = copied(task.network)
+    for index in range(3):
+        task.step(batch("kl"), index)
+    moved = changed(task.network, before)
+    assert any(k.startswith("decoder.unet_1.") for k in moved)
+    assert not any(k.startswith("decoder.fusion_layer_1.") for k in moved)
+
+
+def test_a_smooth_latent_learns_to_stay_smooth(metrics: Path) -> None:
+    """The loss is that of the decoder alone: it reaches no expert, and falls if it is all there is."""
+    settings = setup.config("kl", lr=1e-3)
+    task = setup.task("joint", metrics, replace(settings, decoder=replace(settings.decoder, smooth_weight=1.0)))
+    assert isinstance(task, Joint)
+    nn.init.normal_(task.network.decoder.conv_out.weight, std=0.05)
+    items, distances = batch("kl"), []
+    for _ in range(40):
+        task.optimiser.zero_grad()
+        _, smooth = task.forward(items, 1.0)
+        assert smooth is not None
+        smooth.backward()
+        assert all(p.grad is None for p in task.expert.parameters())
+        task.optimiser.step()
+        distances.append(smooth.item())
+    assert distances[-1] < 0.5 * distances[0]
 
 
 @pytest.mark.parametrize(("name", "kind"), [*setup.TASKS.items(), ("first", "kl")])

@@ -43,7 +43,7 @@ def values(kind: str = "vq", **loop: Any) -> dict[str, Any]:
         unet |= {"in_channels": 7, "out_channels": 4}
         autoencoder |= {"kind": "kl", "z_channels": 4, "embed_dim": 4, "lr_skip": True}
         first |= {"skip": True, "guide_weight": 1.0}
-        decoder |= {"train": "joint", "rehearsed": 0.25, "alternate": True}
+        decoder |= {"train": "joint", "generative": 0.5, "smooth_weight": 1.0, "alternate": True}
     model = {"name": "seed", "scale": 4, "steps": 2, "stages": [50, 100]}
     return {
         "model": {**model, "unet": unet, "autoencoder": autoencoder, "process": process},

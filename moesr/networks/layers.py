@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 #: Entries of one attention matrix that may exist at a time where no fused kernel is to be had (128 MiB of float32).
 ATTENTION_ENTRIES = 2**25
-#: Heads from this width on are faster as two convolutions on a CPU than in torch's fused kernel, from so many queries on.
+#: Heads from this width on are faster as two convolutions on a CPU than in its fused kernel, from so many queries on.
 WIDE_HEAD, WIDE_QUERIES = 256, 1024
 #: oneDNN's kernels for 1 x 1 convolutions want a batch, see bands.py.
 _BATCH = 32

@@ -70,7 +70,6 @@ class DecoderConfig:
     anew: tuple[str, ...] = ()
     generative: float = 0.0
     smooth_weight: float = 0.0
-    rehearsed: float = 0.0
     onward: float = 0.5
     choices: int = 1
 

@@ -32,14 +32,5 @@ def integers(low: int, high: int, batch: dict[str, Tensor], like: Tensor, seed: 
     return torch.stack(rows).to(like.device)
 
 
-def first(share: float, batch: dict[str, Tensor], size: int, like: Tensor) -> Tensor:
-    """Which items are among the first `share` of their whole batch of `size`: bool [B, 1, 1, 1]."""
-    if "index" in batch:
-        place, of = batch["index"] % size, size
-    else:
-        place, of = torch.arange(len(like)), len(like)
-    return (place < round(share * of)).to(like.device).view(-1, 1, 1, 1)
-
-
 def _generator(seed: int, name: str, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(key(seed, name, index))

@@ -26,8 +26,7 @@ class Joint(FCD):
 
     Batches hold lr, hr, x0, y and z: the state at timestep `start` that experts with more noise sampled. Most batches
     take one step from there to the clean latent; the share `onward` goes on to a random lower timestep first, so that
-    the expert serves any number of steps. The experts above stay as stage 1 left them. x0, the latents of the HR
-    images, take the place of the first `rehearsed` share of a batch's.
+    the expert serves any number of steps. The experts above stay as stage 1 left them.
     """
 
     def __init__(
@@ -57,13 +56,14 @@ class Joint(FCD):
         self.expert_ema.to(device)
 
     def forward(self, batch: Batch, fidelity: float) -> tuple[Tensor, Tensor | None]:
-        """Images, and how far the latents of bicubic images, of a quarter of the batch, decode to anything else."""
+        """Images, and how far the latents of bicubic images, of a quarter of each, are from being decoded to them."""
         out = self.predict(batch, fidelity)
         if not self.config.smooth_weight:
             return out, None
-        some = -(-len(out) // 4)
-        lr_up = enlarged(batch)[:some]
-        return out, F.l1_loss(self.decoded(batch["y"][:some], lr_up, fidelity), lr_up)
+        (height, width), factor = (side // 2 for side in batch["y"].shape[-2:]), self.network.config.factor
+        y = batch["y"][..., :height, :width]
+        lr_up = enlarged(batch)[..., : height * factor, : width * factor]
+        return out, F.l1_loss(self.decoded(y, lr_up, fidelity), lr_up)
 
     def latent(self, batch: Batch) -> Tensor:
         z, y, lr, t = batch["z"], batch["y"], batch["lr"], self.start
@@ -73,9 +73,7 @@ class Joint(FCD):
             torch.clear_autocast_cache()  # or the weights as they were cast here, without gradient, would be used again
             t = int(torch.randint(self.start, ()))
             z = self.process.add_noise(x0, y, draws.normal(x0, batch, self.config.loop.seed, "noise"), t)
-        x0 = self._x0(z, t, y, lr)
-        known = draws.first(self.config.rehearsed, batch, self.config.loop.batch, x0)
-        return torch.where(known, batch["x0"], x0)
+        return self._x0(z, t, y, lr)
 
     def _x0(self, z: Tensor, t: int, y: Tensor, lr: Tensor) -> Tensor:
         out = self.expert(self.process.scale_input(z, t), torch.full((len(z),), t, device=z.device), shown(lr, z))
