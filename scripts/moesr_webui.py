@@ -8,12 +8,13 @@ HERE = Path(__file__).resolve().parent.parent
 LOADED = Path(moesr.__file__).resolve().parent.parent
 
 if HERE == LOADED:
-    from moesr.webui.extras import MoESRExtras  # noqa: F401
-    from moesr.webui.generation import MoESRGeneration  # noqa: F401
+    from moesr.webui.extras import MoESRExtras
+    from moesr.webui.generation import MoESRGeneration
     from moesr.webui.start import start
-    from moesr.webui.upscaler import UpscalerMoESR  # noqa: F401
+    from moesr.webui.upscaler import UpscalerMoESR
 
     start()
+    __all__ = ["MoESRExtras", "MoESRGeneration", "UpscalerMoESR"]
 else:
     import logging
 
