@@ -140,9 +140,10 @@ class Handlers:
             return update(), update(), pieces.message(str(error))
 
     def timeline(self, model: str, steps: float, sampler: str = "auto") -> str:
-        """The picture of which expert works at which step."""
+        """The picture of which expert works at which step, and what had to be assumed about the model's files."""
         try:
-            return pieces.plan_picture(self.models.plan(model, int(steps), sampler), width=400)
+            picture = pieces.plan_picture(self.models.plan(model, int(steps), sampler), width=400)
+            return picture + pieces.messages(self.models.notes(model), "note")
         except (MoESRError, TypeError, ValueError) as error:
             return pieces.message(str(error))
 
