@@ -119,7 +119,7 @@ def test_the_seam_of_a_repeated_texture_is_no_edge(height: int, width: int) -> N
     endless, plain = (moesr.upscale(model, texture, wrap=wrap, tile=96).astype(float) for wrap in (True, False))
     for axis in (0, 1):
         steps = step_energies(endless, axis)
-        assert steps[-1] <= np.percentile(steps, 97)
+        assert steps[-1] <= 1.1 * steps[:-1].max()
         assert step_energies(plain, axis)[-1] > 1.5 * steps.max()  # without wrap there is an edge: the measure can tell
 
 
