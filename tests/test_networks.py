@@ -78,14 +78,15 @@ def test_attention_in_chunks_is_attention(monkeypatch: pytest.MonkeyPatch, token
     torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)])
 def test_attention_with_a_wide_head_is_attention(dtype: torch.dtype, tolerance: float) -> None:
-    """On a CPU it takes another way, with scores in float32: those of bfloat16 would be off by ten times as much."""
+    """On a CPU it takes another way, with scores in float32: those of bfloat16 would be off by five times as much."""
     q, k, v = torch.randn(3, 1, 1, 2048, 256).mul(2).to(dtype).unbind()
     with torch.inference_mode():
         found = layers.attention(q, k, v)
     weights = (q.double() @ k.double().transpose(-1, -2) / 16).softmax(-1)
-    torch.testing.assert_close(found.double(), weights @ v.double(), rtol=tolerance, atol=tolerance)
+    wanted = weights @ v.double()
+    assert (found.double() - wanted).norm() < tolerance * wanted.norm()
 
 
 def test_a_run_can_be_stopped_between_chunks_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from moesr.errors import SettingError
 from moesr.training.decoder import FCD
 from moesr.training.experts import Expert
 from moesr.training.first_stage import FirstStage
@@ -203,6 +204,12 @@ def test_batches_at_fidelity_0_leave_lr_fusion_alone(metrics: Path) -> None:
     moved = changed(task.network, before)
     assert any(k.startswith("decoder.unet_1.") for k in moved)
     assert not any(k.startswith("decoder.fusion_layer_1.") for k in moved)
+
+
+def test_a_loss_that_a_run_does_not_have_is_refused(metrics: Path) -> None:
+    settings = setup.config("vq")
+    with pytest.raises(SettingError, match=r"smooth_weight is for decoder.train joint, not fcd; set it to 0"):
+        setup.task("fcd", metrics, replace(settings, decoder=replace(settings.decoder, smooth_weight=1.0)))
 
 
 def test_a_smooth_latent_learns_to_stay_smooth(metrics: Path) -> None:

@@ -21,6 +21,10 @@ async def nothing() -> dict[str, Any]:
     return {"type": "http.request", "body": b""}
 
 
+async def send(_: Any) -> None:
+    return
+
+
 async def stream(scope: Any, receive: Any, send: Any) -> None:
     """An application that answers for a moment."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -33,9 +37,6 @@ def test_a_session_without_a_stream_has_left_after_a_while(monkeypatch: pytest.M
 
     async def visit() -> None:
         guard = Guard(stream, Limits(), lambda: None, left.append)
-
-        async def send(_: Any) -> None:
-            return
 
         async def listen(session: str) -> None:
             await guard(request("/gradio_api/queue/data", f"session_hash={session}"), nothing, send)
@@ -62,9 +63,6 @@ def test_a_session_that_asks_again_and_again_has_not_left(monkeypatch: pytest.Mo
 
     async def visit() -> None:
         guard = Guard(stream, Limits(), lambda: None, left.append)
-
-        async def send(_: Any) -> None:
-            return
 
         for _ in range(12):
             await guard(request("/gradio_api/queue/data", "session_hash=busy"), nothing, send)

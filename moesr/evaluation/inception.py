@@ -127,7 +127,7 @@ class _Mixed(nn.Module):
                 for key, convolution in convolutions.items():
                     self.add_module(key, _Conv(width, convolution))  # type: ignore[arg-type]  # the fork is told above
                 names.append(list(convolutions))
-                width = sum(c[0] for c in convolutions.values())  # type: ignore[misc]
+                width = sum(c[0] for c in convolutions.values())  # type: ignore[misc]  # as above
             self.branches.append(names)
         if pool != "halve":
             self.branch_pool = _Conv(channels, _conv(pool_width))

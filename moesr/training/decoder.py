@@ -40,10 +40,10 @@ class DecoderConfig:
     `generative` is the share of batches that are decoded at fidelity 0: the latent must then carry what an image needs,
     and LR fusion corrects it; without such batches a decoder may read all from the LR image. `smooth_weight` weighs an
     L1 between the upsampled LR image and what its own latent is decoded to (joint runs): a decoder that may not sharpen
-    by itself has to get all detail from the experts. Latents of
-    `cache` crops of `crop` pixels, from images reduced by one of `shrink`, are sampled once, and windows of `size`
-    pixels (0: half of it) cut from them: of `choices` windows the one with most detail. `start` is the folder of a
-    decoder's run to go on from; its layers whose names begin with one of `anew` are not taken over.
+    by itself has to get all detail from the experts. Latents of `cache` crops of `crop` pixels, from images reduced by
+    one of `shrink`, are sampled once, and windows of `size` pixels (0: half of it) cut from them: of `choices` windows
+    the one with most detail. `start` is the folder of a decoder's run to go on from; its parts `anew` (of
+    fusion_layer_1, unet_1) are not taken over.
     """
 
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -90,6 +90,8 @@ class FCD:
     ) -> None:
         torch.manual_seed(config.loop.seed)
         self.config = config
+        if config.smooth_weight and config.train != "joint":
+            raise SettingError(f"decoder.smooth_weight is for decoder.train joint, not {config.train}; set it to 0")
         self.engine = Engine(config.loop.accumulate, config.loop.precision)
         self.network = Autoencoder(model)
         self.networks = nn.ModuleList([self.network])  # all that images are made with

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ def degradation(name: str, scale: int) -> Degradation:
 
 
 @dataclass(frozen=True)
-class Degradation:
+class Degradation(ABC):
     """Makes the LR of an HR image [3, H, W] in [-1, 1], sides at least 32 and multiples of `scale`.
 
     `draw` takes all numbers from the generator, `apply` does the pixels, with only noise from the generator.
@@ -58,13 +59,13 @@ class Degradation:
     def __call__(self, hr: Tensor, rng: np.random.Generator) -> Tensor:
         return self.apply(hr, self.draw(rng), rng)
 
+    @abstractmethod
     def draw(self, rng: np.random.Generator) -> Any:
         """The numbers of one image. Their `str` says in a few words what happens to it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def apply(self, hr: Tensor, numbers: Any, rng: np.random.Generator) -> Tensor:
         """The LR [3, H / scale, W / scale] in [-1, 1], 8-bit values."""
-        raise NotImplementedError
 
     def target(self, hr: Tensor) -> Tensor:
         """What a network should make of the LR: the HR itself, unless the degradation sharpens it."""
