@@ -35,8 +35,11 @@ def messages(comfy: Comfy, prompt: Prompt) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def heard(comfy: Comfy) -> list[Any]:
-    """Of a run of three nodes: six steps, four tiles."""
-    prompt, _ = three_nodes(steps=6, tile=64, seed=11)
+    """Of a run of three nodes: six steps, many tiles, long enough for several messages on a fast machine too."""
+    rng = np.random.default_rng(1)
+    small = Image.fromarray(rng.integers(0, 255, (12, 18, 3), np.uint8))
+    comfy.put("many_tiles.png", np.asarray(small.resize((144, 96), Image.Resampling.BICUBIC)))
+    prompt, _ = three_nodes("many_tiles.png", steps=6, tile=64, seed=11)
     prompt["4"]["inputs"]["tile"] = 64
     return messages(comfy, prompt)
 
@@ -81,8 +84,9 @@ def test_the_page_script_is_told_the_plan(heard: list[Any]) -> None:
 @pytest.mark.parametrize("where", ["sample", "decode"])
 def test_interrupt_stops_within_two_seconds_and_the_next_prompt_works(comfy: Comfy, where: str) -> None:
     rng = np.random.default_rng(0)
-    comfy.put("large.png", rng.integers(0, 255, (100, 100, 3), np.uint8))
+    comfy.put("large.png", rng.integers(0, 255, (160, 160, 3), np.uint8))
     prompt, _ = three_nodes("large.png", steps=400 if where == "sample" else 1, seed=5)
+    prompt["4"]["inputs"]["tile"] = 128
     with comfy.listening() as socket:
         prompt_id = comfy.queue(prompt)
         while True:
