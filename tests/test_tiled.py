@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -38,7 +39,8 @@ def test_windows_cover_with_the_overlap_asked_for(
 ) -> None:
     windows = tile_windows(height, width, tile, overlap, multiple, wrap)
     assert len({(window.h, window.w) for window in windows}) == 1
-    assert (windows[0].h, windows[0].w) == (min(tile, height), min(tile, width))
+    assert windows[0].h <= min(tile, height)
+    assert windows[0].w <= min(tile, width)
     assert windows[0].y0 == windows[0].x0 == 0
     for starts, size, side in (
         (sorted({window.y0 for window in windows}), windows[0].h, height),
@@ -51,7 +53,22 @@ def test_windows_cover_with_the_overlap_asked_for(
         assert max(steps, default=0) - min(steps, default=0) <= multiple
         if not wrap:
             assert starts[-1] + size == side
+        if side <= tile:
+            assert size == side
+            continue
+        assert size % multiple == 0
+        # As few windows as the largest tiles need, and each as small as that many can be.
+        fewest = math.ceil(side / (tile - overlap)) if wrap else math.ceil((side - overlap) / (tile - overlap))
+        assert len(starts) == fewest
+        reach = (size - multiple - overlap) * fewest + (0 if wrap else overlap)
+        assert reach < side
     assert len(windows) == len({window.y0 for window in windows}) * len({window.x0 for window in windows})
+
+
+def test_windows_are_no_larger_than_they_must_be() -> None:
+    # 256 cells: two tiles of 128 leave no overlap, and three of 96 have a quarter less work than three of 128.
+    assert {(w.x0, w.w) for w in tile_windows(128, 256, 128, 16)} == {(0, 96), (80, 96), (160, 96)}
+    assert {(w.x0, w.w) for w in tile_windows(128, 256, 128, 16, wrap=True)} == {(0, 102), (85, 102), (170, 102)}
 
 
 def test_a_small_canvas_is_one_window() -> None:

@@ -39,11 +39,12 @@ def tile_windows(
 ) -> list[Window]:
     """Windows of one size, row by row, that cover the canvas and overlap their neighbours by at least `overlap` cells.
 
-    Sides are min(tile, side of the canvas), with `tile` rounded down to a multiple of `multiple`; starts are multiples
-    of `alignment` (default: the same) and evenly spread, and the last window is flush with the border. With `wrap`
-    windows go around the border instead, so that it lies inside of one; an axis that fits in one tile then gets two,
-    half a turn apart, unless `overlap` is 0. Raises SettingError if an axis that needs several windows is no multiple
-    of `alignment`, or if the overlap leaves nothing of a tile.
+    A side of the canvas up to `tile` takes one window. A longer one takes as few as sides of `tile` need, each a
+    multiple of `multiple` and as small as that many can be; starts are multiples of `alignment` (default: the same) and
+    evenly spread, and the last window is flush with the border. With `wrap` windows go around the border instead, so
+    that it lies inside of one; an axis that fits in one tile then gets two, half a turn apart, unless `overlap` is 0.
+    Raises SettingError if an axis that needs several windows is no multiple of `alignment`, or if the overlap leaves
+    nothing of a tile.
     """
     rows, h = _starts(height, tile, overlap, multiple, alignment or multiple, wrap)
     columns, w = _starts(width, tile, overlap, multiple, alignment or multiple, wrap)
@@ -113,16 +114,17 @@ def _starts(side: int, tile: int, overlap: int, multiple: int, alignment: int, w
     if side % alignment:
         raise SettingError(f"a side of {side} cannot be cut into tiles: pad it to a multiple of {alignment}")
     # In units of `alignment`, so that every start is one.
-    units, size = side // alignment, tile // multiple * multiple // alignment
-    step = size - math.ceil(overlap / alignment)
+    units, shared, whole = side // alignment, math.ceil(overlap / alignment), multiple // alignment
+    size = tile // multiple * whole
+    step = size - shared
     if step < 1:
         raise SettingError(f"an overlap of {overlap} leaves nothing of a tile of {tile}: take larger tiles")
-    if wrap:
-        count = math.ceil(units / step)
-        starts = [i * units // count for i in range(count)]
-    else:
-        count = math.ceil((units - size) / step) + 1
-        starts = [i * (units - size) // (count - 1) for i in range(count)]
+    count = math.ceil(units / step) if wrap else math.ceil((units - size) / step) + 1
+    # As many windows overlap by less work when each is only as large as it must be.
+    needed = math.ceil(units / count) + shared if wrap else math.ceil((units + (count - 1) * shared) / count)
+    size = min(size, math.ceil(needed / whole) * whole)
+    last = units if wrap else units - size
+    starts = [i * last // (count if wrap else count - 1) for i in range(count)]
     return [start * alignment for start in starts], size * alignment
 
 
