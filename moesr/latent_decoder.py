@@ -72,8 +72,8 @@ class LatentDecoder:
     def decode(self, latents: Tensor, *, tile: int | str = "auto", callback: Callback | None = None) -> Tensor:
         """Pictures, float32 [B, H, W, 3] in [0, 1], of latents [B, C, h, w]; H and W are `factor` times h and w.
 
-        tile: side of a square window of the picture in pixels, 0 for none. callback(Event) is called before every tile;
-        what it raises stops the run. Raises SettingError for latents of another kind, NumericsError for NaN.
+        tile: largest side of a window of the picture in pixels, 0 for none. callback(Event) is called before every
+        tile; what it raises stops the run. Raises SettingError for latents of another kind, NumericsError for NaN.
         """
         config = self.autoencoder.config
         if latents.ndim != 4 or latents.shape[1] != config.embed_dim:

@@ -79,7 +79,7 @@ def upscale(
     spacing: None and "auto" are the model's own. eta: noise of each step, 0 deterministic to 1 ancestral. seed: noise
     is drawn on the CPU for the whole image from (seed, its index in the batch), or from the seed alone with batch_seed
     "same". fidelity: weight of the LR image in the decoder, 0 generative to 1 faithful. color_fix: adain, wavelet or
-    none. tile: side of a square window of the output in pixels, 0 for none. wrap: opposite borders are neighbours
+    none. tile: largest side of a window of the output in pixels, 0 for none. wrap: opposite borders are neighbours
     (seamless textures). mask [H, W]: where the result counts, elsewhere it is bicubic; models that fill in what is
     missing need it, and see nothing of the image there. callback(Event): called before every batch of tiles; what it
     raises stops the run. Raises SettingError, ImageError or NumericsError.

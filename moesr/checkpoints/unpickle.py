@@ -78,7 +78,8 @@ def unpickle(file: BinaryIO, size: int) -> tuple[Any, dict[str, Storage]]:
     """
     machine = _Machine()
     try:
-        for count, (operation, argument, _) in enumerate(pickletools.genops(_Bounded(file, size))):  # type: ignore[arg-type]
+        bounded: Any = _Bounded(file, size)  # genops is typed for whole files, of which it wants read and readline
+        for count, (operation, argument, _) in enumerate(pickletools.genops(bounded)):
             if count > OPERATIONS:
                 raise ValueError("its list of tensors has no end")
             machine.step(operation.name, argument)

@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     test.add_argument("--seed", type=int, default=0, help="as for upscale")
     test.add_argument("--fidelity", type=float, default=1.0, help="0 generative to 1 faithful")
     test.add_argument("--without", choices=("latent", "experts", "filters"), help="what the figures are without a part")
-    test.add_argument("--tile", type=size, default="auto", help="side of a tile in output pixels, 0 for none")
+    test.add_argument("--tile", type=size, default="auto", help="largest side of a tile in output pixels, 0 for none")
     test.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16")
     test.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     test.add_argument("--metrics", metavar="DIR", help="weights of the metrics (default: MOESR_METRICS)")

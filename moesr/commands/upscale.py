@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
     up.add_argument("--seed", type=int, default=0, help="another seed, other details")
     up.add_argument("--fidelity", type=float, default=1.0, help="0 generative to 1 faithful")
     up.add_argument("--color-fix", default="adain", help="adain, wavelet, none")
-    up.add_argument("--tile", type=size, default="auto", help="side of a tile in output pixels, 0 for none")
+    up.add_argument("--tile", type=size, default="auto", help="largest side of a tile in output pixels, 0 for none")
     up.add_argument("--tile-batch", type=size, default="auto", help="tiles at a time")
     up.add_argument("--wrap", action="store_true", help="keep a seamless texture seamless")
     up.add_argument("--mask", help="a grey picture: white where the result counts, black for plain bicubic")

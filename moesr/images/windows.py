@@ -40,11 +40,11 @@ def tile_windows(
     """Windows of one size, row by row, that cover the canvas and overlap their neighbours by at least `overlap` cells.
 
     A side of the canvas up to `tile` takes one window. A longer one takes as few as sides of `tile` need, each a
-    multiple of `multiple` and as small as that many can be; starts are multiples of `alignment` (default: the same) and
-    evenly spread, and the last window is flush with the border. With `wrap` windows go around the border instead, so
-    that it lies inside of one; an axis that fits in one tile then gets two, half a turn apart, unless `overlap` is 0.
-    Raises SettingError if an axis that needs several windows is no multiple of `alignment`, or if the overlap leaves
-    nothing of a tile.
+    multiple of `multiple` and as small as that many can be; starts are multiples of `alignment`, which divides
+    `multiple` (default: the same), and evenly spread, and the last window is flush with the border. With `wrap` windows
+    go around the border instead, so that it lies inside of one; an axis that fits in one tile then gets two, half a
+    turn apart, unless `overlap` is 0. Raises SettingError if an axis that needs several windows is no multiple of
+    `alignment`, or if the overlap leaves nothing of a tile.
     """
     rows, h = _starts(height, tile, overlap, multiple, alignment or multiple, wrap)
     columns, w = _starts(width, tile, overlap, multiple, alignment or multiple, wrap)

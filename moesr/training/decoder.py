@@ -25,6 +25,9 @@ from .loop import Batch, LoopConfig, Stateful, autocast, rate
 #: Widths of the VGG features that an adversary of features judges: LPIPS's taps at full to one eighth resolution.
 VGG_WIDTHS = (64, 128, 256, 512)
 
+#: What stage 2 adds to a first stage's decoder, by the names of the modules; a config may leave either out.
+LR_PARTS = ("fusion_layer_1", "unet_1")
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -43,7 +46,7 @@ class DecoderConfig:
     by itself has to get all detail from the experts. Latents of `cache` crops of `crop` pixels, from images reduced by
     one of `shrink`, are sampled once, and windows of `size` pixels (0: half of it) cut from them: of `choices` windows
     the one with most detail. `start` is the folder of a decoder's run to go on from; its parts `anew` (of
-    fusion_layer_1, unet_1) are not taken over.
+    fusion_layer_1, unet_1) are not taken over. Raises SettingError for settings that do not go together.
     """
 
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -73,6 +76,13 @@ class DecoderConfig:
     onward: float = 0.5
     choices: int = 1
 
+    def __post_init__(self) -> None:
+        if self.smooth_weight and self.train != "joint":
+            raise SettingError(f"decoder.smooth_weight is for decoder.train joint, not {self.train}; set it to 0")
+        for part in self.anew:
+            if part not in LR_PARTS:
+                raise SettingError(f"decoder.anew {part!r}: only {' and '.join(LR_PARTS)} can begin anew")
+
 
 class FCD:
     """Trains the decoder. Batches hold lr, z (sampled latents) and hr. See loop.Task.
@@ -90,21 +100,18 @@ class FCD:
     ) -> None:
         torch.manual_seed(config.loop.seed)
         self.config = config
-        if config.smooth_weight and config.train != "joint":
-            raise SettingError(f"decoder.smooth_weight is for decoder.train joint, not {config.train}; set it to 0")
         self.engine = Engine(config.loop.accumulate, config.loop.precision)
         self.network = Autoencoder(model)
         self.networks = nn.ModuleList([self.network])  # all that images are made with
         missing = self.network.load_state_dict(first_stage, strict=False).missing_keys
-        parts = ("fusion_layer_1", "unet_1")  # a decoder may lack either, see AutoencoderConfig
-        trained = [getattr(self.network.decoder, part) for part in parts if hasattr(self.network.decoder, part)]
+        trained = [getattr(self.network.decoder, part) for part in LR_PARTS if hasattr(self.network.decoder, part)]
         if model.lr_skip and not skipped:  # the first stage knows no LR image: training begins at the upsampled one
             trained.append(self.network.decoder.conv_out)
             for parameter in self.network.decoder.conv_out.parameters():
                 torch.nn.init.zeros_(parameter)
         if config.train != "fcd":
             trained = [self.network.decoder, self.network.post_quant_conv]
-        assert all(k.startswith(("decoder.fusion_layer_1.", "decoder.unet_1.")) for k in missing), missing
+        assert all(k.startswith(tuple(f"decoder.{part}." for part in LR_PARTS)) for k in missing), missing
         self.network.requires_grad_(False)
         for module in trained:
             module.requires_grad_(True)

@@ -143,10 +143,7 @@ def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path |
     rates: dict[str, int | Fraction] = {"z": 1, "x0": 1, "y": 1, "lr": Fraction(factor, model.scale), "hr": factor}
     before = Path(stage.start) if stage.start else None
     first = _state(before / "decoder.safetensors" if before else _first(out))
-    for part in stage.anew:
-        if part not in ("fusion_layer_1", "unet_1"):
-            raise SettingError(f"decoder.anew {part!r}: only fusion_layer_1 and unet_1 can begin anew")
-        first = {k: v for k, v in first.items() if not k.startswith(f"decoder.{part}.")}
+    first = {k: v for k, v in first.items() if not k.startswith(tuple(f"decoder.{part}." for part in stage.anew))}
     skipped = config.first_stage.skip or before is not None
     if joint:
         grouped = _state((before or out / "stage0") / "stage0_grouped.safetensors")

@@ -161,7 +161,7 @@ def _advanced(gr: Any, first: dict[str, Any], models: list[str]) -> dict[str, An
         ),
         "tile": make(
             gr.Dropdown, list(TILES), value=first["tile"], label="Tile",
-            info="side of a window in output pixels; 0 for none", allow_custom_value=True, elem_id="moesr-tile",
+            info="largest side of a window in output pixels; 0 for none", allow_custom_value=True, elem_id="moesr-tile",
         ),
         "wrap": make(
             gr.Checkbox, value=first["wrap"], label="Wrap", info="a seamless texture stays seamless",

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gradio_client  # type: ignore[import-not-found]
+import gradio_client  # type: ignore[import-not-found]  # of make test-hosts
 
 NAMES = ("model", "scale", "steps", "fidelity", "color_fix", "seed", "tile", "wrap", "sampler", "eta")
 DEFAULTS = {"scale": 4, "fidelity": 1, "color_fix": "adain", "seed": 0, "tile": "auto", "wrap": False,

@@ -50,7 +50,7 @@ class Window:
 @contextmanager
 def window(url: str, folder: Path, width: int = 1500, height: int = 950) -> Iterator[Window]:
     """A browser with ComfyUI's page, loaded and ready. Screenshots go into `folder`."""
-    from playwright.sync_api import sync_playwright  # type: ignore[import-not-found]
+    from playwright.sync_api import sync_playwright  # type: ignore[import-not-found]  # of make test-hosts
 
     folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:

@@ -130,7 +130,7 @@ class Comfy:
     @contextmanager
     def listening(self) -> Iterator[Any]:
         """The websocket of this client."""
-        from websocket import create_connection  # type: ignore[import-not-found]
+        from websocket import create_connection  # type: ignore[import-not-found]  # of make test-hosts
 
         address = self.url.replace("http", "ws") + f"/ws?clientId={self.client}"
         with closing(create_connection(address, timeout=300)) as connection:
