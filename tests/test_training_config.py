@@ -102,6 +102,8 @@ def test_overrides_reach_every_depth() -> None:
         ("decoder.loop.batch=0", r"decoder\.loop\.batch is 0, it must be at least 1"),
         ("experts.loop.precision=fp8", r"experts\.loop\.precision is 'fp8'; choose fp32, bf16, fp16"),
         ("decoder.train=all", r"decoder\.train is 'all'; choose fcd, decoder, joint"),
+        ("decoder.train=fcd", r"decoder\.smooth_weight is for decoder\.train joint, not fcd; set it to 0"),
+        ('decoder.anew=["unet_1", "conv_in"]', r"decoder\.anew 'conv_in': only fusion_layer_1 and unet_1 can"),
         ("first_stage.skip=1", r"first_stage\.skip is 1, it must be true or false"),
         ("model.stages=4", r"model\.stages is 4, it must be a list"),
     ],

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moesr.errors import SettingError
 from moesr.training.decoder import FCD
 from moesr.training.experts import Expert
 from moesr.training.first_stage import FirstStage
@@ -204,14 +203,6 @@ def test_batches_at_fidelity_0_leave_lr_fusion_alone(metrics: Path) -> None:
     moved = changed(task.network, before)
     assert any(k.startswith("decoder.unet_1.") for k in moved)
     assert not any(k.startswith("decoder.fusion_layer_1.") for k in moved)
-
-
-def test_settings_of_the_decoder_that_do_not_go_together_are_refused() -> None:
-    settings = setup.config("vq").decoder
-    with pytest.raises(SettingError, match=r"smooth_weight is for decoder.train joint, not fcd; set it to 0"):
-        replace(settings, smooth_weight=1.0)
-    with pytest.raises(SettingError, match=r"decoder.anew 'conv_in': only fusion_layer_1 and unet_1 can begin anew"):
-        replace(settings, anew=("unet_1", "conv_in"))
 
 
 def test_a_smooth_latent_learns_to_stay_smooth(metrics: Path) -> None:

@@ -76,6 +76,7 @@ def from_dict(values: dict[str, Any]) -> TrainingConfig:
         out[name] = build(cls, part, name)
     config = build(TrainingConfig, out, "training")
     _check(config, "")
+    config.decoder.check()
     return config
 
 

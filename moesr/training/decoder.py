@@ -46,7 +46,7 @@ class DecoderConfig:
     by itself has to get all detail from the experts. Latents of `cache` crops of `crop` pixels, from images reduced by
     one of `shrink`, are sampled once, and windows of `size` pixels (0: half of it) cut from them: of `choices` windows
     the one with most detail. `start` is the folder of a decoder's run to go on from; its parts `anew` (of
-    fusion_layer_1, unet_1) are not taken over. Raises SettingError for settings that do not go together.
+    fusion_layer_1, unet_1) are not taken over.
     """
 
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -76,7 +76,8 @@ class DecoderConfig:
     onward: float = 0.5
     choices: int = 1
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises SettingError for settings that do not go together."""
         if self.smooth_weight and self.train != "joint":
             raise SettingError(f"decoder.smooth_weight is for decoder.train joint, not {self.train}; set it to 0")
         for part in self.anew:
