@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import scratch
 from .diffusion.samplers import choose
 from .errors import SettingError
 from .images.canvas import as_canvas
 from .images.finish import colours
 from .model import SRModel
-from .pipeline import Callback, Run, check_settings, seen
+from .pipeline import Callback, Run, check_settings, finite, seen
 
 
 def sample_latents(
@@ -31,8 +32,9 @@ def sample_latents(
     mask: Any = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Clean latents of the images, float32 [B, C, h, w] on the model's device, as `upscale` samples them.
+    """Clean latents of the images, float32 [B, C, h, w], as `upscale` samples them.
 
+    They are on the model's device, or, where they are large, in system memory, in a temporary file (scratch.py).
     The settings are those of `upscale`, and so are the errors. `decode_latents` with the same image, tile and wrap
     makes of them what `upscale` returns.
     """
@@ -65,7 +67,8 @@ def decode_latents(
     with torch.inference_mode():
         run = Run(model, seen(model, colours(canvas, model.device), mask), wrap, tile, "auto", callback)
         _fits(latents, run)
-        return run.picture(canvas, latents.to(model.device).float(), scale, fidelity, color_fix, mask)
+        z = latents.to(scratch.home(latents.shape, model.device)).float()
+        return run.picture(canvas, z, scale, fidelity, color_fix, mask)
 
 
 def timesteps(model: SRModel, steps: int | None = None, sampler: str = "auto", spacing: str = "auto") -> list[int]:
@@ -89,5 +92,5 @@ def _fits(latents: Tensor, run: Run) -> None:
             f"latents of {found} cells: this image has {images} x {height} x {width}; "
             "give the image that they were sampled for"
         )
-    if not bool(torch.isfinite(latents).all()):
+    if not finite(latents):
         raise SettingError("the latents have NaN or infinite values: check what made them")

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from . import scratch
 from .config import AutoencoderConfig
 from .diffusion.samplers import Noise, choose, sample
 from .diffusion.tiled import tiled
@@ -33,6 +34,8 @@ R = TypeVar("R")
 #: Largest tile that "auto" takes, in output pixels: networks are trained on crops of this order.
 LARGEST_TILE = 768
 SMALLEST_TILE = 64
+#: Largest side of a preview.
+LARGEST_PREVIEW = 768
 #: Bytes that decoding takes whatever the tile: bands of wide features, distances to codes.
 FIXED_MEMORY = 256 * 2**20
 
@@ -152,13 +155,14 @@ class Run:
         if self.model.process.kind != "residual_shift":
             return None
         height, width = self.condition.cells
-        images, channels = len(self.lr), self.model.config.autoencoder.embed_dim
+        images = len(self.lr)
+        shape = (images, self.model.config.autoencoder.embed_dim, height, width)
 
         def attempt(tile: int) -> Tensor:
             windows = self._windows(tile)
             self.at = Event("encode", 0, 0, 0, 0, 0, len(windows) * images, self._preview)
             blender = Blender(windows, height, width)
-            out = torch.zeros(images, channels, height, width, device=self.model.device)
+            out = scratch.zeros(shape, scratch.home(shape, self.model.device))
             with self.model.decoder() as autoencoder:
                 for image in range(images):
                     for window in windows:
@@ -172,8 +176,15 @@ class Run:
 
     def noise(self, generators: list[torch.Generator]) -> Noise:
         """Standard normal noise of the whole canvas, drawn anew at every call, with a generator an image."""
-        shape, device = self.shape[1:], self.model.device
-        return lambda _: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+        shape = (len(generators), *self.shape[1:])
+
+        def draw(_: int) -> Tensor:
+            out = scratch.zeros(shape, torch.device("cpu"))
+            for image, generator in zip(out, generators):
+                torch.randn(image.shape, generator=generator, out=image)
+            return out.to(scratch.home(shape, self.model.device))
+
+        return draw
 
     def sample(self, y: Tensor | None, steps: int, sampler: str, spacing: str, eta: float, noise: Noise) -> Tensor:
         """A clean latent [B, C, h, w], denoised by the experts in turn (paper, section 3.1).
@@ -189,8 +200,9 @@ class Run:
 
         def predict_tile(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]) -> Tensor:
             self._advance(len(windows))
+            z = z.to(self.model.device)
             cond = torch.cat([self.condition.crop(i, w) for i, w in zip(images, windows)])
-            shift = None if y is None else torch.cat([_crop(y, i, w) for i, w in zip(images, windows)])
+            shift = None if y is None else torch.cat([_crop(y, i, w) for i, w in zip(images, windows)]).to(z.device)
             x, cond = process.scale_input(z, t).to(self.model.dtype), cond.to(self.model.dtype)
             with bank.stage(t) as expert:
                 if t not in embedded:
@@ -225,7 +237,7 @@ class Run:
             features = None
             if fidelity or autoencoder.config.lr_skip:
                 features = autoencoder.features(self._upsampled(image, window))
-            return autoencoder.decode(_crop(z, image, window), features, fidelity)
+            return autoencoder.decode(_crop(z, image, window).to(self.model.device), features, fidelity)
 
         self.latest = z
         height, width = (side * self.factor for side in self.condition.cells)
@@ -298,9 +310,13 @@ class Run:
             self.callback(self.at)
 
     def _preview(self) -> Image.Image:
-        """The first image so far, at latent size: colours are an affine map of the latent, fitted to the LR image."""
+        """The first image so far: colours are an affine map of the latent, fitted to the LR image.
+
+        At latent size; of large latents, every second or further cell.
+        """
         cond = self.condition.thumbnail(0)
-        shown = cond if self.latest is None else _affine(self.latest[0], cond)
+        fewer = (..., *[slice(None, None, math.ceil(max(cond.shape[1:]) / LARGEST_PREVIEW))] * 2)
+        shown = cond[fewer] if self.latest is None else _affine(self.latest[0][fewer], cond[fewer])
         pixels = ((shown.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
         return Image.fromarray(pixels.cpu().numpy())
 
@@ -340,8 +356,13 @@ def _affine(latent: Tensor, colours: Tensor) -> Tensor:
     return (design @ torch.linalg.solve(normal, design.T @ target)).T.view(-1, *latent.shape[1:])
 
 
+def finite(values: Tensor) -> bool:
+    """True if all values [..., C, h, w] are numbers. Plane by plane, since isfinite copies what it is given."""
+    return all(bool(torch.isfinite(plane).all()) for plane in values.flatten(0, -3))
+
+
 def _finite(values: Tensor, what: str) -> Tensor:
-    if not bool(torch.isfinite(values).all()):
+    if not finite(values):
         raise NumericsError(f"{what} is not a number everywhere: use --dtype fp32 or bf16, or check the model's files")
     return values
 

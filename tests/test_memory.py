@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -17,7 +18,11 @@ import torch
 from torch import Tensor
 
 import moesr
+from moesr import scratch
 from moesr.checkpoints import upload
+from moesr.config import ProcessConfig
+from moesr.diffusion.process import from_config
+from moesr.diffusion.samplers import sample
 from moesr.errors import SettingError
 from moesr.halves import decode_latents, sample_latents
 from moesr.host import NullHost
@@ -121,6 +126,7 @@ import json, resource, sys
 import numpy as np, torch
 torch.set_num_threads(1)
 import moesr
+from moesr import scratch
 from moesr import pipeline
 from moesr.host import give_back
 from tests.test_memory import photo
@@ -197,26 +203,40 @@ def test_memory_that_the_system_refuses(nano: Path, tmp_path: Path, one_thread: 
 # ---- pictures larger than memory
 
 
-def test_huge_pictures_lie_in_a_file_that_is_never_left_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(assembly, "LARGE", 10)
-    monkeypatch.setattr(assembly, "HUGE", 100)
+def mapped_below(folder: Path) -> int:
+    """How many files of a folder, deleted ones too, this process has mapped."""
+    return sum(str(folder) in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")
+@pytest.mark.parametrize("steps", [10, 2**28])
+def test_large_pictures_lie_in_a_file_that_is_never_left_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, steps: int
+) -> None:
+    monkeypatch.setattr(assembly, "LARGE", steps)  # in 16 bits, and in float32
+    monkeypatch.setattr(scratch, "MAPPED", 100)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     image = torch.rand(3, 8, 9) * 2 - 1
     store = Store(1, 3, 8, 9, torch.device("cpu"))
-    assert store._values.untyped_storage().filename is not None
+    assert mapped_below(tmp_path) == 1
     store.put(0, 0, image[:, :5])
     store.put(0, 5, image[:, 5:])
     assert (store.rows(0)(2, 8) - image[:, 2:]).abs().max() < 1e-4
+    del store
+    gc.collect()
+    assert not mapped_below(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_where_memory_cannot_help(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(assembly, "HUGE", 100)
-    monkeypatch.setattr(assembly, "_reserve", full)
+    monkeypatch.setattr(scratch, "MAPPED", 10)
+    monkeypatch.setattr(scratch, "_reserve", full)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert not scratch.zeros((3, 8, 9), torch.device("cpu")).any()  # in memory
+    monkeypatch.setattr(scratch, "HUGE", 100)
     with pytest.raises(SettingError, match=r"no room for the .* GiB .*No space left on device.*TMPDIR"):
         Store(1, 3, 8, 9, torch.device("cpu"))
     assert not list(tmp_path.iterdir())
@@ -225,10 +245,40 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_a_whole_run_through_a_file(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = moesr.load(nano, residency="all")
     want = moesr.upscale(model, photo(40, 30), tile=96, steps=1)
+    monkeypatch.setattr(scratch, "MAPPED", 10)
+    assert np.array_equal(moesr.upscale(model, photo(40, 30), tile=96, steps=1), want)
     monkeypatch.setattr(assembly, "LARGE", 10)
-    monkeypatch.setattr(assembly, "HUGE", 100)
     got = moesr.upscale(model, photo(40, 30), tile=96, steps=1)
     assert np.abs(got.astype(int) - want).max() <= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
+def test_a_step_takes_no_canvas_beyond_the_four_it_is_made_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sampler: str
+) -> None:
+    """The state, y, the prediction and the noise (or the prediction before): all in files, where they are large."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shape = (1, 24, 600, 600)  # 33 MiB
+    process = from_config(ProcessConfig(kind="residual_shift", predict="residual"))
+    y, seen = scratch.zeros(shape, torch.device("cpu")), []
+
+    def predict(z: Tensor, t: int) -> Tensor:
+        seen.append(mapped_below(tmp_path))
+        return scratch.like(z)
+
+    def noise(_: int) -> Tensor:
+        return scratch.zeros(shape, torch.device("cpu"))
+
+    timesteps = process.timesteps(4)
+    with peak(torch.device("cpu")) as taken:
+        z = sample(sampler, predict, process, timesteps, process.prior(noise(-1), y), noise=noise, y=y)
+    assert taken.bytes is not None
+    assert taken.bytes < 8 * 2**20
+    assert max(seen) <= 5
+    del z, y
+    gc.collect()
+    assert not mapped_below(tmp_path)
 
 
 # ---- weights on their way to a device

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import scratch
 from ..config import ProcessConfig
 from ..errors import SettingError
 
@@ -102,7 +103,8 @@ class Process:
         """
         if self.kind == "ddpm":
             return noise
-        return _given(y) + _at(self.s, self.total - 1 if t is None else t, noise) * noise
+        sigma = self.s[self.total - 1 if t is None else t].item()
+        return torch.add(_given(y), noise, alpha=sigma, out=scratch.like(noise))
 
     def add_noise(self, x0: Tensor, y: Tensor | None, noise: Tensor, t: int | Tensor) -> Tensor:
         """The forward marginal z_t = a_t x0 + b_t y + s_t noise."""
@@ -113,6 +115,11 @@ class Process:
         if self.kind == "ddpm":
             return 0.0
         return _at(self.b, t, like) * _given(y)
+
+    def shift_(self, z: Tensor, y: Tensor | None, t: int, prev: int, keep: float) -> None:
+        """Adds (b_prev - keep b_t) y to z in place: the term in y of a step that keeps `keep` of z. As `shift` else."""
+        if self.kind != "ddpm":
+            z.add_(_given(y), alpha=self.b[prev].item() - keep * self.b[t].item())
 
     def _spacing(self, steps: int, spacing: str) -> str:
         if spacing not in SPACINGS:

@@ -2,7 +2,8 @@
 
 Everything here lives on the canvas: a sampler knows nothing of networks, experts, tiles or devices. Coefficients are
 float64 numbers, states keep their dtype. `noise(i)` is the standard normal noise of step i (0 is the first to run); it
-is asked for in order, and only where a step adds noise.
+is asked for in order, and only where a step adds noise. Every step is a sum of canvases with a factor each, added up in
+place in a state that the sampler owns; callbacks get copies.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import scratch
 from ..errors import SettingError
 from .process import CLEAN, FEW_STEPS, Process
 
@@ -46,16 +48,17 @@ def ddpm(
     if variance not in ("small", "large"):
         raise SettingError(f"variance {variance!r} is unknown: choose small or large")
     a, s, carry = process.a.tolist(), process.s.tolist(), process.carry.tolist()
+    z = _copy(z)
     for i, (t, prev) in enumerate(_steps(process, timesteps, last)):
         x0 = predict(z, t)
         keep = carry[t] / carry[prev] * (s[prev] / s[t]) ** 2
         # No term in y: b_prev - keep b_t is 0 for b = 0 and for b = s^2 / kappa^2 alike.
-        z = keep * z + (a[prev] - keep * a[t]) * x0
+        z.mul_(keep).add_(x0, alpha=a[prev] - keep * a[t])
         sigma = process.step_std(t, prev, large=variance == "large")
         if sigma > 0:
-            z = z + sigma * noise(i)
+            z.add_(noise(i), alpha=sigma)
         if callback is not None:
-            callback(i, t, z, x0)
+            callback(i, t, _copy(z), x0)
     return z
 
 
@@ -79,15 +82,17 @@ def ddim(
     if not 0.0 <= eta < math.inf:
         raise SettingError(f"eta {eta}: it must be 0 (deterministic) or more, 1 is ancestral sampling")
     a, s = process.a.tolist(), process.s.tolist()
+    z = _copy(z)
     for i, (t, prev) in enumerate(_steps(process, timesteps, last)):
         x0 = predict(z, t)
         sigma = eta * process.step_std(t, prev)
-        eps = (z - a[t] * x0 - process.shift(y, t, z)) / s[t]
-        z = a[prev] * x0 + process.shift(y, prev, z) + math.sqrt(max(s[prev] ** 2 - sigma**2, 0.0)) * eps
+        keep = math.sqrt(max(s[prev] ** 2 - sigma**2, 0.0)) / s[t]  # of z, since eps is made of it
+        z.mul_(keep).add_(x0, alpha=a[prev] - keep * a[t])
+        process.shift_(z, y, t, prev, keep)
         if sigma > 0:
-            z = z + sigma * noise(i)
+            z.add_(noise(i), alpha=sigma)
         if callback is not None:
-            callback(i, t, z, x0)
+            callback(i, t, _copy(z), x0)
     return z
 
 
@@ -108,17 +113,21 @@ def dpmpp_2m(
     """
     a, s = process.a.tolist(), process.s.tolist()
     before: tuple[Tensor, float] | None = None  # x0 and h of the step before
+    z = _copy(z)
     for i, (t, prev) in enumerate(_steps(process, timesteps, last)):
         x0 = predict(z, t)
         h = math.inf if prev == CLEAN else math.log(a[prev] / s[prev]) - math.log(a[t] / s[t])
-        d = x0
+        keep, toward = s[prev] / s[t], -a[prev] * math.expm1(-h)
+        z.mul_(keep)
+        process.shift_(z, y, t, prev, keep)
         if before is not None and prev != CLEAN:
-            d = x0 + 0.5 * h / before[1] * (x0 - before[0])
-        w = z - process.shift(y, t, z)
-        z = s[prev] / s[t] * w - a[prev] * math.expm1(-h) * d + process.shift(y, prev, z)
+            beyond = 0.5 * h / before[1]
+            z.add_(x0, alpha=toward * (1 + beyond)).add_(before[0], alpha=-toward * beyond)
+        else:
+            z.add_(x0, alpha=toward)
         before = (x0, h)
         if callback is not None:
-            callback(i, t, z, x0)
+            callback(i, t, _copy(z), x0)
     return z
 
 
@@ -161,6 +170,10 @@ def sample(
     if name == "dpmpp_2m":
         return dpmpp_2m(predict, process, timesteps, z, **rest)
     raise SettingError(f"sampler {name!r} is unknown: choose one of {', '.join(SAMPLERS)}")
+
+
+def _copy(z: Tensor) -> Tensor:
+    return scratch.like(z).copy_(z)
 
 
 def _steps(process: Process, timesteps: Sequence[int], last: int) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import scratch
 from ..errors import SettingError
 from ..images.windows import Blender, Window, covers, crop
 from .samplers import Predict
@@ -36,10 +37,10 @@ def tiled(
         if whole and len(jobs) <= tile_batch:
             if check is not None:
                 check()
-            return predict_tile(z, t, [window for _, window in jobs], range(images)).to(z.dtype)
+            return predict_tile(z, t, [window for _, window in jobs], range(images)).to(z.device, z.dtype)
 
         blender = Blender(windows, height, width)
-        x0 = torch.zeros(z.shape, dtype=torch.float32, device=z.device)
+        x0 = scratch.zeros(z.shape, z.device)
         for start in range(0, len(jobs), tile_batch):
             batch = jobs[start : start + tile_batch]
             if check is not None:

@@ -6,26 +6,21 @@ final resize and mask are functions from Rows to Rows, and memory is bounded by 
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import tempfile
-import weakref
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import SettingError
+from .. import scratch
 from .colour import LOW_PASS_RADIUS, Moments, low_pass, moved
 from .resize import resize_rows
 
 #: Rows start .. stop of a picture, float [C, stop - start, width].
 Rows = Callable[[int, int], Tensor]
 
-#: Pictures of more samples than this are stored in 16 bits, and of more than HUGE in a temporary file.
-LARGE, HUGE = 2**28, 2**30
+#: Pictures of more samples than this are stored in 16 bits.
+LARGE = 2**28
 _SPAN = 8.0  # stored values lie in [-4, 4]
 
 
@@ -33,20 +28,16 @@ class Store:
     """Decoded pictures, [B, C, H, W] in about [-1, 1]: written in rows, read in rows.
 
     In float32, or for more than LARGE samples in 16-bit fixed point with steps of 8 / 65535, a sixtieth of an 8-bit
-    step; for more than HUGE these lie in a file where temporary files go (TMPDIR), and the system decides what of it is
-    in memory. It is gone with the store. `moments` has what AdaIN needs, from the rows as they were put.
-    Raises SettingError if the disk is full.
+    step; large ones in a temporary file, by the rules of `scratch`. `moments` has what AdaIN needs, from the rows as
+    they were put. Raises SettingError if the disk has no room for a huge one.
     """
 
     def __init__(self, images: int, channels: int, height: int, width: int, device: torch.device) -> None:
         self.height, self.width, self.device = height, width, device
-        self._large = images * channels * height * width > LARGE
-        dtype = torch.int16 if self._large else torch.float32
         shape = (images, channels, height, width)
-        if math.prod(shape) > HUGE:
-            self._values = self._on_disk(shape, dtype)
-        else:  # large ones stay in system memory: the device needs its own for the networks
-            self._values = torch.zeros(shape, dtype=dtype, device="cpu" if self._large else device)
+        self._large = math.prod(shape) > LARGE
+        dtype = torch.int16 if self._large else torch.float32
+        self._values = scratch.zeros(shape, scratch.home(shape, device), dtype)
         self.moments = [Moments() for _ in range(images)]
 
     def reset(self) -> None:
@@ -65,41 +56,12 @@ class Store:
         """The rows of one image, float32 on the device."""
         return lambda start, stop: self._unpack(self._values[image, :, start:stop])
 
-    def _on_disk(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        handle, path = tempfile.mkstemp(prefix="moesr-", suffix=".rows")
-        forget = weakref.finalize(self, _remove, path)
-        try:
-            _reserve(handle, math.prod(shape) * dtype.itemsize)
-            values = torch.from_file(path, shared=True, size=math.prod(shape), dtype=dtype)
-        except OSError as error:
-            raise SettingError(
-                f"{Path(path).parent}: no room for the {math.prod(shape) * dtype.itemsize / 2**30:.1f} GiB of the "
-                f"picture ({error.strerror}); free some, or let TMPDIR name another folder"
-            ) from error
-        finally:
-            os.close(handle)
-            if os.name != "nt":  # elsewhere a mapped file lives on without its name, and cannot be left over
-                forget()
-        return values.view(shape)
-
     def _pack(self, rows: Tensor) -> Tensor:
-        return (rows * (65535 / _SPAN)).round().clamp(-32768, 32767).to("cpu", torch.int16) if self._large else rows
+        return (rows * (65535 / _SPAN)).round().clamp(-32768, 32767).to(torch.int16) if self._large else rows
 
     def _unpack(self, values: Tensor) -> Tensor:
-        return values.to(self.device).float() * (_SPAN / 65535) if self._large else values
-
-
-def _reserve(handle: int, size: int) -> None:
-    """Makes a file that large; where the system can, with room on the disk, as later there is nobody to complain to."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, size)
-    else:
-        os.truncate(handle, size)
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
+        values = values.to(self.device)
+        return values.float() * (_SPAN / 65535) if self._large else values
 
 
 def adain_rows(content: Rows, moments: Moments, style: Tensor) -> Rows:

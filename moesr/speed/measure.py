@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ Run = Callable[[], Any]
 #: Side of the square matrices whose product is the yardstick.
 MATRIX = 2048
 CLOCKS = ("wall", "cpu")
+#: Between two looks at how much memory there is.
+WATCH_SECONDS = 0.003
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,10 @@ def tmac(run: Run) -> float:
 
 
 class Peak:
-    """Bytes that the block had at most beyond what there was before it, weights that are mapped from files aside.
+    """Bytes that the block had at most beyond what there was before it, what is mapped from files aside.
 
-    On CUDA what torch allocated; elsewhere anonymous memory of this process where the system tells (Linux), else None.
+    On CUDA what torch allocated; elsewhere anonymous memory of this process, looked at every WATCH_SECONDS, where the
+    system tells (Linux), else None.
     """
 
     def __init__(self) -> None:
@@ -131,33 +135,31 @@ def peak(device: torch.device) -> Iterator[Peak]:
         seen.bytes = torch.cuda.max_memory_allocated(device) - before
         return
     give_back()
-    start = _status() if _reset_high_water() else None
-    yield seen
-    end = _status()
-    if start is not None and end is not None:
-        # The system keeps the peak of files and anonymous memory together; files that are mapped only ever add to it.
-        seen.bytes = max(0, end["VmHWM"] - end["RssFile"] - end["RssShmem"] - start["RssAnon"])
+    start = anonymous()
+    if start is None:
+        yield seen
+        return
+    highest, done = [start], threading.Event()
+
+    def watch() -> None:
+        # The system keeps a high-water mark of files and anonymous memory together only, and mapped files come and go.
+        while not done.wait(WATCH_SECONDS):
+            highest[0] = max(highest[0], anonymous() or 0)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        watcher.join()
+    seen.bytes = max(highest[0], anonymous() or 0) - start
 
 
 def anonymous() -> int | None:
     """Bytes of anonymous memory of this process; None where the system does not tell."""
-    status = _status()
-    return None if status is None else status["RssAnon"]
-
-
-def _status() -> dict[str, int] | None:
     try:
         with open("/proc/self/status") as file:
-            rows = dict(line.split(":", 1) for line in file)
-        return {k: int(rows[k].split()[0]) * 1024 for k in ("VmHWM", "RssAnon", "RssFile", "RssShmem")}
-    except (OSError, KeyError, ValueError, IndexError):
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
+    except (OSError, ValueError, IndexError, StopIteration):
         return None
-
-
-def _reset_high_water() -> bool:
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        return False
-    return True

@@ -39,7 +39,7 @@ class PhotoCrops(Dataset[dict[str, Tensor]]):
     becomes sRGB, and samples of 16 bits keep them all.
 
     `shrink` are factors of which one, drawn anew for every item, reduces the image before the crop is taken, where it
-    is large enough: photographs at several sizes, since a reduced one has more detail a pixel.
+    is large enough: photographs at several sizes, since a reduced one has more detail a pixel. They need not be whole.
 
     Item k is a function of (seed, k) alone, so a resumed run sees the same data. Items: hr [3, crop, crop] and lr
     [3, crop / scale, crop / scale], float32 in [-1, 1]. Raises SettingError for settings, and ImageError where there
@@ -54,7 +54,7 @@ class PhotoCrops(Dataset[dict[str, Tensor]]):
         degrade: Degrade,
         length: int,
         seed: int = 0,
-        shrink: tuple[int, ...] = (1,),
+        shrink: tuple[float, ...] = (1,),
     ) -> None:
         if scale < 1 or crop < scale or crop % scale:
             nearest = max(1, crop // max(scale, 1)) * scale
@@ -62,7 +62,7 @@ class PhotoCrops(Dataset[dict[str, Tensor]]):
         if seed < 0:
             raise SettingError(f"seed {seed}: must not be negative; choose 0 or more")
         if not shrink or min(shrink) < 1:
-            raise SettingError(f"shrink {list(shrink)}: give whole numbers from 1, as 1,2")
+            raise SettingError(f"shrink {list(shrink)}: give numbers from 1, as 1,1.5,2")
         self.photos, self.shrink = photos(source, crop), shrink
         self.crop, self.degrade, self.length, self.seed = crop, degrade, length, seed
 
@@ -85,7 +85,7 @@ class PhotoCrops(Dataset[dict[str, Tensor]]):
             )
         side = self.crop
         if max(self.shrink) > 1:
-            side *= self.shrink[int(rng.integers(len(self.shrink)))]
+            side = round(side * self.shrink[int(rng.integers(len(self.shrink)))])
             side = side if side <= min(width, height) else self.crop
         x = int(rng.integers(width - side + 1))
         y = int(rng.integers(height - side + 1))

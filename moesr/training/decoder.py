@@ -52,7 +52,7 @@ class DecoderConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
     crop: int = 256
     size: int = 0
-    shrink: tuple[int, ...] = (1,)
+    shrink: tuple[float, ...] = (1,)
     cache: int = 2048
     sample_steps: int = 50
     sampler: str = "auto"

@@ -224,7 +224,7 @@ def _write(path: Path, values: dict[str, object]) -> None:
 
 
 def _crops(
-    config: TrainingConfig, data: Path, crop: int, length: int, seed: int, shrink: tuple[int, ...] = (1,)
+    config: TrainingConfig, data: Path, crop: int, length: int, seed: int, shrink: tuple[float, ...] = (1,)
 ) -> PhotoCrops:
     scale = config.model.scale
     return PhotoCrops(data, crop, scale, degradation(config.degradation, scale), length, seed, shrink)
