@@ -18,7 +18,7 @@ from .config import AutoencoderConfig
 from .diffusion.samplers import Noise, choose, sample
 from .diffusion.tiled import tiled
 from .errors import NumericsError, SettingError
-from .host import shrinking
+from .host import give_back, shrinking
 from .images import finish as finishing
 from .images.assembly import Store, resized_rows
 from .images.canvas import Canvas, as_canvas
@@ -142,6 +142,7 @@ class Run:
         if self.model.config.unet.mask:
             color_fix = "none"  # what is hidden has no colours to go by
         size = result_size(canvas, sr, scale)
+        give_back()
 
         def attempt(band: int) -> Any:
             fixed = [fix_colour(color_fix, sr, i, lr[i], wrap) for i in range(len(lr))]
@@ -196,6 +197,7 @@ class Run:
         sampler, spacing = choose(process, steps, sampler, spacing)
         timesteps = process.timesteps(steps, spacing)
         bank.start(timesteps)
+        give_back()  # encoding took memory in other pieces, which this phase could not use
         embedded: dict[int, Tensor] = {}  # the time of the step at work, for all tiles
 
         def predict_tile(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]) -> Tensor:
@@ -240,6 +242,7 @@ class Run:
             return autoencoder.decode(_crop(z, image, window).to(self.model.device), features, fidelity)
 
         self.latest = z
+        give_back()
         height, width = (side * self.factor for side in self.condition.cells)
         store = Store(len(z), 3, *self.condition.size, self.model.device)
 
@@ -265,19 +268,24 @@ class Run:
         Only a band of tiles is in memory. With wrap-around the last tiles reach the first rows, so all come at once.
         """
         starts = sorted({w.y0 for w in windows})
-        first, band = 0, torch.zeros(3, 0, width, device=self.model.device)
+        tall = height if self.wrap else windows[0].h * self.factor
+        shape = (3, tall, width)
+        band = scratch.zeros(shape, scratch.home(shape, self.model.device))
         for start, after in zip(starts, [*starts[1:], None]):
-            row = [w for w in windows if w.y0 == start]
-            end = height if self.wrap else (start + row[0].h) * self.factor
-            band = torch.cat([band, band.new_zeros(3, end - first - band.shape[1], width)], dim=1)
-            for window in row:
+            first = 0 if self.wrap else start * self.factor
+            for window in windows:
+                if window.y0 != start:
+                    continue
                 self.model.host.check()
                 self._advance(1)
                 blender.add(band, make(window)[0].float(), window.scaled(self.factor), first)
-            ready = height if after is None else 0 if self.wrap else after * self.factor
-            if ready > first:
-                yield first, band[:, : ready - first]
-                first, band = ready, band[:, ready - first :].clone()
+            if after is None:
+                yield first, band
+            elif not self.wrap:
+                done = (after - start) * self.factor
+                yield first, band[:, :done]
+                band[:, : tall - done] = band[:, done:].clone()
+                band[:, tall - done :] = 0
 
     def _windows(self, tile: int) -> list[Window]:
         overlap = max(self.alignment, tile // 8)

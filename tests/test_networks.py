@@ -18,7 +18,9 @@ from moesr.networks.autoencoder import AttnBlock, Autoencoder, Codebook
 from moesr.networks.frequency import AdaptiveFrequencyFilter
 from moesr.networks.fusion import LRFusion
 from moesr.networks.space_moe import SpaceMoE, average_experts, exchange_weights
+from moesr.networks.unet import AttentionBlock as UNetAttention
 from moesr.networks.unet import UNet
+from moesr.speed.measure import anonymous, peak
 
 SMALL_UNET = UNetConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_downsamples=(2,))
 SMALL_AUTOENCODER = AutoencoderConfig(ch=32, num_res_blocks=1, n_embed=64, fusion_growth=8, fusion_blocks=1)
@@ -87,6 +89,19 @@ def test_attention_with_a_wide_head_is_attention(dtype: torch.dtype, tolerance: 
     weights = (q.double() @ k.double().transpose(-1, -2) / 16).softmax(-1)
     wanted = weights @ v.double()
     assert (found.double() - wanted).norm() < tolerance * wanted.norm()
+
+
+@pytest.mark.skipif(anonymous() is None, reason="the system does not tell")
+@pytest.mark.parametrize("block", [UNetAttention(96, 32, 16), AttnBlock(96, 16)])
+def test_attention_of_a_block_never_holds_the_matrix(block: nn.Module) -> None:
+    """Its tokens lie with a stride, for which torch's choice is the matrix: here 64 MiB a head."""
+    x = torch.randn(1, 96, 64, 64)
+    with torch.inference_mode():
+        block(x[..., :8, :8])
+        with peak(torch.device("cpu")) as taken:
+            block(x)
+    assert taken.bytes is not None
+    assert taken.bytes < 32 * 2**20
 
 
 def test_a_run_can_be_stopped_between_chunks_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:

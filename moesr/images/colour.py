@@ -9,6 +9,7 @@ from torch import Tensor
 COLOUR_FIXES = ("adain", "wavelet", "none")
 _EPS = 1e-5
 _LEVELS = 5
+_AT_ONCE = 2**18  # pixels that become float64
 #: Pixels around a pixel that its low pass depends on.
 LOW_PASS_RADIUS = 2**_LEVELS - 1
 
@@ -40,6 +41,10 @@ class Moments:
 
     def add(self, part: Tensor) -> None:
         """Take in pixels [C, h, W]. Parts are merged as Chan, Golub and LeVeque do, in float64."""
+        for rows in part.split(max(1, _AT_ONCE // part.shape[-1]), dim=-2):
+            self._merge(rows)
+
+    def _merge(self, part: Tensor) -> None:
         variance, mean = torch.var_mean(part.double(), dim=(-2, -1), correction=0)
         n = part.shape[-2] * part.shape[-1]
         total = self._count + n

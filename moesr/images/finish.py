@@ -17,8 +17,9 @@ from .assembly import Rows, Store, adain_rows, resized_rows, wavelet_rows
 from .canvas import Canvas
 from .resize import resize_rows
 
-#: Rows of the result that are finished at a time, and the fewest that are tried where memory runs out.
-BAND, SMALLEST_BAND = 256, 16
+#: Rows of the result that are finished at a time, and the fewest that are tried where memory runs out. Wide results
+#: take fewer rows than BAND, down to a quarter, to stay within BAND_PIXELS.
+BAND, SMALLEST_BAND, BAND_PIXELS = 256, 16, 2**18
 
 
 def colours(canvas: Canvas, device: torch.device) -> Tensor:
@@ -65,20 +66,23 @@ def fix_colour(name: str, sr: Store, image: int, lr: Tensor, wrap: bool) -> Rows
 def finish(
     canvas: Canvas, lr: Tensor, final: list[Rows], size: tuple[int, int], mask: Any, wrap: bool, band: int | None = None
 ) -> Any:
-    """The result in the caller's kind: [0, 1], masked, with its alpha, in bands of BAND rows or as many as asked."""
+    """The result in the caller's kind: [0, 1], masked, with its alpha, in bands of at most `band` (BAND) rows."""
     band = BAND if band is None else band
+    band = min(band, max(BAND // 4, BAND_PIXELS // size[1]))
     out = canvas.empty(*size)
     weights = None if mask is None else _mask(mask, lr)
-    for image, small in enumerate((lr + 1) / 2):
+    for image, small in enumerate(lr):
         plain = resized_rows(_rows_of(small), small.shape[1], small.shape[2], size, wrap)
-        alpha = None if canvas.alpha is None else _Alpha(canvas.alpha[image], small.cpu(), size, wrap)
+        alpha = None
+        if canvas.alpha is not None:
+            alpha = _Alpha(canvas.alpha[image], (small.cpu() + 1) / 2, size, wrap)
         for start in range(0, size[0], band):
             stop = min(start + band, size[0])
             rgb = ((final[image](start, stop) + 1) / 2).clamp(0, 1)
             if weights is not None:
                 part = weights[image % len(weights)]
                 weight = resize_rows(_rows_of(part), part.shape[1], part.shape[2], size, start, stop).clamp(0, 1)
-                below = plain(start, stop).clamp(0, 1)
+                below = ((plain(start, stop) + 1) / 2).clamp(0, 1)
                 rgb = below + weight * (rgb - below)
             opacity = None
             if alpha is not None:

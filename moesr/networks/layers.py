@@ -63,6 +63,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v: [batch, heads, N, dim]; returns the same shape. Queries go through the fused kernel in chunks, so that
     devices without one for this head width stay within ATTENTION_ENTRIES too; each query's result is unchanged.
     """
+    # Fused kernels take tokens whose channels lie side by side; of others torch makes the N x N matrix.
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     tokens = q.shape[-2]
     per_query = k.shape[-2] * q.shape[0] * q.shape[1]
     chunk = max(256, ATTENTION_ENTRIES // per_query)
