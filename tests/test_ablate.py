@@ -10,7 +10,7 @@ import pytest
 from moesr.cli import main
 from moesr.errors import SettingError
 from moesr.training import config as configs
-from moesr.training.ablations import STEPS, Ablations, variants
+from moesr.training.ablations import STEPS, Ablations, reseeded, table, variants
 from tests import training_setup as setup
 
 
@@ -35,12 +35,29 @@ def test_one_expert_alone_cannot_be_compared(tmp_path: Path) -> None:
         Ablations("ablation", ["model.stages=[1000]"], tmp_path, tmp_path, tmp_path / "out", None, 0)
 
 
+def test_tables_of_several_seeds_have_mean_and_deviation(tmp_path: Path) -> None:
+    photos, metrics = setup.write_photos(tmp_path / "photos"), setup.write_metrics(tmp_path / "metrics")
+    runs = [
+        Ablations("ablation", reseeded(seed), photos, photos, tmp_path / f"out{seed}", metrics, 0) for seed in (0, 1)
+    ]
+    loops = [(c.first_stage.loop, c.experts.trunk, c.experts.loop, c.decoder.loop) for c in (r.base for r in runs)]
+    assert all(a != b for a, b in zip(*loops))
+    values: dict[str, float | None] = {"psnr_y": 26.0, "lpips_alex": 0.3}
+    runs[0].results = {"experts": {"one": values, "four": values}}
+    assert "| one | 26.00 |" in table(runs[:1], "experts")
+    runs[1].results = {"experts": {"one": {"psnr_y": 27.0, "lpips_alex": None}}}
+    several = table(runs, "experts")
+    assert "| one | 26.50 ± 0.71 |" in several
+    assert "| - |" in several
+    assert "four" not in several
+
+
 @pytest.mark.slow
 def test_all_tables_from_photographs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos, metrics = setup.write_photos(tmp_path / "photos"), setup.write_metrics(tmp_path / "metrics")
     plain = setup.values("kl")
     plain["model"]["process"]["timesteps"] = plain["model"]["stages"][-1] = 1000
-    plain["decoder"] |= {"train": "decoder", "gan_start": 100}
+    plain["decoder"] |= {"train": "decoder", "gan_start": 100, "smooth_weight": 0}
     config = tmp_path / "config.json"
     config.write_text(json.dumps(plain))
     options = ["--data", str(photos), "--hr", str(photos), "--out", str(tmp_path / "out"), "--metrics", str(metrics)]

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..errors import SettingError
 from .common import verbose
 
 
@@ -18,6 +19,7 @@ def add(commands: Any) -> None:
     ablate.add_argument("--out", required=True, metavar="DIR", help="folder of the runs; what is there goes on")
     ablate.add_argument("--tables", default="experts,steps,decoder", help="of experts, steps, decoder (default: all)")
     ablate.add_argument("--crop", type=int, default=0, help="evaluate on the middle N x N pixels (default: all)")
+    ablate.add_argument("--seeds", type=int, default=1, help="train every row so often; tables have mean ± deviation")
     ablate.add_argument("--metrics", metavar="DIR", help="weights of the metrics (default: MOESR_METRICS)")
     ablate.add_argument("--override", action="append", metavar="KEY=VALUE", help="of every variant, as for train")
     ablate.add_argument("--threads", type=int, help="CPU threads")
@@ -28,22 +30,29 @@ def add(commands: Any) -> None:
 def _ablate(options: argparse.Namespace) -> int:
     import torch
 
-    from ..training.ablations import Ablations
+    from ..training.ablations import Ablations, reseeded, table
 
+    if options.seeds < 1:
+        raise SettingError(f"seeds {options.seeds}: every row is trained at least once; choose 1 or more")
     if options.threads:
         torch.set_num_threads(options.threads)
-    ablations = Ablations(
-        options.config,
-        options.override or [],
-        Path(options.data),
-        Path(options.hr),
-        Path(options.out),
-        Path(options.metrics) if options.metrics else None,
-        options.crop,
-    )
+    out = Path(options.out)
+    runs = [
+        Ablations(
+            options.config,
+            [*(options.override or []), *reseeded(seed)],
+            Path(options.data),
+            Path(options.hr),
+            out / f"seed{seed}" if seed else out,
+            Path(options.metrics) if options.metrics else None,
+            options.crop,
+        )
+        for seed in range(options.seeds)
+    ]
     tables = options.tables.split(",")
-    for table, row in ablations.run(tables):
-        print(f"{table}: {row}", flush=True)
-    for table in tables:
-        print(f"\n{ablations.table(table)}")
+    for seed, run in enumerate(runs):
+        for name, row in run.run(tables):
+            print(f"{name}: {row}{f', seed {seed}' if seed else ''}", flush=True)
+    for name in tables:
+        print(f"\n{table(runs, name)}")
     return 0

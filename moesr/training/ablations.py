@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 
 TABLES = ("experts", "steps", "decoder")
 STEPS = (4, 10, 20, 50, 200)
+
+#: Whose seeds make another run of a config.
+_LOOPS = ("first_stage.loop", "experts.trunk", "experts.loop", "decoder.loop")
 
 #: Without Space MoE there are no FFN layers at all: LDM's network.
 _NO_SPACE = ("experts.space_experts=0", "model.unet.space_experts=0")
@@ -99,16 +103,6 @@ class Ablations:
                 for row in (r for r in rows[:4] if "Space" in r.name):
                     yield from self._measured("steps", f"{row.name}, {steps} steps", row, steps)
 
-    def table(self, name: str) -> str:
-        """A table of what has been measured, as Markdown."""
-        columns = [c for c in COLUMNS if c.key in self.suite.keys]
-        lines = [f"| {name} | {' | '.join(c.title for c in columns)} |", f"|---{'|---' * len(columns)}|"]
-        for row, values in self.results.get(name, {}).items():
-            cells = [(values.get(c.key), c.digits) for c in columns]
-            shown = ["-" if value is None else f"{value:.{digits}f}" for value, digits in cells]
-            lines.append(f"| {row} | {' | '.join(shown)} |")
-        return "\n".join(lines)
-
     def _measured(self, table: str, name: str, row: Variant, steps: int | None) -> Iterator[tuple[str, str]]:
         if name not in self.results.get(table, {}):
             model = load_model(self._trained(row))
@@ -158,6 +152,34 @@ class Ablations:
 
     def _folder(self, row: Variant) -> Path:
         return self.out / (row.table + "_" + "".join(c if c.isalnum() else "_" for c in row.name.lower()))
+
+
+def reseeded(seed: int) -> list[str]:
+    """Overrides that have every stage of a config draw anew; none for seed 0."""
+    return [f"{loop}.seed={100 * seed + 10 * i}" for i, loop in enumerate(_LOOPS)] if seed else []
+
+
+def table(runs: Sequence[Ablations], name: str) -> str:
+    """A table of what the runs, which differ in their seeds, have measured, as Markdown.
+
+    Of several runs the mean and the standard deviation, for the rows that all of them have.
+    """
+    shown = [c for c in COLUMNS if c.key in runs[0].suite.keys]
+    lines = [f"| {name} | {' | '.join(c.title for c in shown)} |", f"|---{'|---' * len(shown)}|"]
+    found = [run.results.get(name, {}) for run in runs]
+    for row in found[0]:
+        if all(row in results for results in found):
+            cells = [_cell([results[row].get(c.key) for results in found], c.digits) for c in shown]
+            lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "-"
+    spread = f" ± {stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{mean(known):.{digits}f}{spread}"
 
 
 def _copy(source: Path, target: Path, *names: str) -> None:
