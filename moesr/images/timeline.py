@@ -82,13 +82,14 @@ def _labels(
         stop = start + len(list(group))
         # The first wording that fits above, and below, the expert's steps.
         above = f"expert {expert}", f"{expert}"
-        below = f"t {timesteps[start]} to {timesteps[stop - 1]}", f"t {timesteps[start]}", ""
+        below = f"t {timesteps[start]} to {timesteps[stop - 1]}", f"t {timesteps[start]}"
         centre, room = (edges[start] + edges[stop]) / 2, edges[stop] - edges[start] - 4 * _FINE
-        for texts, y in ((above, 2 * _FINE), (below, floor + 5 * _FINE)):
-            text = next((text for text in texts if draw.textlength(text, font=font) <= room), texts[-1])
-            x = centre - draw.textlength(text, font=font) / 2
-            if y > floor or x > end + 4 * _FINE:
-                draw.text((x, y), text, fill=(*ink, 255), font=font)
+        for texts, y, left in ((above, 2 * _FINE, end + 4 * _FINE), (below[stop - start == 1 :], floor + 5 * _FINE, 0)):
+            for text in texts:
+                length = draw.textlength(text, font=font)
+                if length <= room and centre - length / 2 > left:
+                    draw.text((centre - length / 2, y), text, fill=(*ink, 255), font=font)
+                    break
         start = stop
 
 
