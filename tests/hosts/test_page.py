@@ -190,7 +190,7 @@ def shot(visitor) -> Image.Image:
 
 
 def test_cancel_ends_the_work_and_the_next_in_line_begins(served, chrome, photo: Path, tmp_path: Path) -> None:
-    large = picture(tmp_path / "large.png", (120, 90))
+    large = picture(tmp_path / "large.png", (360, 270))
     with visiting(chrome, served.url) as first, visiting(chrome, served.url) as second:
         first.drop(large)
         first.set(steps=250)
