@@ -149,7 +149,9 @@ class Run:
             final = [resized_rows(rows, sr.height, sr.width, size, wrap) for rows in fixed]
             return finish(canvas, lr, final, size, mask, wrap, band)
 
-        return shrinking(self.model.host, finishing.BAND, finishing.SMALLEST_BAND, attempt, "bands of rows")[0]
+        return shrinking(
+            self.model.host, finishing.band_rows(size[1]), finishing.SMALLEST_BAND, attempt, "bands of rows"
+        )[0]
 
     def encode(self) -> Tensor | None:
         """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]; None if it has no use."""

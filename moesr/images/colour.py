@@ -26,11 +26,14 @@ def adain(content: Tensor, style: Tensor) -> Tensor:
 def moved(part: Tensor, own: Moments, target: Moments) -> Tensor:
     """Any part [C, h, w] of an image with moments `own`, given those of `target`."""
     (std_x, mean_x), (std_s, mean_s) = own.statistics(), target.statistics()
-    return (part - mean_x) * (std_s / std_x) + mean_s
+    return (part - mean_x.to(part)) * (std_s / std_x).to(part) + mean_s.to(part)
 
 
 class Moments:
-    """Mean and standard deviation of each channel of an image that is seen in parts, as `adain` defines them."""
+    """Mean and standard deviation of each channel of an image that is seen in parts, as `adain` defines them.
+
+    Kept on the CPU: parts of one image may come from several devices, and not all of these know float64.
+    """
 
     def __init__(self, image: Tensor | None = None) -> None:
         self._count = 0
@@ -45,7 +48,7 @@ class Moments:
             self._merge(rows)
 
     def _merge(self, part: Tensor) -> None:
-        variance, mean = torch.var_mean(part.double(), dim=(-2, -1), correction=0)
+        variance, mean = torch.var_mean(part.cpu().double(), dim=(-2, -1), correction=0)
         n = part.shape[-2] * part.shape[-1]
         total = self._count + n
         delta = mean - self._mean.to(mean)

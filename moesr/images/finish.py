@@ -22,6 +22,11 @@ from .resize import resize_rows
 BAND, SMALLEST_BAND, BAND_PIXELS = 256, 16, 2**18
 
 
+def band_rows(width: int) -> int:
+    """Rows of a result of that width that are finished at a time."""
+    return min(BAND, max(BAND // 4, BAND_PIXELS // width))
+
+
 def colours(canvas: Canvas, device: torch.device) -> Tensor:
     """What is upscaled, [B, 3, H, W] in [-1, 1]: colours, also where nothing is seen of them."""
     rgb = canvas.rgb if canvas.alpha is None else fill_transparent(canvas.rgb, canvas.alpha)
@@ -66,9 +71,8 @@ def fix_colour(name: str, sr: Store, image: int, lr: Tensor, wrap: bool) -> Rows
 def finish(
     canvas: Canvas, lr: Tensor, final: list[Rows], size: tuple[int, int], mask: Any, wrap: bool, band: int | None = None
 ) -> Any:
-    """The result in the caller's kind: [0, 1], masked, with its alpha, in bands of at most `band` (BAND) rows."""
-    band = BAND if band is None else band
-    band = min(band, max(BAND // 4, BAND_PIXELS // size[1]))
+    """The result in the caller's kind: [0, 1], masked, with its alpha, in bands of `band` rows (default: band_rows)."""
+    band = band_rows(size[1]) if band is None else band
     out = canvas.empty(*size)
     weights = None if mask is None else _mask(mask, lr)
     for image, small in enumerate(lr):
