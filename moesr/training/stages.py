@@ -24,9 +24,9 @@ from ..networks.swin_unet import SwinUNet
 from ..networks.unet import UNet
 from . import draws, weights
 from .config import TrainingConfig, launched, to_dict
-from .data import PhotoCrops
+from .data.crops import PhotoCrops
+from .data.degradation import degradation
 from .decoder import FCD
-from .degradation import degradation
 from .engine import Engine
 from .experts import Expert
 from .first_stage import FirstStage, detail_components
