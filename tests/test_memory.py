@@ -24,6 +24,7 @@ from moesr.config import ProcessConfig
 from moesr.diffusion.process import from_config
 from moesr.diffusion.samplers import sample
 from moesr.errors import SettingError
+from moesr.evaluation.speed.measure import peak
 from moesr.halves import decode_latents, sample_latents
 from moesr.host import NullHost
 from moesr.images import assembly, colour, finish
@@ -31,7 +32,6 @@ from moesr.images.assembly import Store
 from moesr.networks.autoencoder import Decoder, Encoder
 from moesr.networks.unet import UNet
 from moesr.pipeline import Event
-from moesr.speed.measure import peak
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..host import give_back
+from ...host import give_back
 
 Run = Callable[[], Any]
 
