@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, cast
 
 from .config import ModelConfig
 from .errors import SettingError
@@ -60,7 +60,7 @@ class Setting:
         if self.kind == "text" and isinstance(value, str) and value.isprintable() and value:
             return value
         if self.kind in ("int", "float") and isinstance(value, Real) and not isinstance(value, bool):
-            number: Any = int(value) if isinstance(value, Integral) else float(value)
+            number: Any = int(cast(Any, value)) if isinstance(value, Integral) else float(value)
             if self._low <= number <= self._high and (self.kind == "float" or number == int(number)):
                 return float(number) if self.kind == "float" else int(number)
         raise SettingError(f"{self.name} {repr(value)[:60]}: {self.wanted}")
