@@ -18,7 +18,6 @@ from .config import AutoencoderConfig
 from .diffusion.samplers import Noise, sample
 from .diffusion.tiled import tiled
 from .errors import NumericsError
-from .host import give_back, shrinking
 from .images import finish as finishing
 from .images.assembly import Store, resized_rows
 from .images.canvas import Canvas, as_canvas
@@ -28,6 +27,7 @@ from .images.windows import Blender, Window, crop, tile_windows
 from .model import SRModel
 from .networks.autoencoder import Autoencoder
 from .progress import Callback, Event
+from .runtime import shrinking, trim_memory
 from .settings import check_settings, resolve
 
 R = TypeVar("R")
@@ -131,7 +131,7 @@ class Run:
         if self.model.config.unet.mask:
             color_fix = "none"  # what is hidden has no colours to go by
         size = result_size(canvas, sr, scale)
-        give_back()
+        trim_memory()
 
         def attempt(band: int) -> Any:
             fixed = [fix_colour(color_fix, sr, i, lr[i], wrap) for i in range(len(lr))]
@@ -139,7 +139,7 @@ class Run:
             return finish(canvas, lr, final, size, mask, wrap, band)
 
         return shrinking(
-            self.model.host, finishing.band_rows(size[1]), finishing.SMALLEST_BAND, attempt, "bands of rows"
+            self.model.runtime, finishing.band_rows(size[1]), finishing.SMALLEST_BAND, attempt, "bands of rows"
         )[0]
 
     def encode(self) -> Tensor | None:
@@ -158,7 +158,7 @@ class Run:
             with self.model.decoder() as autoencoder:
                 for image in range(images):
                     for window in windows:
-                        self.model.host.check()
+                        self.model.runtime.check()
                         self._advance(1)
                         latent = autoencoder.encode(self._upsampled(image, window))
                         blender.add(out[image], latent[0].float(), window)
@@ -188,7 +188,7 @@ class Run:
         sampler, spacing = settings.sampler, settings.spacing
         timesteps = process.timesteps(steps, spacing)
         bank.start(timesteps)
-        give_back()  # encoding took memory in other pieces, which this phase could not use
+        trim_memory()  # encoding took memory in other pieces, which this phase could not use
         embedded: dict[int, Tensor] = {}  # the time of the step at work, for all tiles
 
         def predict_tile(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]) -> Tensor:
@@ -211,7 +211,7 @@ class Run:
             def attempt(tile: int) -> Tensor:
                 windows = self._windows(tile)
                 self.at = Event("sample", step, steps, t, expert, 0, len(windows) * len(z), self._preview)
-                return tiled(predict_tile, windows, self.tile_batch, self.model.host.check)(z, t)
+                return tiled(predict_tile, windows, self.tile_batch, self.model.runtime.check)(z, t)
 
             x0 = self._shrinking(attempt)
             self.latest = x0
@@ -233,7 +233,7 @@ class Run:
             return autoencoder.decode(_crop(z, image, window).to(self.model.device), features, fidelity)
 
         self.latest = z
-        give_back()
+        trim_memory()
         height, width = (side * self.factor for side in self.condition.cells)
         store = Store(len(z), 3, *self.condition.size, self.model.device)
 
@@ -267,7 +267,7 @@ class Run:
             for window in windows:
                 if window.y0 != start:
                     continue
-                self.model.host.check()
+                self.model.runtime.check()
                 self._advance(1)
                 blender.add(band, make(window)[0].float(), window.scaled(self.factor), first)
             if after is None:
@@ -287,7 +287,7 @@ class Run:
 
     def _shrinking(self, attempt: Callable[[int], R]) -> R:
         smallest = min(self.smallest, self.tile)
-        result, self.tile = shrinking(self.model.host, self.tile, smallest, attempt)
+        result, self.tile = shrinking(self.model.runtime, self.tile, smallest, attempt)
         return result
 
     def _first_tile(self, tile: int | str) -> int:
@@ -297,7 +297,7 @@ class Run:
         if tile == 0:
             return whole
         if tile == "auto":
-            free = self.model.host.free_memory(self.model.device)
+            free = self.model.runtime.free_memory(self.model.device)
             tile = largest_tile(self.model.config.autoencoder, self.model.dtype, free)
         cells = int(tile) // self.factor // self.multiple * self.multiple
         return min(whole, max(self.smallest, cells))
