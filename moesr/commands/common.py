@@ -27,6 +27,11 @@ def size(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
+def restore(text: str) -> float | str:
+    """How degraded an image is, from 0 to 1, or auto."""
+    return text if text == "auto" else float(text)
+
+
 def positive(text: str) -> int:
     """A whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
