@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
     bench.add_argument("--quick", action="store_true", help="small sizes, one round: does it run? not for tables")
     bench.add_argument("--only", metavar="PARTS", help="some of matrix,open,step,decode,image,scaling")
     bench.add_argument(
-        "--reference", metavar="FILE", help="plain networks to compare with (default: the package's own)"
+        "--reference", metavar="FILE", help="plain networks to compare with (default: ours)"
     )
     bench.add_argument("--model", default="tiny", help="of whole images and scaling (default: tiny)")
     bench.add_argument("--side", type=positive, default=512, help="of the decoded image in pixels (default: 512)")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MoESRError, SettingError
-from .common import Bar, fail, of_model, open_model, size, verbose
+from .common import Bar, fail, of_model, open_model, restore, size, verbose
 
 
 def add(commands: Any) -> None:
@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
     up.add_argument("--eta", type=float, default=1.0, help="noise of each step: 0 deterministic, 1 ancestral")
     up.add_argument("--seed", type=int, default=0, help="another seed, other details")
     up.add_argument("--fidelity", type=float, default=1.0, help="0 generative to 1 faithful")
+    up.add_argument("--restore", type=restore, default="auto", help="how degraded the input is: 0 clean to 1, or auto")
     up.add_argument("--color-fix", default="adain", help="adain, wavelet, none")
     up.add_argument("--tile", type=size, default="auto", help="largest side of a tile in output pixels, 0 for none")
     up.add_argument("--tile-batch", type=size, default="auto", help="tiles at a time")
@@ -81,7 +82,7 @@ def _upscale_one(model: Any, source: Path, target: Path, options: argparse.Names
                 model, picture, scale=options.scale, steps=options.steps, sampler=options.sampler,
                 spacing=options.spacing, eta=options.eta, seed=options.seed, fidelity=options.fidelity,
                 color_fix=options.color_fix, tile=options.tile, tile_batch=options.tile_batch, wrap=options.wrap,
-                mask=mask, callback=bar.show,
+                mask=mask, restore=options.restore, callback=bar.show,
             )  # fmt: skip
         target.parent.mkdir(parents=True, exist_ok=True)
         write(target, result)
