@@ -6,8 +6,6 @@ import argparse
 import sys
 from typing import Any
 
-from tqdm import tqdm
-
 
 def verbose(parser: argparse.ArgumentParser) -> None:
     """The option that every command has."""
@@ -60,6 +58,8 @@ class Bar:
     """A progress bar that says where the run is: tile 3/12, step 7/50, expert 2."""
 
     def __init__(self, name: str) -> None:
+        from tqdm import tqdm
+
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         self.bar = tqdm(total=1.0, desc=name, bar_format=layout, leave=False)
 
