@@ -36,13 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Output streams that are closed, full or cannot print a name change neither the work nor the exit code.
     """
     with tolerant_streams():
-        parser = _parser()
-        options = parser.parse_args(arguments)
-        if options.command is None:
-            parser.print_help()
-            return 0
-        logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
         try:
+            parser = _parser()
+            options = parser.parse_args(arguments)
+            if options.command is None:
+                parser.print_help()
+                return 0
+            logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
             return options.run(options)
         except MoESRError as error:
             return fail(str(error))

@@ -14,7 +14,13 @@ from typing import Any
 from .. import inputs, outputs
 from ..errors import ImageError, MoESRError, SettingError
 from ..outputs import Target
-from .common import Bar, fail, of_model, open_model, size, verbose
+from .common import Bar, add_settings, fail, of_model, open_model, verbose
+
+#: Settings that have an option each.
+SETTINGS_OF_A_RUN = (
+    "model", "scale", "fidelity", "restore", "seed", "steps", "color_fix", "wrap", "sampler", "spacing", "eta", "tile",
+    "tile_batch",
+)  # fmt: skip
 
 
 def add(commands: Any) -> None:
@@ -25,22 +31,9 @@ def add(commands: Any) -> None:
         "-o", "--output", required=True, metavar="OUT",
         help="a file (its suffix is its format), a folder, or - for standard output",
     )  # fmt: skip
-    up.add_argument("--model", default="tiny", help="name, file or folder (default: the embedded tiny)")
-    up.add_argument("--scale", type=float, help="how much larger (default: the model's own)")
-    up.add_argument("--steps", type=int, help="denoising steps (default: the model's own)")
-    up.add_argument("--sampler", default="auto", help="auto, ddpm, ddpm_large, ddim, dpmpp_2m")
-    up.add_argument("--spacing", default="auto", help="auto, leading, trailing")
-    up.add_argument("--eta", type=float, default=1.0, help="noise of each step: 0 deterministic, 1 ancestral")
-    up.add_argument("--seed", type=int, default=0, help="another seed, other details")
-    up.add_argument("--fidelity", type=float, default=1.0, help="0 generative to 1 faithful")
-    up.add_argument("--color-fix", default="adain", help="adain, wavelet, none")
-    up.add_argument("--tile", type=size, default="auto", help="largest side of a tile in output pixels, 0 for none")
-    up.add_argument("--tile-batch", type=size, default="auto", help="tiles at a time")
-    up.add_argument("--wrap", action="store_true", help="keep a seamless texture seamless")
+    add_settings(up, *SETTINGS_OF_A_RUN)
     up.add_argument("--mask", help="a grey picture: white where the result counts, black for plain bicubic")
-    up.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16")
-    up.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    up.add_argument("--residency", default="auto", help="auto, all, stream: which experts stay on the device")
+    add_settings(up, "dtype", "device", "residency")
     up.add_argument("--compile", action="store_true", help="torch.compile the experts: for many pictures on a GPU")
     files = up.add_argument_group("files")
     files.add_argument("--recursive", action="store_true", help="folders with all that is below them, structure kept")
@@ -176,12 +169,7 @@ class _Run:
             if options.bits:
                 picture = replace(picture, bits=options.bits)
             with Bar(name) as bar:
-                result = upscale(
-                    self._model, picture, scale=options.scale, steps=options.steps, sampler=options.sampler,
-                    spacing=options.spacing, eta=options.eta, seed=options.seed, fidelity=options.fidelity,
-                    color_fix=options.color_fix, tile=options.tile, tile_batch=options.tile_batch, wrap=options.wrap,
-                    mask=self._mask, callback=bar.show,
-                )  # fmt: skip
+                result = upscale(self._model, picture, **self._settings, mask=self._mask, callback=bar.show)
             if target.compare is not None:  # first, as a result that is there says that all is done
                 self._save(target, target.compare, side_by_side(picture, result), digest)
             self._save(target, target.path, result, digest)
@@ -217,6 +205,10 @@ class _Run:
         return open_model(self.options)
 
     @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self.options, name) for name in SETTINGS_OF_A_RUN if name != "model"}
+
+    @cached_property
     def _mask(self) -> Any:
         from ..images.files import read
 
@@ -227,18 +219,17 @@ class _Run:
         """What makes the result what it is, but for the input."""
         from ..checkpoints.library import find
         from ..record import digest_file, digest_model
-        from ..service.settings import Settings, checked
+        from ..settings import resolve
 
-        options, path = self.options, find(self.options.model)
-        settings = checked({name: getattr(options, name) for name in vars(Settings()) if name != "model"})
-        steps = self._model.config.steps if settings.steps is None else settings.steps
-        scale = float(self._model.scale) if settings.scale is None else settings.scale
+        path, mask, settings = find(self.options.model), self.options.mask, self._settings
+        own = {name: settings[name] for name in ("scale", "steps", "sampler", "spacing", "fidelity", "restore")}
         return {
+            "model": path.stem,
             "model_hash": digest_model(path),
-            **asdict(replace(settings, model=path.stem, steps=steps, scale=scale)),
-            "spacing": options.spacing,
-            "mask": digest_file(Path(options.mask)) if options.mask else None,
-            "bits": options.bits,
+            **{name: settings[name] for name in ("restore", "seed", "color_fix", "wrap", "eta", "tile")},
+            **asdict(resolve(self._model.config, **own)),
+            "mask": digest_file(Path(mask)) if mask else None,
+            "bits": self.options.bits,
         }
 
     @cached_property

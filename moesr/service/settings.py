@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..checkpoints.library import DEFAULT
-from ..diffusion.samplers import SAMPLERS
 from ..errors import SettingError
-from ..images.colour import COLOUR_FIXES
 from ..record import KEYWORD as KEYWORD
 from ..record import from_texts, to_texts
+from ..settings import COLOUR_FIXES, SAMPLERS
 
 CHOICES = {"sampler": ("auto", *SAMPLERS), "color_fix": COLOUR_FIXES}
 LARGEST_SCALE = 16.0
