@@ -18,6 +18,7 @@ class UNetConfig:
 
     `space_experts` is 0 for the plain LDM network, 1 for the averaged form used at inference, and N for the
     grouped form that is trained. `attention_downsamples` are downsampling rates (8 = one eighth of the latent).
+    With `restore` the network also takes two settings: how degraded the LR image is, and the fidelity asked for.
     """
 
     kind: ClassVar[str] = "ldm"
@@ -33,6 +34,7 @@ class UNetConfig:
     num_head_channels: int = 32
     space_experts: int = 1
     norm_groups: int = 32
+    restore: bool = False
 
     @property
     def multiple(self) -> int:
@@ -56,6 +58,7 @@ class SwinUNetConfig:
     """
 
     kind: ClassVar[str] = "swin"
+    restore: ClassVar[bool] = False
 
     in_channels: int = 3
     out_channels: int = 3
@@ -106,7 +109,8 @@ class AutoencoderConfig:
 
     `num_res_blocks`: of every level alike, or one number a level. `scale_factor` multiplies an encoded latent before
     diffusion and divides it before decoding. With `lr_skip` the decoder gives what is to be added to the upsampled LR
-    image, and without `mid_attention` encoder and decoder are convolutions only (ours, for small models).
+    image, and without `mid_attention` encoder and decoder are convolutions only (ours, for small models). With
+    `estimator` a small network comes along that estimates how degraded an LR image is (ours).
     """
 
     kind: str = "vq"
@@ -128,6 +132,7 @@ class AutoencoderConfig:
     norm_groups: int = 32
     mid_attention: bool = True
     scale_factor: float = 1.0
+    estimator: bool = False
 
     @property
     def factor(self) -> int:
@@ -162,8 +167,8 @@ class ModelConfig:
     """Everything that is needed to build a model and that its weights do not say.
 
     `stages` are the upper ends (exclusive) of the experts' ranges of timesteps, ascending; expert 0 has the least
-    noise. `steps` and `sampler` are what `upscale` uses when it is not told otherwise. `lr_resize` is how the first
-    stage was shown LR images at output size in training: a key of images.condition.RESIZES.
+    noise. `steps`, `sampler` and `fidelity` are what `upscale` uses when it is not told otherwise. `lr_resize` is how
+    the first stage was shown LR images at output size in training: a key of images.condition.RESIZES.
     """
 
     unet: NetworkConfig = field(default_factory=UNetConfig)
@@ -175,6 +180,7 @@ class ModelConfig:
     sampler: str = "auto"
     lr_resize: str = "matlab"
     name: str = ""
+    fidelity: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able values; `ModelConfig.from_dict` is its inverse."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -15,19 +16,22 @@ from torch import Tensor
 
 from . import scratch
 from .config import AutoencoderConfig
-from .diffusion.samplers import Noise, choose, sample
+from .diffusion.samplers import Noise, sample
 from .diffusion.tiled import tiled
-from .errors import NumericsError, SettingError
-from .host import give_back, shrinking
+from .errors import NumericsError
 from .images import finish as finishing
 from .images.assembly import Store, resized_rows
 from .images.canvas import Canvas, as_canvas
-from .images.colour import COLOUR_FIXES
 from .images.condition import Condition
 from .images.finish import colours, finish, fix_colour, masked, result_size
 from .images.windows import Blender, Window, crop, tile_windows
 from .model import SRModel
 from .networks.autoencoder import Autoencoder
+from .progress import Callback, Event
+from .runtime import shrinking, trim_memory
+from .settings import check_settings, resolve
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -38,23 +42,6 @@ SMALLEST_TILE = 64
 LARGEST_PREVIEW = 768
 #: Bytes that decoding takes whatever the tile: bands of wide features, distances to codes.
 FIXED_MEMORY = 256 * 2**20
-
-
-@dataclass(frozen=True)
-class Event:
-    """Where a run is. `phase`: encode, sample or decode; counts start at 1; `preview()` draws the image so far."""
-
-    phase: str
-    step: int
-    steps: int
-    t: int
-    expert: int
-    tile: int
-    tiles: int
-    preview: Callable[[], Image.Image] | None = None
-
-
-Callback = Callable[[Event], Any]
 
 
 def upscale(
@@ -68,7 +55,8 @@ def upscale(
     eta: float = 1.0,
     seed: int = 0,
     batch_seed: str = "per_image",
-    fidelity: float = 1.0,
+    fidelity: float | None = None,
+    restore: float | str = "auto",
     color_fix: str = "adain",
     tile: int | str = "auto",
     tile_batch: int | str = "auto",
@@ -84,16 +72,21 @@ def upscale(
     "same". fidelity: weight of the LR image in the decoder, 0 generative to 1 faithful. color_fix: adain, wavelet or
     none. tile: largest side of a window of the output in pixels, 0 for none. wrap: opposite borders are neighbours
     (seamless textures). mask [H, W]: where the result counts, elsewhere it is bicubic; models that fill in what is
-    missing need it, and see nothing of the image there. callback(Event): called before every batch of tiles; what it
+    missing need it, and see nothing of the image there. restore: how degraded the image is, 0 (clean) to 1, for models
+    that take it; "auto" estimates it per image. callback(Event): called before every batch of tiles; what it
     raises stops the run. Raises SettingError, ImageError or NumericsError.
     """
-    check_settings(fidelity=fidelity, color_fix=color_fix, scale=scale, eta=eta)
-    check_settings(batch_seed=batch_seed, tile=tile, tile_batch=tile_batch)
+    settings = resolve(
+        model.config, scale=scale, steps=steps, sampler=sampler, spacing=spacing, fidelity=fidelity, restore=restore
+    )
+    check_settings(
+        color_fix=color_fix, eta=eta, seed=seed, batch_seed=batch_seed, tile=tile, tile_batch=tile_batch, wrap=wrap
+    )
     canvas = as_canvas(image)
     with torch.inference_mode():
         run = Run(model, seen(model, colours(canvas, model.device), mask), wrap, tile, tile_batch, callback)
-        z = run.latents(steps, sampler, spacing, eta, seed, batch_seed)
-        return run.picture(canvas, z, scale, fidelity, color_fix, mask)
+        z = run.latents(steps, sampler, spacing, eta, seed, batch_seed, settings.fidelity, restore)
+        return run.picture(canvas, z, scale, settings.fidelity, color_fix, mask)
 
 
 def seen(model: SRModel, lr: Tensor, mask: Any) -> Tensor:
@@ -122,16 +115,29 @@ class Run:
         self.tile_batch = 1 if tile_batch == "auto" else int(tile_batch)
         self.at = Event("encode", 0, 0, 0, 0, 0, 0)
         self.latest: Tensor | None = None  # predicted x0 of the whole canvas
+        self.settings: Tensor | None = None  # restore and fidelity [B, 2], for networks that take them
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Of the latents, [B, C, h, w]."""
         return (len(self.lr), self.model.config.unet.out_channels, *self.condition.cells)
 
-    def latents(self, steps: int | None, sampler: str, spacing: str, eta: float, seed: int, batch_seed: str) -> Tensor:
-        """Clean latents of the batch, [B, C, h, w]."""
+    def latents(
+        self, steps: int | None, sampler: str, spacing: str, eta: float, seed: int, batch_seed: str,
+        fidelity: float = 0.0, restore: float | str = "auto",
+    ) -> Tensor:  # fmt: skip
+        """Clean latents of the batch, [B, C, h, w].
+
+        Networks that take settings are given `restore` and `fidelity`. Their noise is weaker by the fidelity: at 1
+        there is none, and the seed does not matter.
+        """
         steps = self.model.config.steps if steps is None else steps
         noise = self.noise(generators(seed, batch_seed, len(self.lr)))
+        if self.model.config.unet.restore:
+            fidelity, draw = min(fidelity, 1.0), noise
+            degraded = self._restore(restore)
+            self.settings = torch.stack([degraded, torch.full_like(degraded, fidelity)], dim=1)
+            noise = lambda i: draw(i).mul_(1 - fidelity)  # noqa: E731  # of the same seed, weaker
         return self.sample(self.encode(), steps, sampler, spacing, eta, noise)
 
     def picture(
@@ -142,7 +148,7 @@ class Run:
         if self.model.config.unet.mask:
             color_fix = "none"  # what is hidden has no colours to go by
         size = result_size(canvas, sr, scale)
-        give_back()
+        trim_memory()
 
         def attempt(band: int) -> Any:
             fixed = [fix_colour(color_fix, sr, i, lr[i], wrap) for i in range(len(lr))]
@@ -150,7 +156,7 @@ class Run:
             return finish(canvas, lr, final, size, mask, wrap, band)
 
         return shrinking(
-            self.model.host, finishing.band_rows(size[1]), finishing.SMALLEST_BAND, attempt, "bands of rows"
+            self.model.runtime, finishing.band_rows(size[1]), finishing.SMALLEST_BAND, attempt, "bands of rows"
         )[0]
 
     def encode(self) -> Tensor | None:
@@ -169,13 +175,22 @@ class Run:
             with self.model.decoder() as autoencoder:
                 for image in range(images):
                     for window in windows:
-                        self.model.host.check()
+                        self.model.runtime.check()
                         self._advance(1)
                         latent = autoencoder.encode(self._upsampled(image, window))
                         blender.add(out[image], latent[0].float(), window)
             return out
 
         return self._shrinking(attempt)
+
+    def _restore(self, restore: float | str) -> Tensor:
+        """How degraded each image is, float32 [B]."""
+        if restore != "auto":
+            return torch.full((len(self.lr),), float(restore), device=self.model.device)
+        with self.model.decoder() as autoencoder:
+            found = torch.cat([autoencoder.estimate_restore(lr[None, :3].to(self.model.dtype)) for lr in self.lr])
+        log.info("restore: %s", ", ".join(f"{value:.2f}" for value in found.tolist()))
+        return found
 
     def noise(self, generators: list[torch.Generator]) -> Noise:
         """Standard normal noise of the whole canvas, drawn anew at every call, with a generator an image."""
@@ -195,11 +210,11 @@ class Run:
         noise(-1) is what the start is made of, noise(i) that of step i.
         """
         process, bank = self.model.process, self.model.bank
-        sampler = self.model.config.sampler if sampler == "auto" else sampler
-        sampler, spacing = choose(process, steps, sampler, spacing)
+        settings = resolve(self.model.config, steps=steps, sampler=sampler, spacing=spacing)
+        sampler, spacing = settings.sampler, settings.spacing
         timesteps = process.timesteps(steps, spacing)
         bank.start(timesteps)
-        give_back()  # encoding took memory in other pieces, which this phase could not use
+        trim_memory()  # encoding took memory in other pieces, which this phase could not use
         embedded: dict[int, Tensor] = {}  # the time of the step at work, for all tiles
 
         def predict_tile(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]) -> Tensor:
@@ -211,8 +226,9 @@ class Run:
             with bank.stage(t) as expert:
                 if t not in embedded:
                     embedded.clear()
-                    embedded[t] = cast(Any, expert).embed(torch.tensor([t], device=x.device), x.dtype)
-                out = expert(x, embedded[t], cond)
+                    told = () if self.settings is None else (self.settings,)
+                    embedded[t] = cast(Any, expert).embed(torch.tensor([t], device=x.device), x.dtype, *told)
+                out = expert(x, embedded[t] if self.settings is None else embedded[t][list(images)], cond)
             return process.x0(out.float(), z, t, shift)
 
         def predict(z: Tensor, t: int) -> Tensor:
@@ -222,7 +238,7 @@ class Run:
             def attempt(tile: int) -> Tensor:
                 windows = self._windows(tile)
                 self.at = Event("sample", step, steps, t, expert, 0, len(windows) * len(z), self._preview)
-                return tiled(predict_tile, windows, self.tile_batch, self.model.host.check)(z, t)
+                return tiled(predict_tile, windows, self.tile_batch, self.model.runtime.check)(z, t)
 
             x0 = self._shrinking(attempt)
             self.latest = x0
@@ -244,7 +260,7 @@ class Run:
             return autoencoder.decode(_crop(z, image, window).to(self.model.device), features, fidelity)
 
         self.latest = z
-        give_back()
+        trim_memory()
         height, width = (side * self.factor for side in self.condition.cells)
         store = Store(len(z), 3, *self.condition.size, self.model.device)
 
@@ -278,7 +294,7 @@ class Run:
             for window in windows:
                 if window.y0 != start:
                     continue
-                self.model.host.check()
+                self.model.runtime.check()
                 self._advance(1)
                 blender.add(band, make(window)[0].float(), window.scaled(self.factor), first)
             if after is None:
@@ -298,7 +314,7 @@ class Run:
 
     def _shrinking(self, attempt: Callable[[int], R]) -> R:
         smallest = min(self.smallest, self.tile)
-        result, self.tile = shrinking(self.model.host, self.tile, smallest, attempt)
+        result, self.tile = shrinking(self.model.runtime, self.tile, smallest, attempt)
         return result
 
     def _first_tile(self, tile: int | str) -> int:
@@ -308,14 +324,13 @@ class Run:
         if tile == 0:
             return whole
         if tile == "auto":
-            free = self.model.host.free_memory(self.model.device)
+            free = self.model.runtime.free_memory(self.model.device)
             tile = largest_tile(self.model.config.autoencoder, self.model.dtype, free)
         cells = int(tile) // self.factor // self.multiple * self.multiple
         return min(whole, max(self.smallest, cells))
 
     def _advance(self, tiles: int) -> None:
-        at = self.at
-        self.at = Event(at.phase, at.step, at.steps, at.t, at.expert, at.tile + tiles, at.tiles, at.preview)
+        self.at = replace(self.at, tile=self.at.tile + tiles)
         if self.callback is not None:
             self.callback(self.at)
 
@@ -375,30 +390,3 @@ def _finite(values: Tensor, what: str) -> Tensor:
     if not finite(values):
         raise NumericsError(f"{what} is not a number everywhere: use --dtype fp32 or bf16, or check the model's files")
     return values
-
-
-def check_settings(
-    *,
-    fidelity: float = 1.0,
-    color_fix: str = "none",
-    batch_seed: str = "same",
-    tile: int | str = "auto",
-    tile_batch: int | str = "auto",
-    scale: float | None = None,
-    eta: float = 1.0,
-) -> None:
-    """Raises SettingError for a setting of `upscale` that has no meaning."""
-    if not 0.0 <= fidelity <= 2.0:
-        raise SettingError(f"fidelity {fidelity}: choose 0 (generative) to 1 (faithful); up to 2 exaggerates")
-    if color_fix not in COLOUR_FIXES:
-        raise SettingError(f"color_fix {color_fix!r} is unknown: choose one of {', '.join(COLOUR_FIXES)}")
-    if batch_seed not in ("per_image", "same"):
-        raise SettingError(f"batch_seed {batch_seed!r} is unknown: choose per_image or same")
-    if tile != "auto" and (isinstance(tile, str) or tile < 0):
-        raise SettingError(f"tile {tile!r}: give a side in pixels, 0 for no tiles, or auto")
-    if tile_batch != "auto" and (isinstance(tile_batch, str) or tile_batch < 1):
-        raise SettingError(f"tile_batch {tile_batch!r}: give 1 or more, or auto")
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
-        raise SettingError(f"scale {scale}: give a number above 0")
-    if not (math.isfinite(eta) and eta >= 0):
-        raise SettingError(f"eta {eta}: 0 is deterministic, 1 is ancestral sampling; it cannot be negative")

@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from tqdm import tqdm
+from ..progress import Event
+from ..settings import LOADING, SETTINGS
 
 
 def verbose(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +21,33 @@ def of_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-timesteps", type=int, help="15 or 4: of ResShift's files, where their name lacks it")
 
 
+def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
+    """An option for each of these settings, as the table of settings describes it."""
+    for name in names:
+        setting = SETTINGS.get(name) or LOADING[name]
+        option, sentence = f"--{name.replace('_', '-')}", setting.sentence.replace("%", "%%")
+        if setting.kind == "flag":
+            parser.add_argument(option, action="store_true", help=sentence)
+        else:
+            values = (
+                ""
+                if setting.kind == "text"
+                else f" [{setting.wanted.partition(' from ')[2] or '|'.join(setting.choices)}]"
+            )
+            metavar = (setting.unit or name).split("_")[-1].upper()
+            parser.add_argument(
+                option, type=setting.read, default=setting.default, metavar=metavar, help=sentence + values
+            )
+
+
 def size(text: str) -> int | str:
     """A number of pixels, or auto."""
     return text if text == "auto" else int(text)
+
+
+def restore(text: str) -> float | str:
+    """How degraded an image is, from 0 to 1, or auto."""
+    return text if text == "auto" else float(text)
 
 
 def positive(text: str) -> int:
@@ -57,9 +82,11 @@ def open_model(options: argparse.Namespace) -> Any:
 
 
 class Bar:
-    """A progress bar that says where the run is: tile 3/12, step 7/50, expert 2."""
+    """A progress bar that says where the run is: tile 3/12, step 7/50."""
 
     def __init__(self, name: str) -> None:
+        from tqdm import tqdm
+
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         self.bar = tqdm(total=1.0, desc=name, bar_format=layout, leave=False)
 
@@ -69,13 +96,9 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def show(self, event: Any) -> None:
+    def show(self, event: Event) -> None:
         """Move the bar to an event of the pipeline."""
-        share = (event.tile - 1) / event.tiles
-        if event.phase == "sample":
-            self.bar.n = 0.05 + 0.75 * (event.step - 1 + share) / event.steps
-            text = f"tile {event.tile}/{event.tiles}, step {event.step}/{event.steps}, expert {event.expert}"
-        else:
-            self.bar.n = 0.05 * share if event.phase == "encode" else 0.8 + 0.2 * share
-            text = f"{event.phase} tile {event.tile}/{event.tiles}"
-        self.bar.set_postfix_str(text)
+        self.bar.n = event.fraction
+        if event.note:
+            self.bar.write(f"note: {event.note}", file=sys.stderr)
+        self.bar.set_postfix_str(event.text)
