@@ -18,6 +18,7 @@ from moesr import pipeline
 from moesr.cli import main
 from moesr.images.files import Picture
 from moesr.inputs import Source
+from moesr.leftovers import TemporaryFolder, remove_abandoned_parts
 from moesr.outputs import open_new, plan_targets, save_new
 from tests.small_models import save_nano
 
@@ -295,3 +296,32 @@ def test_killed_thirty_times_all_is_done_in_the_end(model: str, tmp_path: Path) 
         with Image.open(tmp_path / "out" / f"{number}.png") as result:
             result.load()
             assert result.size == (96, 96)
+
+
+HOLDER = "import time; from moesr.leftovers import *; f = TemporaryFolder('moesr-t-', Path({0!r})); {1}; print(); time.sleep(60)"
+
+
+@pytest.mark.parametrize("kind", ["folder", "part"])
+def test_what_a_killed_process_left_is_removed(tmp_path: Path, kind: str) -> None:
+    strange = [tmp_path / "moesr-t-other", tmp_path / ".moesr-0.partial"]
+    strange[0].mkdir()
+    strange[1].touch()
+    code = HOLDER.format(str(tmp_path), "p = create_part(Path(f.path.parent))" if kind == "part" else "")
+    holders = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    for holder in holders:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+    holders[0].kill()
+    holders[0].wait()
+    if kind == "folder":
+        TemporaryFolder("moesr-t-", tmp_path).close()
+        left = [path for path in tmp_path.glob("moesr-t-*") if path not in strange]
+    else:
+        remove_abandoned_parts(tmp_path)
+        left = list(tmp_path.glob(".moesr-*.part"))
+    holders[1].kill()
+    holders[1].wait()
+    assert len(left) == 1
+    assert all(path.exists() for path in strange)
