@@ -298,7 +298,14 @@ def test_killed_thirty_times_all_is_done_in_the_end(model: str, tmp_path: Path) 
             assert result.size == (96, 96)
 
 
-HOLDER = "import time; from moesr.leftovers import *; f = TemporaryFolder('moesr-t-', Path({0!r})); {1}; print(); time.sleep(60)"
+HOLDER = """
+import time
+from moesr.leftovers import Path, TemporaryFolder, create_part
+folder = TemporaryFolder('moesr-t-', Path({0!r}))
+part = create_part(Path({0!r}))
+print(flush=True)
+time.sleep(60)
+"""
 
 
 @pytest.mark.parametrize("kind", ["folder", "part"])
@@ -306,7 +313,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path, kind: str) -> Non
     strange = [tmp_path / "moesr-t-other", tmp_path / ".moesr-0.partial"]
     strange[0].mkdir()
     strange[1].touch()
-    code = HOLDER.format(str(tmp_path), "p = create_part(Path(f.path.parent))" if kind == "part" else "")
+    code = HOLDER.format(str(tmp_path))
     holders = [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
