@@ -68,14 +68,14 @@ def _upscale(options: argparse.Namespace) -> int:
 def _upscale_one(model: Any, source: Path, target: Path, options: argparse.Namespace) -> str | None:
     """Upscale a file; the line that says what went wrong, or None. Raises what is wrong for all files: settings."""
     from ..images.compare import side_by_side
-    from ..images.files import read, write
+    from ..images.files import read_image, write_image
     from ..pipeline import upscale
 
     try:
-        picture = read(source)
+        picture = read_image(source)
         if options.bits:
             picture = replace(picture, bits=options.bits)
-        mask = read(Path(options.mask)).rgb[..., 1] if options.mask else None
+        mask = read_image(Path(options.mask)).rgb[..., 1] if options.mask else None
         with Bar(source.name) as bar:
             result = upscale(
                 model, picture, scale=options.scale, steps=options.steps, sampler=options.sampler,
@@ -84,11 +84,11 @@ def _upscale_one(model: Any, source: Path, target: Path, options: argparse.Names
                 mask=mask, callback=bar.show,
             )  # fmt: skip
         target.parent.mkdir(parents=True, exist_ok=True)
-        write(target, result)
+        write_image(target, result)
         print(f"{target}: {result.rgb.shape[1]} x {result.rgb.shape[0]}")
         if options.side_by_side:
             beside = target.with_name(f"{target.stem}_compare.png")
-            write(beside, side_by_side(picture, result))
+            write_image(beside, side_by_side(picture, result))
             print(f"{beside}: input, bicubic and result side by side")
     except SettingError:
         raise

@@ -9,6 +9,7 @@ from PIL import Image
 
 ORIENTATION, WIDTH, HEIGHT = 0x0112, 0x0100, 0x0101
 MAKE, MODEL = 0x010F, 0x0110
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
 EXIF_IFD, GPS_IFD, USER_COMMENT = 0x8769, 0x8825, 0x9286
 _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003
 _THUMBNAIL, _THUMBNAIL_BYTES = 0x0201, 0x0202
@@ -79,17 +80,24 @@ def texts(exif: bytes) -> dict[str, str]:
     return found
 
 
-def with_texts(exif: bytes, text: Mapping[str, str], workflow: bool) -> bytes:
+def completed(
+    exif: bytes, text: Mapping[str, str], *, workflow: bool, dpi: tuple[float, float] | None = None
+) -> bytes:
     """The block with the generation texts that `texts` reads back; prompt and workflow only where `workflow` is set.
+
+    dpi: a resolution, for kinds of files that have no other place for it.
 
     The block stays as it is, byte for byte, if there is nothing to add.
     """
     present = texts(exif) if exif else {}
     missing = {key: value for key, value in text.items() if key not in present}
     places = [("prompt", MODEL), ("workflow", MAKE)] if workflow else []
-    if "parameters" not in missing and not any(key in missing for key, _ in places):
+    known = resolution(exif) if dpi else None
+    if "parameters" not in missing and not any(key in missing for key, _ in places) and known == dpi:
         return exif
     block = _load(exif)
+    if dpi and known is None:
+        block[X_RESOLUTION], block[Y_RESOLUTION], block[RESOLUTION_UNIT] = *dpi, 2
     if "parameters" in missing:
         inner = dict(block.get_ifd(EXIF_IFD))
         inner[USER_COMMENT] = b"UNICODE\0" + missing["parameters"].encode("utf-16-be")
@@ -98,6 +106,16 @@ def with_texts(exif: bytes, text: Mapping[str, str], workflow: bool) -> bytes:
         if key in missing and tag not in block:
             block[tag] = f"{key}:{missing[key]}"
     return bare(block.tobytes())
+
+
+def resolution(exif: bytes) -> tuple[float, float] | None:
+    """Pixels per inch that a block tells, horizontal and vertical as stored; None if it tells none."""
+    try:
+        block = _load(exif)
+        factor = {2: 1.0, 3: 2.54}[block.get(RESOLUTION_UNIT, 2)]
+        return float(block[X_RESOLUTION]) * factor, float(block[Y_RESOLUTION]) * factor
+    except Exception:  # as in `texts`
+        return None
 
 
 def _load(exif: bytes) -> Image.Exif:
@@ -132,7 +150,7 @@ def _without_thumbnail(data: bytearray, first: int, order: str) -> bytes:
         return bytes(data)
     values = {tag: struct.unpack_from(order + "I", data, at)[0] for tag, _, _, at in _entries(bytes(data), second)}
     start, length = values.get(_THUMBNAIL, 0), values.get(_THUMBNAIL_BYTES, 0)
-    if 8 <= start and start + length <= len(data):
+    if start >= 8 and start + length <= len(data):
         if start + length >= len(data) - 1:
             return bytes(data[:start])
         data[start : start + length] = bytes(length)

@@ -30,9 +30,7 @@ def read_metadata(image: Image.Image, data: bytes = b"") -> Metadata:
     """The metadata of a loaded Pillow image; data: its file, for what Pillow leaves out."""
     info = image.info
     text = {key: value for key, value in info.items() if isinstance(value, str)} if image.format == "PNG" else {}
-    text.update({key: str(value) for key, value in getattr(image, "text", {}).items()})
-    raw = next((_unhex(text[key]) for key in _RAW_EXIF if key in text), b"")
-    exif = exif_blocks.bare(_bytes(info.get("exif")) or raw)
+    exif = exif_blocks.bare(exif_of(image))
     iptc = _bytes(_mapping(info.get("photoshop")).get(_IPTC_RESOURCE))
     iptc = iptc or iptc_of_resources(_unhex(text.get(IPTC_KEYWORD, "")))
     xmp = _bytes(info.get("xmp")) or text.get(png.XMP_KEYWORD, "").encode()
@@ -43,6 +41,12 @@ def read_metadata(image: Image.Image, data: bytes = b"") -> Metadata:
     text = {**exif_blocks.texts(exif), **text} if exif else text
     turned = exif_blocks.orientation(exif) >= 5
     return Metadata(exif, xmp.rstrip(b"\0"), iptc, _dpi(image, turned), text, png.colour_chunks(data))
+
+
+def exif_of(image: Image.Image) -> bytes:
+    """The EXIF block of an opened Pillow image; not what its XMP says, by which viewers do not turn a picture."""
+    raw = (image.info.get(key) for key in _RAW_EXIF)  # of PNGs by ImageMagick, before there was a chunk for it
+    return _bytes(image.info.get("exif")) or next((_unhex(text) for text in raw if isinstance(text, str)), b"")
 
 
 def for_result(metadata: Metadata, width: int, height: int) -> Metadata:
@@ -78,7 +82,9 @@ def pillow_options(metadata: Metadata, kind: str) -> tuple[dict[str, Any], list[
     """What Pillow is told when it saves JPEG or WEBP, and one line for each thing that has no place there."""
     options: dict[str, Any] = {}
     notes = []
-    exif = exif_blocks.with_texts(metadata.exif, metadata.text, workflow=kind == "WEBP")
+    webp = kind == "WEBP"
+    dpi = metadata.dpi if webp else None
+    exif = exif_blocks.completed(metadata.exif, metadata.text, workflow=webp, dpi=dpi)
     if exif and kind == "JPEG" and len(exif) + 6 > _SEGMENT:
         exif = metadata.exif
         notes.append("the generation parameters are too long for a JPEG; use .png")
@@ -87,7 +93,7 @@ def pillow_options(metadata: Metadata, kind: str) -> tuple[dict[str, Any], list[
             notes.append("the EXIF is too long for a JPEG and was left out; use .png or .tif")
     if exif:
         options["exif"] = b"Exif\0\0" + exif
-    if kind == "WEBP":
+    if webp:
         if metadata.xmp:
             options["xmp"] = metadata.xmp
         if metadata.iptc:
@@ -146,7 +152,7 @@ def _xmp_of_result(xmp: bytes, width: int, height: int) -> bytes:
 
 def _dpi(image: Image.Image, turned: bool) -> tuple[float, float] | None:
     """Pixels per inch; None if the file has none, as JPEG and TIFF without a unit, where Pillow makes some up."""
-    dpi = image.info.get("dpi")
+    dpi = image.info.get("dpi") or exif_blocks.resolution(exif_of(image))
     has_unit = image.info.get("jfif_unit", 0) in (1, 2)
     if image.format in ("JPEG", "MPO") and not has_unit and dpi == (72, 72):
         return None

@@ -39,7 +39,8 @@ _WHITE_NITS = 203
 
 def space_of(icc: bytes) -> str:
     """The colour space that a profile is for: "RGB", "GRAY", "CMYK", "Lab", or "" for what is no profile."""
-    return icc[16:20].decode("latin-1").strip() if icc[36:40] == b"acsp" else ""
+    whole = icc[36:40] == b"acsp" and int.from_bytes(icc[:4], "big") <= len(icc)
+    return icc[16:20].decode("latin-1").strip() if whole else ""
 
 
 def has_place(icc: bytes | None, grey: bool) -> bool:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..errors import ImageError, MoESRError
 from . import exif, png, profile
-from .metadata import read_metadata
+from .metadata import exif_of, read_metadata
 from .picture import Picture, picture_of, samples
 from .tiff import float_range, is_tiff, read_tiff
 
@@ -62,7 +62,7 @@ def read_image(source: str | os.PathLike[str] | bytes | BinaryIO, *, allow_trunc
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened Pillow image as a viewer shows it; the pixels are not decoded."""
     width, height = image.size
-    turned = image.format != "TIFF" and exif.orientation(_exif(image)) >= 5  # Pillow turns a TIFF itself
+    turned = image.format != "TIFF" and exif.orientation(exif_of(image)) >= 5  # Pillow turns a TIFF itself
     return (height, width) if turned else (width, height)
 
 
@@ -104,8 +104,9 @@ def from_pil(image: Image.Image, data: bytes = b"") -> Picture:
     is not known.
     """
     image.load()
-    orientation = 1 if image.format == "TIFF" else exif.orientation(_exif(image))
-    icc = image.info.get("icc_profile") or None
+    orientation = 1 if image.format == "TIFF" else exif.orientation(exif_of(image))
+    icc = image.info.get("icc_profile")
+    icc = icc if isinstance(icc, bytes) else None
     grey, bits, notes = False, 16, []
     if png.is_png16(data):
         values = png.decode(data).astype(np.float32) / np.float32(65535)
@@ -188,14 +189,6 @@ def _cut_short(data: bytes, allow_truncated: bool) -> Picture | None:
 
 def _ends_early(data: bytes) -> bool:
     return b"IEND" not in data[-16:]
-
-
-def _exif(image: Image.Image) -> bytes:
-    """The EXIF block of an image, not what its XMP says: viewers do not turn by that."""
-    block = image.info.get("exif")
-    if isinstance(block, bytes):
-        return block
-    return read_metadata(image).exif if image.format == "PNG" else b""
 
 
 def _to_rgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes | None]:

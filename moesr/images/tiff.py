@@ -208,7 +208,7 @@ def _samples(data: bytes, page: _Page, dtype: np.dtype[Any]) -> np.ndarray:
     tiled = _TILES in page.tags
     block = page.value(_TILE_WIDTH, width) if tiled else width
     block_rows = page.value(_TILE_HEIGHT, height) if tiled else min(page.value(_STRIP_ROWS, height), height)
-    if not (0 < block and 0 < block_rows):
+    if not (block > 0 and block_rows > 0):
         raise ImageError("damaged TIFF: tiles without a size; get it again")
     wide = -(-width // block) * block
     rows = -(-height // block_rows) * block_rows if tiled else height
@@ -354,7 +354,7 @@ def write_tiff(pixels: np.ndarray, metadata: Metadata, icc: bytes | None) -> byt
         if value:
             directory.tagtype[tag] = TiffTags.BYTE if tag == _XMP else TiffTags.UNDEFINED
             directory[tag] = value
-    exif = exif_blocks.with_texts(metadata.exif, metadata.text, workflow=False)
+    exif = exif_blocks.completed(metadata.exif, metadata.text, workflow=False)
     if exif:
         block = Image.Exif()
         block.load(b"Exif\0\0" + exif)

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from ..errors import MoESRError
 from ..host import Host
-from ..images.pngtext import read_text
+from ..images.files import read_text
 from ..model import SRModel
 from ..pipeline import LARGEST_TILE
 from ..service.intake import size
