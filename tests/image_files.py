@@ -95,5 +95,5 @@ def _stored(block: np.ndarray, order: str, predictor: int, deflate: bool) -> byt
         steps[:, step:] -= planes[:, :-step]
         body = steps.tobytes()
     else:
-        body = block.astype(block.dtype.newbyteorder(order)).tobytes()
+        body = block.astype(f"{order}{block.dtype.kind}{block.itemsize}").tobytes()
     return zlib.compress(body) if deflate else body

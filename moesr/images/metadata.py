@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 def read_metadata(image: Image.Image, data: bytes = b"") -> Metadata:
     """The metadata of a loaded Pillow image; data: its file, for what Pillow leaves out."""
     info = image.info
-    text = {key: value for key, value in info.items() if isinstance(value, str)} if image.format == "PNG" else {}
+    text = {str(k): v for k, v in info.items() if isinstance(v, str)} if image.format == "PNG" else {}
     exif = exif_blocks.bare(exif_of(image))
     iptc = _bytes(_mapping(info.get("photoshop")).get(_IPTC_RESOURCE))
     iptc = iptc or iptc_of_resources(_unhex(text.get(IPTC_KEYWORD, "")))
@@ -157,7 +157,7 @@ def _dpi(image: Image.Image, turned: bool) -> tuple[float, float] | None:
     if image.format in ("JPEG", "MPO") and not has_unit and dpi == (72, 72):
         return None
     try:
-        x, y = float(dpi[0]), float(dpi[1])
+        x, y = (float(value) for value in dpi or ())
     except (TypeError, ValueError, IndexError, ZeroDivisionError):
         return None
     if not (1 < x < 1e6 and 1 < y < 1e6):

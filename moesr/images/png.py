@@ -99,7 +99,7 @@ def read_text(path: str | os.PathLike[str]) -> dict[str, str]:
     """
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            return {key: str(value) for key, value in image.info.items() if isinstance(value, str)}
+            return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
     except Exception:  # damaged files make Pillow raise nearly anything
         return {}
 

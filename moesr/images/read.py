@@ -28,7 +28,7 @@ READ_SUFFIXES = (
 _AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()  # Pillow from 11.3
 READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", *_AVIF)
 _KINDS = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF or PPM"
-_TRUNCATED = "read it as far as it goes with --allow-truncated (allow_truncated=True), or get it again"
+_TRUNCATED = "get it again (the command line reads it as far as it goes with --allow-truncated)"
 
 
 def read_image(source: str | os.PathLike[str] | bytes | BinaryIO, *, allow_truncated: bool = False) -> Picture:
@@ -55,7 +55,7 @@ def read_image(source: str | os.PathLike[str] | bytes | BinaryIO, *, allow_trunc
             if picture is None:
                 raise
             if not allow_truncated and not picture.notes:
-                raise ImageError(f"{name}: the file is cut short or damaged; {_TRUNCATED}") from error
+                raise ImageError(f"{name}: damaged picture, cut short; {_TRUNCATED}") from error
             return picture
 
 
