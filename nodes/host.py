@@ -28,7 +28,7 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 from torch import nn
 
-from ..moesr.host import NullHost
+from ..moesr.runtime import PlainRuntime
 
 __all__ = ["ComfyExtension", "GraphBuilder", "io"]
 
@@ -175,7 +175,7 @@ class Slot:
 
 
 class ComfyHost:
-    """ComfyUI as the `Host` of the pipeline."""
+    """ComfyUI as the `Runtime` of the pipeline."""
 
     def __init__(self, patchers: Patchers) -> None:
         self._patchers = patchers
@@ -195,7 +195,7 @@ class ComfyHost:
             return True
         # Where torch has no such error, the host's name stands for every Exception.
         kind = memory.OOM_EXCEPTION
-        return (kind is not Exception and isinstance(error, kind)) or NullHost().is_out_of_memory(error)
+        return (kind is not Exception and isinstance(error, kind)) or PlainRuntime().is_out_of_memory(error)
 
     def release(self) -> None:
         """All models leave the device; those of the run come back when they are used."""

@@ -340,7 +340,7 @@ class Card:
                 return self
 
         free = SimpleNamespace(free_memory=lambda device: 120 * (room - len(card.there)), release=lambda: None)
-        monkeypatch.setattr(memory, "NullHost", lambda: free)
+        monkeypatch.setattr(memory, "PlainRuntime", lambda: free)
         parts = [memory.Network(100, lambda device, i=i: Part(i)) for i in range(3)]
         self.networks = memory.Networks(parts, memory.Moved(torch.device("meta")))
 

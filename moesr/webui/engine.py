@@ -15,11 +15,11 @@ import torch
 from ..checkpoints.files import open_model
 from ..checkpoints.library import DEFAULT, add_folder, installed
 from ..errors import CheckpointError, MoESRError, SettingError
-from ..host import Host, NullHost
 from ..latent_decoder import LatentDecoder, open_decoder
 from ..model import DTYPES, Parts, SRModel
 from ..networks.autoencoder import Autoencoder
 from ..pipeline import LARGEST_TILE, working_memory
+from ..runtime import PlainRuntime, Runtime
 from ..service.models import Models
 from . import host
 from .memory import Keeper, Moved, Network, Networks, Patched, Slot
@@ -55,14 +55,14 @@ class Engine:
         self._side = min(LARGEST_TILE, max(1, side))
         networks = self._open(name)[1]
         short = self.keeper.device.type != "cpu"
-        short = short and NullHost().free_memory(self.keeper.device) < networks.largest + 2 * networks.working
+        short = short and PlainRuntime().free_memory(self.keeper.device) < networks.largest + 2 * networks.working
         with host.checkpoint_aside(short), host.full_precision():
             try:
                 yield
             finally:
                 networks.rest(host.option("moesr_keep"))
 
-    def model(self, name: str, asked: Host) -> SRModel:
+    def model(self, name: str, asked: Runtime) -> SRModel:
         """The model of that name, for use inside `run`. asked: whether to stop, and for memory."""
         parts, networks = self._open(name)
         last = len(parts.files.experts)
@@ -74,8 +74,8 @@ class Engine:
         # The networks are shared, this object is not: it knows whom a run has to ask.
         return parts.assemble(Slot(now), decoder, self.keeper.device, asked, Slot(now, last))
 
-    def memory(self) -> Host:
-        """The Host that knows how much room the model at work has."""
+    def memory(self) -> Runtime:
+        """The Runtime that knows how much room the model at work has."""
         return _Current(self)
 
     def networks(self) -> Networks | None:
@@ -147,8 +147,8 @@ class _Current:
         """Give memory back."""
         self._host().release()
 
-    def _host(self) -> Host:
-        return self._engine.networks() or NullHost()
+    def _host(self) -> Runtime:
+        return self._engine.networks() or PlainRuntime()
 
 
 @lru_cache(maxsize=1)

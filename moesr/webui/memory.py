@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..host import NullHost
+from ..runtime import PlainRuntime
 from . import host
 
 log = logging.getLogger(__name__)
@@ -71,14 +71,14 @@ class Moved:
         """Others leave only if there is no room for one more."""
         if wanted in self._there:
             return
-        if NullHost().free_memory(self.device) < 1.1 * size + working:
+        if PlainRuntime().free_memory(self.device) < 1.1 * size + working:
             self.retreat(others)
         wanted.to(self.device)
         self._there.add(wanted)
 
     def room(self, needed: int) -> int:
         """What is free; the checkpoint has been moved before, see host.checkpoint_aside."""
-        return NullHost().free_memory(self.device)
+        return PlainRuntime().free_memory(self.device)
 
     def rest(self, all_of_them: Sequence[nn.Module]) -> None:
         """The device is the checkpoint's again."""
@@ -178,7 +178,7 @@ class Networks:
         self._here = None
         gc.collect()
 
-    # The Host of a run: see moesr/host.py.
+    # The Runtime of a run: see moesr/runtime.py.
 
     def check(self) -> None:
         """Whether the user has cancelled is for others to ask."""
@@ -190,14 +190,14 @@ class Networks:
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """What torch takes for it."""
-        return NullHost().is_out_of_memory(error)
+        return PlainRuntime().is_out_of_memory(error)
 
     def release(self) -> None:
         """All leave the device, and come back one by one."""
         log.info("MoESR: out of memory; models leave the device and the tile is halved")
         self._here = None
         self.keeper.retreat(self._handles())
-        NullHost().release()
+        PlainRuntime().release()
 
     def _handles(self) -> list[Any]:
         return [held for _, held in self._built.values()]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..host import give_back
+from ...runtime import trim_memory
 
 Run = Callable[[], Any]
 
@@ -134,7 +134,7 @@ def peak(device: torch.device) -> Iterator[Peak]:
         yield seen
         seen.bytes = torch.cuda.max_memory_allocated(device) - before
         return
-    give_back()
+    trim_memory()
     start = anonymous()
     if start is None:
         yield seen
