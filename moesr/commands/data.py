@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
 
 
 def _data(options: argparse.Namespace) -> int:
-    from ..images.files import write
+    from ..images.files import write_image
     from ..training.data import PhotoCrops
     from ..training.degradation import degradation
     from ..training.photos import Folder
@@ -35,7 +35,7 @@ def _data(options: argparse.Namespace) -> int:
     crops = PhotoCrops(options.folder, options.crop, options.scale, degrade, options.count, options.seed)
     assert isinstance(crops.photos, Folder)
     if options.preview:
-        write(Path(options.preview), sheet(crops, options.count))
+        write_image(Path(options.preview), sheet(crops, options.count))
         pairs = f"{options.count} pairs of {options.degradation} x{options.scale}"
         print(f"{options.preview}: {pairs} from {_summary(crops.photos)}")
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import MoESRError
-from ..images.pngtext import read_text
+from ..images.files import read_text
 from ..leftovers import TemporaryFolder
 from ..model import SRModel
 from ..pipeline import LARGEST_TILE
