@@ -4,6 +4,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { migrate } from "./migrate.js";
 
 const NAME = "moesr.timeline";
 const HEIGHT = 64;
@@ -149,6 +150,7 @@ function hear({ detail }) {
 if (!app.extensions?.some((extension) => extension.name === NAME)) {
   app.registerExtension({
     name: NAME,
+    beforeConfigureGraph: migrate,
     setup() {
       api.addEventListener("moesr.step", hear);
     },
