@@ -13,7 +13,8 @@ from .errors import CheckpointError, ImageError, MoESRError, NumericsError, Sett
 
 if TYPE_CHECKING:
     from .model import SRModel, load
-    from .pipeline import Event, upscale
+    from .pipeline import upscale
+    from .progress import Event
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
     "upscale",
 ]
 
-_HOMES = {"load": "model", "SRModel": "model", "upscale": "pipeline", "Event": "pipeline"}
+_HOMES = {"load": "model", "SRModel": "model", "upscale": "pipeline", "Event": "progress"}
 
 
 def __getattr__(name: str) -> Any:

@@ -162,8 +162,8 @@ class ModelConfig:
     """Everything that is needed to build a model and that its weights do not say.
 
     `stages` are the upper ends (exclusive) of the experts' ranges of timesteps, ascending; expert 0 has the least
-    noise. `steps` and `sampler` are what `upscale` uses when it is not told otherwise. `lr_resize` is how the first
-    stage was shown LR images at output size in training: a key of images.condition.RESIZES.
+    noise. `steps`, `sampler` and `fidelity` are what `upscale` uses when it is not told otherwise. `lr_resize` is how
+    the first stage was shown LR images at output size in training: a key of images.condition.RESIZES.
     """
 
     unet: NetworkConfig = field(default_factory=UNetConfig)
@@ -175,6 +175,7 @@ class ModelConfig:
     sampler: str = "auto"
     lr_resize: str = "matlab"
     name: str = ""
+    fidelity: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able values; `ModelConfig.from_dict` is its inverse."""

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from . import scratch
-from .diffusion.samplers import choose
 from .errors import SettingError
 from .images.canvas import as_canvas
 from .images.finish import colours
 from .model import SRModel
-from .pipeline import Callback, Run, check_settings, finite, seen
+from .pipeline import Run, finite, seen
+from .progress import Callback
+from .settings import check_settings, resolve
 
 
 def sample_latents(
@@ -38,7 +39,8 @@ def sample_latents(
     The settings are those of `upscale`, and so are the errors. `decode_latents` with the same image, tile and wrap
     makes of them what `upscale` returns.
     """
-    check_settings(batch_seed=batch_seed, tile=tile, tile_batch=tile_batch, eta=eta)
+    resolve(model.config, steps=steps, sampler=sampler, spacing=spacing)
+    check_settings(eta=eta, seed=seed, batch_seed=batch_seed, tile=tile, tile_batch=tile_batch, wrap=wrap)
     canvas = as_canvas(image)
     with torch.inference_mode():
         run = Run(model, seen(model, colours(canvas, model.device), mask), wrap, tile, tile_batch, callback)
@@ -51,7 +53,7 @@ def decode_latents(
     image: Any,
     *,
     scale: float | None = None,
-    fidelity: float = 1.0,
+    fidelity: float | None = None,
     color_fix: str = "adain",
     tile: int | str = "auto",
     wrap: bool = False,
@@ -62,7 +64,8 @@ def decode_latents(
 
     The settings are those of `upscale`. Raises SettingError for latents of another model or another image.
     """
-    check_settings(fidelity=fidelity, color_fix=color_fix, tile=tile, scale=scale)
+    fidelity = resolve(model.config, scale=scale, fidelity=fidelity).fidelity
+    check_settings(color_fix=color_fix, tile=tile, wrap=wrap)
     canvas = as_canvas(image)
     with torch.inference_mode():
         run = Run(model, seen(model, colours(canvas, model.device), mask), wrap, tile, "auto", callback)
@@ -73,10 +76,8 @@ def decode_latents(
 
 def timesteps(model: SRModel, steps: int | None = None, sampler: str = "auto", spacing: str = "auto") -> list[int]:
     """The timesteps that a run with these settings visits, from high to low; the settings are those of `upscale`."""
-    steps = model.config.steps if steps is None else steps
-    sampler = model.config.sampler if sampler == "auto" else sampler
-    _, spacing = choose(model.process, steps, sampler, spacing)
-    return model.process.timesteps(steps, spacing)
+    settings = resolve(model.config, steps=steps, sampler=sampler, spacing=spacing)
+    return model.process.timesteps(settings.steps, settings.spacing)
 
 
 def _fits(latents: Tensor, run: Run) -> None:

@@ -19,7 +19,8 @@ from .errors import CheckpointError, NumericsError, SettingError
 from .host import Host, shrinking
 from .images.windows import Blender, crop, tile_windows
 from .networks.autoencoder import Autoencoder
-from .pipeline import SMALLEST_TILE, Callback, Event, largest_tile
+from .pipeline import SMALLEST_TILE, largest_tile
+from .progress import Callback, Event
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ class LatentDecoder:
                     image, window = done // len(windows), windows[done % len(windows)]
                     self.host.check()
                     if callback is not None:
-                        callback(Event("decode", 0, 0, 0, 0, done + 1, total))
+                        callback(Event("decode", tile=done + 1, tiles=total))
                     z = crop(latents[image : image + 1], window).to(self.device, self.dtype)
                     blender.add(out[image], network.decode(z)[0].float(), window.scaled(config.factor))
 

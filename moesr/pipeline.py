@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -15,19 +15,20 @@ from torch import Tensor
 
 from . import scratch
 from .config import AutoencoderConfig
-from .diffusion.samplers import Noise, choose, sample
+from .diffusion.samplers import Noise, sample
 from .diffusion.tiled import tiled
-from .errors import NumericsError, SettingError
+from .errors import NumericsError
 from .host import give_back, shrinking
 from .images import finish as finishing
 from .images.assembly import Store, resized_rows
 from .images.canvas import Canvas, as_canvas
-from .images.colour import COLOUR_FIXES
 from .images.condition import Condition
 from .images.finish import colours, finish, fix_colour, masked, result_size
 from .images.windows import Blender, Window, crop, tile_windows
 from .model import SRModel
 from .networks.autoencoder import Autoencoder
+from .progress import Callback, Event
+from .settings import check_settings, resolve
 
 R = TypeVar("R")
 
@@ -38,23 +39,6 @@ SMALLEST_TILE = 64
 LARGEST_PREVIEW = 768
 #: Bytes that decoding takes whatever the tile: bands of wide features, distances to codes.
 FIXED_MEMORY = 256 * 2**20
-
-
-@dataclass(frozen=True)
-class Event:
-    """Where a run is. `phase`: encode, sample or decode; counts start at 1; `preview()` draws the image so far."""
-
-    phase: str
-    step: int
-    steps: int
-    t: int
-    expert: int
-    tile: int
-    tiles: int
-    preview: Callable[[], Image.Image] | None = None
-
-
-Callback = Callable[[Event], Any]
 
 
 def upscale(
@@ -68,7 +52,8 @@ def upscale(
     eta: float = 1.0,
     seed: int = 0,
     batch_seed: str = "per_image",
-    fidelity: float = 1.0,
+    fidelity: float | None = None,
+    restore: float | str = "auto",
     color_fix: str = "adain",
     tile: int | str = "auto",
     tile_batch: int | str = "auto",
@@ -87,13 +72,17 @@ def upscale(
     missing need it, and see nothing of the image there. callback(Event): called before every batch of tiles; what it
     raises stops the run. Raises SettingError, ImageError or NumericsError.
     """
-    check_settings(fidelity=fidelity, color_fix=color_fix, scale=scale, eta=eta)
-    check_settings(batch_seed=batch_seed, tile=tile, tile_batch=tile_batch)
+    settings = resolve(
+        model.config, scale=scale, steps=steps, sampler=sampler, spacing=spacing, fidelity=fidelity, restore=restore
+    )
+    check_settings(
+        color_fix=color_fix, eta=eta, seed=seed, batch_seed=batch_seed, tile=tile, tile_batch=tile_batch, wrap=wrap
+    )
     canvas = as_canvas(image)
     with torch.inference_mode():
         run = Run(model, seen(model, colours(canvas, model.device), mask), wrap, tile, tile_batch, callback)
         z = run.latents(steps, sampler, spacing, eta, seed, batch_seed)
-        return run.picture(canvas, z, scale, fidelity, color_fix, mask)
+        return run.picture(canvas, z, scale, settings.fidelity, color_fix, mask)
 
 
 def seen(model: SRModel, lr: Tensor, mask: Any) -> Tensor:
@@ -195,8 +184,8 @@ class Run:
         noise(-1) is what the start is made of, noise(i) that of step i.
         """
         process, bank = self.model.process, self.model.bank
-        sampler = self.model.config.sampler if sampler == "auto" else sampler
-        sampler, spacing = choose(process, steps, sampler, spacing)
+        settings = resolve(self.model.config, steps=steps, sampler=sampler, spacing=spacing)
+        sampler, spacing = settings.sampler, settings.spacing
         timesteps = process.timesteps(steps, spacing)
         bank.start(timesteps)
         give_back()  # encoding took memory in other pieces, which this phase could not use
@@ -314,8 +303,7 @@ class Run:
         return min(whole, max(self.smallest, cells))
 
     def _advance(self, tiles: int) -> None:
-        at = self.at
-        self.at = Event(at.phase, at.step, at.steps, at.t, at.expert, at.tile + tiles, at.tiles, at.preview)
+        self.at = replace(self.at, tile=self.at.tile + tiles)
         if self.callback is not None:
             self.callback(self.at)
 
@@ -375,30 +363,3 @@ def _finite(values: Tensor, what: str) -> Tensor:
     if not finite(values):
         raise NumericsError(f"{what} is not a number everywhere: use --dtype fp32 or bf16, or check the model's files")
     return values
-
-
-def check_settings(
-    *,
-    fidelity: float = 1.0,
-    color_fix: str = "none",
-    batch_seed: str = "same",
-    tile: int | str = "auto",
-    tile_batch: int | str = "auto",
-    scale: float | None = None,
-    eta: float = 1.0,
-) -> None:
-    """Raises SettingError for a setting of `upscale` that has no meaning."""
-    if not 0.0 <= fidelity <= 2.0:
-        raise SettingError(f"fidelity {fidelity}: choose 0 (generative) to 1 (faithful); up to 2 exaggerates")
-    if color_fix not in COLOUR_FIXES:
-        raise SettingError(f"color_fix {color_fix!r} is unknown: choose one of {', '.join(COLOUR_FIXES)}")
-    if batch_seed not in ("per_image", "same"):
-        raise SettingError(f"batch_seed {batch_seed!r} is unknown: choose per_image or same")
-    if tile != "auto" and (isinstance(tile, str) or tile < 0):
-        raise SettingError(f"tile {tile!r}: give a side in pixels, 0 for no tiles, or auto")
-    if tile_batch != "auto" and (isinstance(tile_batch, str) or tile_batch < 1):
-        raise SettingError(f"tile_batch {tile_batch!r}: give 1 or more, or auto")
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
-        raise SettingError(f"scale {scale}: give a number above 0")
-    if not (math.isfinite(eta) and eta >= 0):
-        raise SettingError(f"eta {eta}: 0 is deterministic, 1 is ancestral sampling; it cannot be negative")

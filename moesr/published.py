@@ -18,7 +18,8 @@ from .images.canvas import as_canvas
 from .images.finish import colours, finish
 from .images.windows import Window
 from .model import SRModel
-from .pipeline import Callback, Run, generators, seen
+from .pipeline import Run, generators, seen
+from .progress import Callback
 
 #: Tile and seed of the published runs, and by how much tiles of their sizes overlap. Both count LR pixels of a model
 #: that enlarges four times; they are as many times larger as a model enlarges less.

@@ -92,7 +92,7 @@ def test_side_by_side(nano: Path, photos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--steps", "5000"], "5000 steps"),
+        (["--steps", "5000"], "steps 5000"),
         (["--sampler", "euler"], "euler"),
         (["--model", "nonesuch"], "nonesuch"),
         (["--device", "abacus"], "abacus"),

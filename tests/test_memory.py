@@ -30,7 +30,7 @@ from moesr.images import assembly, colour, finish
 from moesr.images.assembly import Store
 from moesr.networks.autoencoder import Decoder, Encoder
 from moesr.networks.unet import UNet
-from moesr.pipeline import Event
+from moesr.progress import Event
 from moesr.speed.measure import peak
 
 ROOT = Path(__file__).parent.parent

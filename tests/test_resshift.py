@@ -28,7 +28,8 @@ from moesr.model import SRModel
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin import APART, MASKS, WindowAttention, apart, position_index
 from moesr.networks.swin_unet import SwinUNet
-from moesr.pipeline import Event, Run
+from moesr.pipeline import Run
+from moesr.progress import Event
 from moesr.published import Average, published_windows, upscale_published
 
 UNET = SwinUNetConfig(

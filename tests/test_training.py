@@ -17,7 +17,7 @@ import moesr
 from moesr.config import ModelConfig, SwinUNetConfig
 from moesr.errors import CheckpointError, ImageError, SettingError
 from moesr.evaluation.lpips import LPIPS
-from moesr.pipeline import Event
+from moesr.progress import Event
 from moesr.training import config as configs
 from moesr.training.config import TrainingConfig
 from moesr.training.data import PhotoCrops

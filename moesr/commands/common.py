@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..progress import Event
+
 
 def verbose(parser: argparse.ArgumentParser) -> None:
     """The option that every command has."""
@@ -57,7 +59,7 @@ def open_model(options: argparse.Namespace) -> Any:
 
 
 class Bar:
-    """A progress bar that says where the run is: tile 3/12, step 7/50, expert 2."""
+    """A progress bar that says where the run is: tile 3/12, step 7/50."""
 
     def __init__(self, name: str) -> None:
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
@@ -69,13 +71,9 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def show(self, event: Any) -> None:
+    def show(self, event: Event) -> None:
         """Move the bar to an event of the pipeline."""
-        share = (event.tile - 1) / event.tiles
-        if event.phase == "sample":
-            self.bar.n = 0.05 + 0.75 * (event.step - 1 + share) / event.steps
-            text = f"tile {event.tile}/{event.tiles}, step {event.step}/{event.steps}, expert {event.expert}"
-        else:
-            self.bar.n = 0.05 * share if event.phase == "encode" else 0.8 + 0.2 * share
-            text = f"{event.phase} tile {event.tile}/{event.tiles}"
-        self.bar.set_postfix_str(text)
+        self.bar.n = event.fraction
+        if event.note:
+            self.bar.write(f"note: {event.note}", file=sys.stderr)
+        self.bar.set_postfix_str(event.text)

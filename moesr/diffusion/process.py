@@ -15,12 +15,10 @@ from torch import Tensor
 from .. import scratch
 from ..config import ProcessConfig
 from ..errors import SettingError
+from ..settings import SETTINGS, choose_spacing
 
 CLEAN = -1  # index of the terminal entry of every array: z = x0
 PREDICTIONS = ("eps", "x0", "residual", "eps_scale")
-SPACINGS = ("auto", "leading", "trailing")
-
-FEW_STEPS = 20  # below this "leading" starts far from pure noise, so "auto" takes "trailing"
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +120,8 @@ class Process:
             z.add_(_given(y), alpha=self.b[prev].item() - keep * self.b[t].item())
 
     def _spacing(self, steps: int, spacing: str) -> str:
-        if spacing not in SPACINGS:
-            raise SettingError(f"spacing {spacing!r} is unknown: choose one of {', '.join(SPACINGS)}")
-        if spacing != "auto":
-            return spacing
-        return "trailing" if self.kind == "residual_shift" or steps < FEW_STEPS else "leading"
+        SETTINGS["spacing"].check(spacing)
+        return choose_spacing(self.kind, steps) if spacing == "auto" else spacing
 
 
 def ddpm(config: ProcessConfig) -> Process:

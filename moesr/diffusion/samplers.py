@@ -17,13 +17,12 @@ from torch import Tensor
 
 from .. import scratch
 from ..errors import SettingError
-from .process import CLEAN, FEW_STEPS, Process
+from ..settings import SAMPLERS
+from .process import CLEAN, Process
 
 Predict = Callable[[Tensor, int], Tensor]  # canvas z, t -> predicted x0
 Noise = Callable[[int], Tensor]  # step index -> noise of the whole canvas
 Callback = Callable[[int, int, Tensor, Tensor], Any]  # step index, t, z after the step, predicted x0
-
-SAMPLERS = ("ddpm", "ddpm_large", "ddim", "dpmpp_2m")
 
 
 def ddpm(
@@ -129,18 +128,6 @@ def dpmpp_2m(
         if callback is not None:
             callback(i, t, _copy(z), x0)
     return z
-
-
-def choose(process: Process, steps: int, sampler: str, spacing: str) -> tuple[str, str]:
-    """Sampler and spacing where the caller left them "auto".
-
-    ddim, which is ancestral at its default eta; for DDPM below FEW_STEPS the few-step solver dpmpp_2m, always trailing.
-    """
-    if sampler == "auto":
-        sampler = "dpmpp_2m" if process.kind == "ddpm" and steps < FEW_STEPS else "ddim"
-    if spacing == "auto" and sampler == "dpmpp_2m":
-        spacing = "trailing"
-    return sampler, spacing
 
 
 def sample(

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-COLOUR_FIXES = ("adain", "wavelet", "none")
 _EPS = 1e-5
 _LEVELS = 5
 _AT_ONCE = 2**18  # pixels that become float64

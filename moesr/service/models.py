@@ -12,8 +12,8 @@ from ..checkpoints.files import open_model
 from ..checkpoints.library import DEFAULT, installed, meant
 from ..config import ModelConfig
 from ..diffusion.process import from_config
-from ..diffusion.samplers import choose
 from ..errors import CheckpointError, SettingError
+from ..settings import resolve
 
 _BLOCK = 2**20
 
@@ -79,9 +79,8 @@ class Models:
         """Which expert works at which step. Raises SettingError for steps that the model does not have."""
         config = self.config(name)
         process = from_config(config.process)
-        count = config.steps if steps is None else steps
-        _, spacing = choose(process, count, config.sampler if sampler == "auto" else sampler, "auto")
-        timesteps = process.timesteps(count, spacing)
+        settings = resolve(config, steps=steps, sampler=sampler)
+        timesteps = process.timesteps(settings.steps, settings.spacing)
         levels, highest = process.s.tolist(), float(process.s.max())
         experts = [bisect_right(config.stages, t) for t in timesteps]
         return Plan(experts, [levels[t] / highest for t in timesteps], timesteps)

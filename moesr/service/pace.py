@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ..pipeline import Event
+from ..progress import Event
 
 #: Before anything was measured: encoding, a step of sampling, decoding, finishing, as shares of a run of 12 steps.
 _GUESS = {"encode": 0.05, "sample": 0.06, "decode": 0.2, "save": 0.03}

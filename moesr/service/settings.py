@@ -10,9 +10,8 @@ from typing import Any
 
 from .. import __version__
 from ..checkpoints.library import DEFAULT
-from ..diffusion.samplers import SAMPLERS
 from ..errors import SettingError
-from ..images.colour import COLOUR_FIXES
+from ..settings import COLOUR_FIXES, SAMPLERS
 
 #: The keyword of the PNG's text chunk.
 KEYWORD = "moesr"

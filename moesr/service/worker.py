@@ -15,7 +15,8 @@ from PIL import Image
 from ..errors import ImageError, MoESRError, SettingError
 from ..images.files import Picture, to_pil, write
 from ..model import SRModel
-from ..pipeline import Event, upscale
+from ..pipeline import upscale
+from ..progress import Event
 from .adapter import Adapter
 from .intake import open_picture
 from .job import Job, Progress, Result, Stopped

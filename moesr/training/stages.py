@@ -15,13 +15,14 @@ import torch
 from ..config import ModelConfig, averaged
 from ..diffusion.experts import All, ExpertBank
 from ..diffusion.process import from_config
-from ..diffusion.samplers import choose, sample
+from ..diffusion.samplers import sample
 from ..errors import SettingError
 from ..images.resize import resize
 from ..networks.autoencoder import Autoencoder
 from ..networks.denoiser import denoiser
 from ..networks.swin_unet import SwinUNet
 from ..networks.unet import UNet
+from ..settings import choose_sampler
 from . import draws, weights
 from .config import TrainingConfig, launched, to_dict
 from .data import PhotoCrops
@@ -159,7 +160,7 @@ def _sampled(config: TrainingConfig, model: ModelConfig, data: Path, out: Path) 
     """Sampled latents with all that belongs to them, from the disk or made now; and the timestep of those latents."""
     stage, engine = config.decoder, Engine()
     process = from_config(model.process)
-    sampler, spacing = choose(process, stage.sample_steps, stage.sampler, "auto")
+    sampler, spacing = choose_sampler(process.kind, stage.sample_steps, stage.sampler, "auto")
     timesteps = process.timesteps(stage.sample_steps, spacing)
     last = process.last(stage.sample_steps, spacing)
     if stage.train == "joint":

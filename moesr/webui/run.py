@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..pipeline import Event, upscale
+from ..pipeline import upscale
+from ..progress import Event
 from ..service.pace import Pace
 from ..service.settings import Settings
 from ..service.stopping import StoppableHost, stoppable

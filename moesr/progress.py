@@ -1,0 +1,65 @@
+"""Where a run is: one event for every door, with the fraction that is done and the words for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+#: Where each phase begins and ends in the run of a picture, as fractions of it.
+PHASES = {"load": (0.0, 0.0), "encode": (0.0, 0.05), "sample": (0.05, 0.8), "decode": (0.8, 1.0), "save": (1.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class Event:
+    """Sent before every batch of tiles. Counts start at 1; a count of 0 means that there is nothing to count."""
+
+    #: load, encode, sample, decode or save.
+    phase: str
+    #: Denoising step at work, and how many there are.
+    step: int = 0
+    steps: int = 0
+    #: The step's timestep, and the time expert that works there (0 has the least noise).
+    t: int = 0
+    expert: int = 0
+    #: Tile at work in this phase or step, and how many there are, of all pictures that are at work together.
+    tile: int = 0
+    tiles: int = 0
+    #: Draws the first picture so far, small.
+    preview: Callable[[], Image.Image] | None = None
+    #: First picture at work, and how many the run has.
+    image: int = 0
+    images: int = 0
+    #: Fraction of the run that was done before the pictures at work, and their share of it.
+    done: float = 0.0
+    share: float = 1.0
+    #: One line that the user should read, new since the last event.
+    note: str = ""
+
+    @property
+    def fraction(self) -> float:
+        """Fraction of the whole run that is done, 0 to 1."""
+        start, end = PHASES[self.phase]
+        inside = max(0, self.tile - 1) / max(self.tiles, 1)
+        if self.phase == "sample":
+            inside = (max(0, self.step - 1) + inside) / max(self.steps, 1)
+        return min(1.0, self.done + self.share * (start + (end - start) * inside))
+
+    @property
+    def text(self) -> str:
+        """What a status line says: "image 5/16, tile 3/12, step 3/4"; phases without steps by name."""
+        parts = [] if self.phase == "sample" else [self.phase]
+        if self.images > 1:
+            parts.append(f"image {self.image}/{self.images}")
+        if self.tiles:
+            parts.append(f"tile {self.tile}/{self.tiles}")
+        if self.phase == "sample":
+            parts.append(f"step {self.step}/{self.steps}")
+        return ", ".join(parts)
+
+
+#: Called with every event; what it raises stops the run.
+Callback = Callable[[Event], Any]
