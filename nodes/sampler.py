@@ -52,11 +52,11 @@ class MoESRSampler(io.ComfyNode):
         from ..moesr.errors import SettingError
         from ..moesr.halves import sample_latents
 
-        if read_prompt_inputs().get("scale"):  # of an older prompt; the host would leave it out
-            raise SettingError("scale: the Sampler has none any more; set it in Frequency-Compensated Decode")
         widgets.listed("sampler", sampler, widgets.SAMPLERS)
         widgets.listed("batch_seed", batch_seed, widgets.BATCH_SEEDS)
         sr = model.sr
+        if read_prompt_inputs().get("scale", 0) not in (0, sr.scale):  # of an older prompt; the host leaves it out
+            raise SettingError("scale: the Sampler has none any more; set it in Frequency-Compensated Decode")
         plan = plan_of(sr, steps, sampler)
         progress = Progress(plan.experts, plan.noise)
         model.hosted.begin_run(image.shape[2] * sr.scale, image.shape[1] * sr.scale, tile)
