@@ -60,7 +60,7 @@ def make_patcher(network: nn.Module, device: torch.device, offload_device: torch
     folded = set(find_folded_layers(network))
     for layer in network.modules():
         if type(layer) in _LAYERS and layer not in folded:
-            layer.__class__ = _LAYERS[type(layer)]
+            layer.__class__ = _LAYERS[type(layer)]  # type: ignore[index]
         if next(layer.parameters(recurse=False), None) is not None:
             layer.register_forward_pre_hook(_stop_if_cancelled)
     # Late: the host decides for dynamic VRAM after the packs' files may have been imported.
