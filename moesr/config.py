@@ -18,6 +18,7 @@ class UNetConfig:
 
     `space_experts` is 0 for the plain LDM network, 1 for the averaged form used at inference, and N for the
     grouped form that is trained. `attention_downsamples` are downsampling rates (8 = one eighth of the latent).
+    With `restore` the network also takes two settings: how degraded the LR image is, and the fidelity asked for.
     """
 
     kind: ClassVar[str] = "ldm"
@@ -33,6 +34,7 @@ class UNetConfig:
     num_head_channels: int = 32
     space_experts: int = 1
     norm_groups: int = 32
+    restore: bool = False
 
     @property
     def multiple(self) -> int:
@@ -56,6 +58,7 @@ class SwinUNetConfig:
     """
 
     kind: ClassVar[str] = "swin"
+    restore: ClassVar[bool] = False
 
     in_channels: int = 3
     out_channels: int = 3
@@ -106,7 +109,8 @@ class AutoencoderConfig:
 
     `num_res_blocks`: of every level alike, or one number a level. `scale_factor` multiplies an encoded latent before
     diffusion and divides it before decoding. With `lr_skip` the decoder gives what is to be added to the upsampled LR
-    image, and without `mid_attention` encoder and decoder are convolutions only (ours, for small models).
+    image, and without `mid_attention` encoder and decoder are convolutions only (ours, for small models). With
+    `estimator` a small network comes along that estimates how degraded an LR image is (ours).
     """
 
     kind: str = "vq"
@@ -128,6 +132,7 @@ class AutoencoderConfig:
     norm_groups: int = 32
     mid_attention: bool = True
     scale_factor: float = 1.0
+    estimator: bool = False
 
     @property
     def factor(self) -> int:

@@ -31,6 +31,8 @@ def sample_latents(
     tile_batch: int | str = "auto",
     wrap: bool = False,
     mask: Any = None,
+    fidelity: float | None = None,
+    restore: float | str = "auto",
     callback: Callback | None = None,
 ) -> Tensor:
     """Clean latents of the images, float32 [B, C, h, w], as `upscale` samples them.
@@ -39,12 +41,12 @@ def sample_latents(
     The settings are those of `upscale`, and so are the errors. `decode_latents` with the same image, tile and wrap
     makes of them what `upscale` returns.
     """
-    resolve(model.config, steps=steps, sampler=sampler, spacing=spacing)
+    settings = resolve(model.config, steps=steps, sampler=sampler, spacing=spacing, fidelity=fidelity, restore=restore)
     check_settings(eta=eta, seed=seed, batch_seed=batch_seed, tile=tile, tile_batch=tile_batch, wrap=wrap)
     canvas = as_canvas(image)
     with torch.inference_mode():
         run = Run(model, seen(model, colours(canvas, model.device), mask), wrap, tile, tile_batch, callback)
-        return run.latents(steps, sampler, spacing, eta, seed, batch_seed)
+        return run.latents(steps, sampler, spacing, eta, seed, batch_seed, settings.fidelity, restore)
 
 
 def decode_latents(

@@ -16,11 +16,11 @@ from .checkpoints.reading import View, Weights
 from .config import AutoencoderConfig
 from .diffusion.experts import Residency
 from .errors import CheckpointError, NumericsError, SettingError
-from .host import Host, shrinking
 from .images.windows import Blender, crop, tile_windows
 from .networks.autoencoder import Autoencoder
 from .pipeline import SMALLEST_TILE, largest_tile
 from .progress import Callback, Event
+from .runtime import Runtime, shrinking
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class LatentDecoder:
     autoencoder: Autoencoder
     device: torch.device
     dtype: torch.dtype
-    host: Host
+    runtime: Runtime
     keeper: Residency | None = None
 
     def decoder(self) -> AbstractContextManager[Autoencoder]:
@@ -93,7 +93,7 @@ class LatentDecoder:
             with self.decoder() as network:
                 for done in range(total):
                     image, window = done // len(windows), windows[done % len(windows)]
-                    self.host.check()
+                    self.runtime.check()
                     if callback is not None:
                         callback(Event("decode", tile=done + 1, tiles=total))
                     z = crop(latents[image : image + 1], window).to(self.device, self.dtype)
@@ -101,7 +101,7 @@ class LatentDecoder:
 
         with torch.inference_mode():
             first = self._first_tile(tile, max(height, width))
-            shrinking(self.host, first, min(first, SMALLEST_TILE // config.factor), attempt)
+            shrinking(self.runtime, first, min(first, SMALLEST_TILE // config.factor), attempt)
         if not bool(torch.isfinite(out).all()):
             raise NumericsError("the decoded picture is not a number everywhere: load the decoder in fp32 or bf16")
         return ((out + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
@@ -111,5 +111,5 @@ class LatentDecoder:
             return whole
         config = self.autoencoder.config
         if tile == "auto":
-            tile = largest_tile(config, self.dtype, self.host.free_memory(self.device))
+            tile = largest_tile(config, self.dtype, self.runtime.free_memory(self.device))
         return min(whole, max(SMALLEST_TILE, int(tile)) // config.factor)

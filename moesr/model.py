@@ -19,9 +19,9 @@ from .config import ModelConfig
 from .diffusion.experts import All, ExpertBank, Residency, Stream
 from .diffusion.process import Process, from_config
 from .errors import SettingError
-from .host import Host, NullHost
 from .networks.autoencoder import Autoencoder
 from .networks.denoiser import denoiser
+from .runtime import PlainRuntime, Runtime
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class SRModel:
     autoencoder: Autoencoder
     device: torch.device
     dtype: torch.dtype
-    host: Host
+    runtime: Runtime
     paths: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     keeper: Residency | None = None
@@ -90,7 +90,7 @@ class Parts:
         experts: Residency,
         autoencoder: Autoencoder,
         device: torch.device,
-        host: Host,
+        runtime: Runtime,
         keeper: Residency | None = None,
     ) -> SRModel:
         """The model of these parts, whose experts are kept by `experts`, and its autoencoder by `keeper` if given."""
@@ -102,7 +102,7 @@ class Parts:
             autoencoder=autoencoder,
             device=device,
             dtype=self.dtype,
-            host=host,
+            runtime=runtime,
             paths=self.files.paths,
             notes=self.files.notes,
             keeper=keeper,
@@ -118,7 +118,7 @@ def load(
     scale: int | None = None,
     timesteps: int | None = None,
     compile: bool = False,
-    host: Host | None = None,
+    runtime: Runtime | None = None,
 ) -> SRModel:
     """A model ready for `upscale`.
 
@@ -130,10 +130,10 @@ def load(
     new size comes; that pays for many tiles or pictures on a GPU. Raises CheckpointError for files that are not a whole
     model, SettingError for an option that does not exist.
     """
-    host = host or NullHost()
-    where = _device(device)
+    runtime = runtime or PlainRuntime()
+    where = find_device(device)
     parts = Parts(open_model(_locate(source), scale, timesteps), _dtype(dtype, where))
-    keeper = _residency(residency, parts.files, parts.dtype, where, host)
+    keeper = _residency(residency, parts.files, parts.dtype, where, runtime)
     experts = range(len(parts.files.config.stages))
 
     def expert(i: int) -> nn.Module:
@@ -142,7 +142,7 @@ def load(
         return cast(nn.Module, torch.compile(network, backend=BACKEND, dynamic=False)) if compile else network
 
     resident = All([expert(i) for i in experts]) if keeper == "all" else Stream(expert)
-    model = parts.assemble(resident, parts.autoencoder(where), where, host)
+    model = parts.assemble(resident, parts.autoencoder(where), where, runtime)
     log.info(
         "%s: %d experts, x%d, %s on %s, %s", _name(parts.files), len(experts), model.scale, parts.dtype, where, keeper
     )
@@ -162,16 +162,22 @@ def _name(files: ModelFiles) -> str:
     return files.config.name or str(files.paths[0])
 
 
-def _device(device: str | torch.device) -> torch.device:
+def find_device(device: str | torch.device) -> torch.device:
+    """The device of that name; "auto" is CUDA (NVIDIA, ROCm), else MPS, else XPU, else the CPU.
+
+    Raises SettingError for a name that torch does not know, and for DirectML.
+    """
+    if str(device).startswith(("dml", "directml", "privateuseone")):
+        raise SettingError(f"device {str(device)!r}: DirectML is not supported; use ROCm, XPU or the CPU")
     if device != "auto":
         try:
             return torch.device(device)
         except RuntimeError as error:
             raise SettingError(f"device {device!r} is unknown to torch; use auto, cpu, cuda, cuda:1, mps") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
+    for name in ("cuda", "mps", "xpu"):
+        backend = torch.backends.mps if name == "mps" else getattr(torch, name, None)
+        if backend is not None and backend.is_available():
+            return torch.device(name)
     return torch.device("cpu")
 
 
@@ -183,7 +189,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def _residency(name: str, files: ModelFiles, dtype: torch.dtype, device: torch.device, host: Host) -> str:
+def _residency(name: str, files: ModelFiles, dtype: torch.dtype, device: torch.device, runtime: Runtime) -> str:
     if name not in ("auto", "all", "stream"):
         raise SettingError(f"residency {name!r} is unknown: choose auto, all, stream")
     if name != "auto":
@@ -191,4 +197,4 @@ def _residency(name: str, files: ModelFiles, dtype: torch.dtype, device: torch.d
     with torch.device("meta"):
         parameters = sum(p.numel() for p in denoiser(files.config.unet).parameters())
     needed = parameters * dtype.itemsize * len(files.config.stages)
-    return "all" if needed < host.free_memory(device) / 2 else "stream"
+    return "all" if needed < runtime.free_memory(device) / 2 else "stream"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +19,6 @@ from .config import AutoencoderConfig
 from .diffusion.samplers import Noise, sample
 from .diffusion.tiled import tiled
 from .errors import NumericsError
-from .host import give_back, shrinking
 from .images import finish as finishing
 from .images.assembly import Store, resized_rows
 from .images.canvas import Canvas, as_canvas
@@ -28,7 +28,10 @@ from .images.windows import Blender, Window, crop, tile_windows
 from .model import SRModel
 from .networks.autoencoder import Autoencoder
 from .progress import Callback, Event
+from .runtime import shrinking, trim_memory
 from .settings import check_settings, resolve
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -69,7 +72,8 @@ def upscale(
     "same". fidelity: weight of the LR image in the decoder, 0 generative to 1 faithful. color_fix: adain, wavelet or
     none. tile: largest side of a window of the output in pixels, 0 for none. wrap: opposite borders are neighbours
     (seamless textures). mask [H, W]: where the result counts, elsewhere it is bicubic; models that fill in what is
-    missing need it, and see nothing of the image there. callback(Event): called before every batch of tiles; what it
+    missing need it, and see nothing of the image there. restore: how degraded the image is, 0 (clean) to 1, for models
+    that take it; "auto" estimates it per image. callback(Event): called before every batch of tiles; what it
     raises stops the run. Raises SettingError, ImageError or NumericsError.
     """
     settings = resolve(
@@ -81,7 +85,7 @@ def upscale(
     canvas = as_canvas(image)
     with torch.inference_mode():
         run = Run(model, seen(model, colours(canvas, model.device), mask), wrap, tile, tile_batch, callback)
-        z = run.latents(steps, sampler, spacing, eta, seed, batch_seed)
+        z = run.latents(steps, sampler, spacing, eta, seed, batch_seed, settings.fidelity, restore)
         return run.picture(canvas, z, scale, settings.fidelity, color_fix, mask)
 
 
@@ -111,16 +115,29 @@ class Run:
         self.tile_batch = 1 if tile_batch == "auto" else int(tile_batch)
         self.at = Event("encode", 0, 0, 0, 0, 0, 0)
         self.latest: Tensor | None = None  # predicted x0 of the whole canvas
+        self.settings: Tensor | None = None  # restore and fidelity [B, 2], for networks that take them
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Of the latents, [B, C, h, w]."""
         return (len(self.lr), self.model.config.unet.out_channels, *self.condition.cells)
 
-    def latents(self, steps: int | None, sampler: str, spacing: str, eta: float, seed: int, batch_seed: str) -> Tensor:
-        """Clean latents of the batch, [B, C, h, w]."""
+    def latents(
+        self, steps: int | None, sampler: str, spacing: str, eta: float, seed: int, batch_seed: str,
+        fidelity: float = 0.0, restore: float | str = "auto",
+    ) -> Tensor:  # fmt: skip
+        """Clean latents of the batch, [B, C, h, w].
+
+        Networks that take settings are given `restore` and `fidelity`. Their noise is weaker by the fidelity: at 1
+        there is none, and the seed does not matter.
+        """
         steps = self.model.config.steps if steps is None else steps
         noise = self.noise(generators(seed, batch_seed, len(self.lr)))
+        if self.model.config.unet.restore:
+            fidelity, draw = min(fidelity, 1.0), noise
+            degraded = self._restore(restore)
+            self.settings = torch.stack([degraded, torch.full_like(degraded, fidelity)], dim=1)
+            noise = lambda i: draw(i).mul_(1 - fidelity)  # noqa: E731  # of the same seed, weaker
         return self.sample(self.encode(), steps, sampler, spacing, eta, noise)
 
     def picture(
@@ -131,7 +148,7 @@ class Run:
         if self.model.config.unet.mask:
             color_fix = "none"  # what is hidden has no colours to go by
         size = result_size(canvas, sr, scale)
-        give_back()
+        trim_memory()
 
         def attempt(band: int) -> Any:
             fixed = [fix_colour(color_fix, sr, i, lr[i], wrap) for i in range(len(lr))]
@@ -139,7 +156,7 @@ class Run:
             return finish(canvas, lr, final, size, mask, wrap, band)
 
         return shrinking(
-            self.model.host, finishing.band_rows(size[1]), finishing.SMALLEST_BAND, attempt, "bands of rows"
+            self.model.runtime, finishing.band_rows(size[1]), finishing.SMALLEST_BAND, attempt, "bands of rows"
         )[0]
 
     def encode(self) -> Tensor | None:
@@ -158,13 +175,22 @@ class Run:
             with self.model.decoder() as autoencoder:
                 for image in range(images):
                     for window in windows:
-                        self.model.host.check()
+                        self.model.runtime.check()
                         self._advance(1)
                         latent = autoencoder.encode(self._upsampled(image, window))
                         blender.add(out[image], latent[0].float(), window)
             return out
 
         return self._shrinking(attempt)
+
+    def _restore(self, restore: float | str) -> Tensor:
+        """How degraded each image is, float32 [B]."""
+        if restore != "auto":
+            return torch.full((len(self.lr),), float(restore), device=self.model.device)
+        with self.model.decoder() as autoencoder:
+            found = torch.cat([autoencoder.estimate_restore(lr[None, :3].to(self.model.dtype)) for lr in self.lr])
+        log.info("restore: %s", ", ".join(f"{value:.2f}" for value in found.tolist()))
+        return found
 
     def noise(self, generators: list[torch.Generator]) -> Noise:
         """Standard normal noise of the whole canvas, drawn anew at every call, with a generator an image."""
@@ -188,7 +214,7 @@ class Run:
         sampler, spacing = settings.sampler, settings.spacing
         timesteps = process.timesteps(steps, spacing)
         bank.start(timesteps)
-        give_back()  # encoding took memory in other pieces, which this phase could not use
+        trim_memory()  # encoding took memory in other pieces, which this phase could not use
         embedded: dict[int, Tensor] = {}  # the time of the step at work, for all tiles
 
         def predict_tile(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]) -> Tensor:
@@ -200,8 +226,9 @@ class Run:
             with bank.stage(t) as expert:
                 if t not in embedded:
                     embedded.clear()
-                    embedded[t] = cast(Any, expert).embed(torch.tensor([t], device=x.device), x.dtype)
-                out = expert(x, embedded[t], cond)
+                    told = () if self.settings is None else (self.settings,)
+                    embedded[t] = cast(Any, expert).embed(torch.tensor([t], device=x.device), x.dtype, *told)
+                out = expert(x, embedded[t] if self.settings is None else embedded[t][list(images)], cond)
             return process.x0(out.float(), z, t, shift)
 
         def predict(z: Tensor, t: int) -> Tensor:
@@ -211,7 +238,7 @@ class Run:
             def attempt(tile: int) -> Tensor:
                 windows = self._windows(tile)
                 self.at = Event("sample", step, steps, t, expert, 0, len(windows) * len(z), self._preview)
-                return tiled(predict_tile, windows, self.tile_batch, self.model.host.check)(z, t)
+                return tiled(predict_tile, windows, self.tile_batch, self.model.runtime.check)(z, t)
 
             x0 = self._shrinking(attempt)
             self.latest = x0
@@ -233,7 +260,7 @@ class Run:
             return autoencoder.decode(_crop(z, image, window).to(self.model.device), features, fidelity)
 
         self.latest = z
-        give_back()
+        trim_memory()
         height, width = (side * self.factor for side in self.condition.cells)
         store = Store(len(z), 3, *self.condition.size, self.model.device)
 
@@ -267,7 +294,7 @@ class Run:
             for window in windows:
                 if window.y0 != start:
                     continue
-                self.model.host.check()
+                self.model.runtime.check()
                 self._advance(1)
                 blender.add(band, make(window)[0].float(), window.scaled(self.factor), first)
             if after is None:
@@ -287,7 +314,7 @@ class Run:
 
     def _shrinking(self, attempt: Callable[[int], R]) -> R:
         smallest = min(self.smallest, self.tile)
-        result, self.tile = shrinking(self.model.host, self.tile, smallest, attempt)
+        result, self.tile = shrinking(self.model.runtime, self.tile, smallest, attempt)
         return result
 
     def _first_tile(self, tile: int | str) -> int:
@@ -297,7 +324,7 @@ class Run:
         if tile == 0:
             return whole
         if tile == "auto":
-            free = self.model.host.free_memory(self.model.device)
+            free = self.model.runtime.free_memory(self.model.device)
             tile = largest_tile(self.model.config.autoencoder, self.model.dtype, free)
         cells = int(tile) // self.factor // self.multiple * self.multiple
         return min(whole, max(self.smallest, cells))

@@ -227,7 +227,7 @@ def resolve(
     Raises SettingError for a value that no model takes, or that this model does not.
     """
     check_settings(scale=scale, steps=steps, sampler=sampler, spacing=spacing, fidelity=fidelity, restore=restore)
-    if restore != "auto":
+    if restore != "auto" and not config.unet.restore:
         raise SettingError(f"restore {restore}: this model is not told how degraded the input is; leave it at auto")
     steps = config.steps if steps is None else steps
     if steps > config.process.timesteps:

@@ -24,14 +24,14 @@ from moesr.config import ProcessConfig
 from moesr.diffusion.process import from_config
 from moesr.diffusion.samplers import sample
 from moesr.errors import SettingError
+from moesr.evaluation.speed.measure import peak
 from moesr.halves import decode_latents, sample_latents
-from moesr.host import NullHost
 from moesr.images import assembly, colour, finish
 from moesr.images.assembly import Store
 from moesr.networks.autoencoder import Decoder, Encoder
 from moesr.networks.unet import UNet
 from moesr.progress import Event
-from moesr.speed.measure import peak
+from moesr.runtime import PlainRuntime
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,7 +45,7 @@ def photo(height: int, width: int) -> np.ndarray:
 # ---- simulated
 
 
-class Counting(NullHost):
+class Counting(PlainRuntime):
     released = 0
 
     def release(self) -> None:
@@ -58,7 +58,7 @@ def test_a_failure_in_any_phase_halves_the_tile(
     nano: Path, monkeypatch: pytest.MonkeyPatch, phase: str, error: Exception
 ) -> None:
     host = Counting()
-    model = moesr.load(nano, residency="all", host=host)
+    model = moesr.load(nano, residency="all", runtime=host)
     if phase == "encode" and model.process.kind != "residual_shift":
         pytest.skip("nothing is encoded")
     kind: Any = {"encode": Encoder, "sample": UNet, "decode": Decoder}[phase]
@@ -85,7 +85,7 @@ def test_a_failure_in_the_colour_fix_halves_its_bands(
     nano: Path, monkeypatch: pytest.MonkeyPatch, color_fix: str
 ) -> None:
     host = Counting()
-    model = moesr.load(nano, residency="all", host=host)
+    model = moesr.load(nano, residency="all", runtime=host)
     want = moesr.upscale(model, photo(40, 10), steps=1, color_fix=color_fix)
     low_pass, put = colour.low_pass, finish.Canvas.put
 
@@ -128,7 +128,7 @@ torch.set_num_threads(1)
 import moesr
 from moesr import scratch
 from moesr import pipeline
-from moesr.host import give_back
+from moesr.runtime import trim_memory
 from tests.test_memory import photo
 
 def status(key):
@@ -146,7 +146,7 @@ def noted(host, tile, smallest, attempt, what="tiles"):
 moesr.upscale(model, photo(16, 16), steps=4, color_fix="wavelet")  # libraries are loaded, threads exist
 pipeline.shrinking, levels = noted, []
 for _ in range(3):
-    give_back()
+    trim_memory()
     levels.append(status("RssAnon"))
     tiles.clear()
     resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + int(sys.argv[2]), resource.RLIM_INFINITY))
@@ -154,7 +154,7 @@ for _ in range(3):
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     last = (events[-1].phase, events[-1].tiles)
     events.clear()
-give_back()
+trim_memory()
 levels.append(status("RssAnon"))
 np.save(sys.argv[3], out)
 print(json.dumps({"last": last, "tiles": tiles, "levels": levels}))

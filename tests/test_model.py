@@ -15,9 +15,9 @@ import moesr
 from moesr.checkpoints.files import save_model
 from moesr.config import AutoencoderConfig, ModelConfig, UNetConfig
 from moesr.errors import CheckpointError, SettingError
-from moesr.host import NullHost
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.denoiser import denoiser
+from moesr.runtime import PlainRuntime
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,7 +75,7 @@ def test_weights_that_need_no_conversion_stay_in_the_file(wide: tuple[Path, floa
     assert anonymous(path, "stream", "fp16") < expert / 2
 
 
-class Poor(NullHost):
+class Poor(PlainRuntime):
     """A host with little memory."""
 
     def free_memory(self, device: torch.device) -> int:
@@ -84,7 +84,7 @@ class Poor(NullHost):
 
 def test_auto_residency_asks_the_host(nano: Path) -> None:
     assert type(moesr.load(nano).bank.residency).__name__ == "All"
-    assert type(moesr.load(nano, host=Poor()).bank.residency).__name__ == "Stream"
+    assert type(moesr.load(nano, runtime=Poor()).bank.residency).__name__ == "Stream"
 
 
 def test_dtypes(nano: Path) -> None:

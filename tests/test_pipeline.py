@@ -12,11 +12,11 @@ from PIL import Image
 
 import moesr
 from moesr.errors import ImageError, NumericsError, SettingError
-from moesr.host import NullHost
 from moesr.model import SRModel
 from moesr.networks.autoencoder import Decoder
 from moesr.networks.unet import UNet
 from moesr.progress import Event
+from moesr.runtime import PlainRuntime
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_what_a_callback_raises_stops_at_once(model: SRModel) -> None:
     moesr.upscale(model, photo(8, 8), steps=1)  # and the model still works
 
 
-class Counting(NullHost):
+class Counting(PlainRuntime):
     """Counts how often memory was given back."""
 
     released = 0
@@ -151,7 +151,7 @@ class Counting(NullHost):
 @pytest.mark.parametrize("phase", ["sample", "decode"])
 def test_out_of_memory_halves_the_tile_and_goes_on(nano: Path, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
     host = Counting()
-    model = moesr.load(nano, residency="all", host=host)
+    model = moesr.load(nano, residency="all", runtime=host)
     network: Any = {"sample": UNet, "decode": Decoder}[phase]
     forward = network.forward
 

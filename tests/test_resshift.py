@@ -20,7 +20,6 @@ from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNet
 from moesr.diffusion.experts import All, ExpertBank
 from moesr.diffusion.process import from_config
 from moesr.errors import SettingError
-from moesr.host import NullHost
 from moesr.images.condition import Condition, pad
 from moesr.images.files import Picture, read, write
 from moesr.images.windows import Window, tile_windows
@@ -31,6 +30,7 @@ from moesr.networks.swin_unet import SwinUNet
 from moesr.pipeline import Run
 from moesr.progress import Event
 from moesr.published import Average, published_windows, upscale_published
+from moesr.runtime import PlainRuntime
 
 UNET = SwinUNetConfig(
     model_channels=16, channel_mult=(1, 2), num_res_blocks=(1, 1), attention_downsamples=(1, 2), num_head_channels=8,
@@ -59,7 +59,7 @@ def model_of(*parts: Any) -> SRModel:
     bank = ExpertBank(config.stages, All([network.eval().requires_grad_(False)]))
     autoencoder.eval().requires_grad_(False)
     return SRModel(
-        config, from_config(config.process), bank, autoencoder, torch.device("cpu"), torch.float32, NullHost()
+        config, from_config(config.process), bank, autoencoder, torch.device("cpu"), torch.float32, PlainRuntime()
     )
 
 

@@ -342,7 +342,7 @@ class Card:
                 return self
 
         free = SimpleNamespace(free_memory=lambda device: 120 * (room - len(card.there)))
-        monkeypatch.setattr(keepers, "NullHost", lambda: free)
+        monkeypatch.setattr(keepers, "PlainRuntime", lambda: free)
         sources = [networks.NetworkSource(100, lambda device, i=i: Part(i)) for i in range(3)]
         self.networks = networks.Networks(sources, keepers.A1111Keeper(torch.device("meta")))
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .common import Bar, fail, of_model, open_model, positive, size, verbose
+from .common import Bar, fail, of_model, open_model, positive, restore, size, verbose
 
 
 def add(commands: Any) -> None:
@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
     test.add_argument("--sampler", default="auto", help="as for upscale")
     test.add_argument("--seed", type=int, default=0, help="as for upscale")
     test.add_argument("--fidelity", type=float, default=1.0, help="0 generative to 1 faithful")
+    test.add_argument("--restore", type=restore, default="auto", help="as for upscale")
     test.add_argument("--without", choices=("latent", "experts", "filters"), help="what the figures are without a part")
     test.add_argument("--tile", type=size, default="auto", help="largest side of a tile in output pixels, 0 for none")
     test.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16")
@@ -91,7 +92,7 @@ def _contestant(options: argparse.Namespace) -> tuple[str, dict[str, Any], Any]:
     if options.without:
         model = without(model, options.without)
         name = f"{name} without {options.without}"
-    settings = {name: getattr(options, name) for name in ("sampler", "seed", "fidelity", "tile")}
+    settings = {name: getattr(options, name) for name in ("sampler", "seed", "fidelity", "restore", "tile")}
     settings["scale"] = options.scale or model.scale
     settings["steps"] = model.config.steps if options.steps is None else options.steps
     computing = {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}

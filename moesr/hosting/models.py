@@ -13,11 +13,11 @@ from torch import nn
 
 from ..checkpoints.files import open_model
 from ..errors import SettingError
-from ..host import Host
 from ..latent_decoder import DecoderParts, LatentDecoder, open_decoder
 from ..model import DTYPES, Parts, SRModel
 from ..networks.autoencoder import Autoencoder
 from ..pipeline import LARGEST_TILE, working_memory
+from ..runtime import Runtime
 from .networks import Keeper, Networks, NetworkSource, NetworkView
 
 
@@ -34,8 +34,8 @@ class HostedModel:
         config = parts.files.config.autoencoder if isinstance(parts, Parts) else parts.config
         self._pixel = working_memory(config, dtype, 1)  # bytes per output pixel
 
-    def assemble(self, host: Host | None = None) -> SRModel:
-        """The super-resolution model. host: whom its runs ask, by default the networks' keeper.
+    def assemble(self, runtime: Runtime | None = None) -> SRModel:
+        """The super-resolution model. runtime: whom its runs ask, by default the networks.
 
         Raises SettingError if there is only a decoder.
         """
@@ -48,7 +48,7 @@ class HostedModel:
         autoencoder = cast(Autoencoder, networks.get_network(networks.decoder))
         view = NetworkView(networks, networks.decoder)
         device = networks.keeper.device
-        return self.parts.assemble(NetworkView(networks), autoencoder, device, host or networks, view)
+        return self.parts.assemble(NetworkView(networks), autoencoder, device, runtime or networks, view)
 
     @cached_property
     def sr(self) -> SRModel:

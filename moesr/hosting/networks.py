@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..host import NullHost
+from ..runtime import PlainRuntime
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +74,8 @@ class Keeper(Protocol):
         ...
 
 
-class Networks(NullHost):
-    """The networks of one model by number, the decoder last, and the `Host` of that model's runs.
+class Networks(PlainRuntime):
+    """The networks of one model by number, the decoder last, and the `Runtime` of that model's runs.
 
     residency: "auto" loads the network at work, and the next one if there is room; "all" loads all experts together;
     "one at a time" lets go of an expert, in system memory too, when another is used.

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import AutoencoderConfig
+from .estimator import RestoreEstimator
 from .frequency import AFFUNet
 from .fusion import LRFusion
 from .layers import NormResBlock, Upsample, added, attention, full_precision, group_norm, laid_out, silu
@@ -137,7 +138,7 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(widths[0], 1e-6, config.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(self, z: Tensor, lr_features: Tensor | None, fidelity: float) -> Tensor:
+    def forward(self, z: Tensor, lr_features: Tensor | None, fidelity: float | Tensor) -> Tensor:
         h = self.mid(self.conv_in(laid_out(z)))
         for i, level in reversed(list(enumerate(_levels(self.up)))):
             h = level(h)
@@ -195,6 +196,12 @@ class Autoencoder(nn.Module):
         else:
             self.quant_conv = nn.Conv2d(2 * z, 2 * e, 1)
         self.post_quant_conv = nn.Conv2d(e, z, 1)
+        if config.estimator:
+            self.estimator = RestoreEstimator()
+
+    def estimate_restore(self, lr: Tensor) -> Tensor:
+        """How degraded LR images [B, 3, h, w] in [-1, 1] are, from 0 to 1: float32 [B]; 0 without an estimator."""
+        return self.estimator(lr) if self.config.estimator else lr.new_zeros(len(lr), dtype=torch.float32)
 
     def encode(self, image: Tensor) -> Tensor:
         """Latent of an image, not quantised; of a KL stage, the mode of its posterior."""
@@ -216,7 +223,7 @@ class Autoencoder(nn.Module):
         return torch.cat(parts, dim=1) if parts else None
 
     def decode(
-        self, z: Tensor, features: Tensor | None = None, fidelity: float = 1.0, *, quantize: bool = True
+        self, z: Tensor, features: Tensor | None = None, fidelity: float | Tensor = 1.0, *, quantize: bool = True
     ) -> Tensor:
         """Image of a latent: nearest codes (VQ; unless `quantize` is off), then the decoder.
 

@@ -44,7 +44,7 @@ class LRFusion(nn.Module):
     """F = F_d + w C([F_lr, F_d]): decoder features corrected by those of the LR image.
 
     decoded, lr: [B, channels, H, W]. fidelity w: 0 leaves the decoder alone (generative), 1 is the trained value
-    (faithful).
+    (faithful); a tensor that broadcasts to [B, 1, H, W] sets it per image or per place.
     """
 
     def __init__(self, channels: int, growth: int = 32, blocks: int = 2, groups: int = 32) -> None:
@@ -53,8 +53,10 @@ class LRFusion(nn.Module):
         self.encode_enc_2 = nn.Sequential(*(RRDB(channels, growth) for _ in range(blocks)))
         self.encode_enc_3 = NormResBlock(channels, channels, groups)
 
-    def forward(self, decoded: Tensor, lr: Tensor, fidelity: float) -> Tensor:
-        if fidelity == 0.0:
+    def forward(self, decoded: Tensor, lr: Tensor, fidelity: float | Tensor) -> Tensor:
+        if not isinstance(fidelity, Tensor) and fidelity == 0.0:
             return decoded
         correction = self.encode_enc_3(self.encode_enc_2(self.encode_enc_1(torch.cat([lr, decoded], dim=1))))
+        if isinstance(fidelity, Tensor):
+            return decoded + fidelity.to(correction.dtype) * correction
         return added(decoded, correction, fidelity)

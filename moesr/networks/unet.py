@@ -9,6 +9,9 @@ from ..config import UNetConfig
 from .layers import Upsample, attention, group_norm, laid_out, timestep_embedding
 from .space_moe import SpaceMoE
 
+#: Width of the hidden layer through which the settings restore and fidelity reach the time embedding.
+SETTING_CHANNELS = 64
+
 
 class ResBlock(nn.Module):
     """The time embedding between two convolutions, residual around both. x: [B, C, H, W], emb: [B, E].
@@ -89,6 +92,10 @@ class UNet(nn.Module):
     be their embedding [B or 1, E], from `embed`. The condition is the last channels of x, or is given apart as `lr`.
     Level `i` works at 1 / 2^i of the latent; attention and Space MoE stand where the rate is in
     `attention_downsamples`, and always in the middle.
+
+    A network with `config.restore` also takes `settings` [B or 1, 2]: restore (0 for a clean LR image, 1 for a heavily
+    degraded one) and fidelity (0 generative, 1 faithful). They are added to the time embedding; new networks ignore
+    them, because the last layer of `setting_embed` starts at 0.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -97,6 +104,11 @@ class UNet(nn.Module):
         base, mult, n, groups = config.model_channels, config.channel_mult, config.num_res_blocks, config.norm_groups
         emb = base * 4
         self.time_embed = nn.Sequential(nn.Linear(base, emb), nn.SiLU(), nn.Linear(emb, emb))
+        if config.restore:
+            last_layer = nn.Linear(SETTING_CHANNELS, emb)
+            nn.init.zeros_(last_layer.weight)
+            nn.init.zeros_(last_layer.bias)
+            self.setting_embed = nn.Sequential(nn.Linear(2, SETTING_CHANNELS), nn.SiLU(), last_layer)
 
         def layers(channels: int, out: int, rate: int) -> list[nn.Module]:
             attends = rate in config.attention_downsamples
@@ -140,12 +152,19 @@ class UNet(nn.Module):
             layers.append(SpaceMoE(channels, config.space_experts))
         return layers
 
-    def embed(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """The embedding [B, E] of timesteps [B], which `forward` takes in their place: one step, one embedding."""
-        return self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))
+    def embed(self, t: Tensor, dtype: torch.dtype, settings: Tensor | None = None) -> Tensor:
+        """The embedding [B, E] of timesteps [B or 1] and settings [B or 1, 2], which `forward` takes in their place.
 
-    def forward(self, x: Tensor, t: Tensor, lr: Tensor | None = None) -> Tensor:
-        emb = self.embed(t, x.dtype) if t.ndim == 1 else t
+        Without `settings` a network that takes them is given restore 0 and fidelity 0.
+        """
+        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))
+        if not self.config.restore:
+            return emb
+        settings = emb.new_zeros(1, 2) if settings is None else settings.to(emb.device, dtype)
+        return emb + self.setting_embed(settings)
+
+    def forward(self, x: Tensor, t: Tensor, lr: Tensor | None = None, settings: Tensor | None = None) -> Tensor:
+        emb = self.embed(t, x.dtype, settings) if t.ndim == 1 else t
         h, skips = laid_out(x if lr is None else torch.cat([x, lr], dim=1)), []
         for block in self.input_blocks:
             h = block(h, emb)

@@ -9,8 +9,8 @@ from typing import Protocol
 from urllib.parse import quote
 
 from ..checkpoints.library import DEFAULT
-from ..host import Host, NullHost
 from ..model import SRModel, load
+from ..runtime import PlainRuntime, Runtime
 from .job import Job
 from .models import Models
 
@@ -39,11 +39,11 @@ class Adapter(Protocol):
         """A job has come further (job.progress): for the host's own progress bar."""
         ...
 
-    def memory(self) -> Host:
+    def memory(self) -> Runtime:
         """How much memory is free, and what counts as out of memory."""
         ...
 
-    def load(self, path: Path, dtype: str, device: str, asked: Host) -> SRModel:
+    def load(self, path: Path, dtype: str, device: str, asked: Runtime) -> SRModel:
         """The model in a file or folder, whose networks the host may share with others. Its runs ask `asked`."""
         ...
 
@@ -74,13 +74,13 @@ class Alone:
     def show(self, job: Job) -> None:
         """There is no other progress bar."""
 
-    def memory(self) -> Host:
+    def memory(self) -> Runtime:
         """What torch and the system say."""
-        return NullHost()
+        return PlainRuntime()
 
-    def load(self, path: Path, dtype: str, device: str, asked: Host) -> SRModel:
+    def load(self, path: Path, dtype: str, device: str, asked: Runtime) -> SRModel:
         """A model of the worker's own."""
-        return load(path, dtype=dtype, device=device, host=asked)
+        return load(path, dtype=dtype, device=device, runtime=asked)
 
     def url(self, path: Path) -> str:
         """Gradio's route for files."""

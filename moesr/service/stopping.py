@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from ..host import Host
+from ..runtime import Runtime
 
 
 class StoppableHost:
-    """The memory of another Host, and `stop` to cancel with: a function that raises when the run has to end."""
+    """The memory of another Runtime, and `stop` to cancel with: a function that raises when the run has to end."""
 
-    def __init__(self, memory: Host) -> None:
+    def __init__(self, memory: Runtime) -> None:
         self._memory = memory
         self.stop: Callable[[], None] | None = None
 

@@ -11,12 +11,12 @@ import torch
 
 from ..checkpoints.library import DEFAULT, add_folder, installed
 from ..errors import CheckpointError, MoESRError, SettingError
-from ..host import Host, NullHost
 from ..hosting.models import HostedModel, open_hosted
 from ..hosting.networks import Keeper, Networks
 from ..latent_decoder import LatentDecoder, open_decoder
 from ..model import DTYPES, SRModel
 from ..pipeline import LARGEST_TILE
+from ..runtime import PlainRuntime, Runtime
 from ..service.models import Models
 from . import webui_api
 from .keepers import A1111Keeper, ForgeKeeper
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 NO_DECODER = "None"
 
 
-class Engine(NullHost):
+class Engine(PlainRuntime):
     """One model and one decoder of SD latents in memory at a time. Runs are the host's: they never overlap.
 
-    As a `Host` it answers for the networks of the model at work.
+    As a `Runtime` it answers for the networks of the model at work.
     """
 
     def __init__(self, keeper: Keeper) -> None:
@@ -59,16 +59,16 @@ class Engine(NullHost):
         self.networks = networks
         self._opened[name, self.models.digest(name)].begin_run(side, side)
         device = self.keeper.device
-        short = device.type != "cpu" and NullHost().free_memory(device) < networks.needed
+        short = device.type != "cpu" and PlainRuntime().free_memory(device) < networks.needed
         with webui_api.move_checkpoint_aside(short), webui_api.disable_autocast():
             try:
                 yield
             finally:
                 networks.end_run(webui_api.get_option("moesr_keep"))
 
-    def model(self, name: str, asked: Host) -> SRModel:
-        """The model of that name, for use inside `run`. asked: whether to stop, and for memory."""
-        return self._open(name).assemble(asked)
+    def model(self, name: str, runtime: Runtime) -> SRModel:
+        """The model of that name, for use inside `run`. runtime: whether to stop, and for memory."""
+        return self._open(name).assemble(runtime)
 
     def decoder(self, name: str) -> LatentDecoder:
         """The KL decoder of that name. Raises SettingError if there is none."""

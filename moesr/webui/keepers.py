@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..host import NullHost
+from ..runtime import PlainRuntime
 from . import webui_api
 
 
@@ -49,7 +49,7 @@ class A1111Keeper:
 
     def measure_free_memory(self) -> int:
         """What torch and the system say."""
-        return NullHost().free_memory(self.device)
+        return PlainRuntime().free_memory(self.device)
 
     def unload(self, handles: Sequence[Any]) -> None:
         """To system memory."""

@@ -10,10 +10,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import MoESRError
-from ..host import Host
 from ..images.pngtext import read_text
 from ..model import SRModel
 from ..pipeline import LARGEST_TILE
+from ..runtime import Runtime
 from ..service.intake import size
 from ..service.job import Job
 from ..service.limits import LOCAL
@@ -68,11 +68,11 @@ class Surroundings:
         share = min(1.0, max(0.0, at.share * at.pictures - (at.picture - 1)))
         webui_api.show_progress(share, f"MoESR: {at.name}, {word}, tile {at.tile} of {at.tiles}", fresh)
 
-    def memory(self) -> Host:
+    def memory(self) -> Runtime:
         """The host's."""
         return engine()
 
-    def load(self, path: Path, dtype: str, device: str, asked: Host) -> SRModel:
+    def load(self, path: Path, dtype: str, device: str, asked: Runtime) -> SRModel:
         """The model that the upscaler and Extras use too; precision and device are the host's."""
         name = next(name for name in self.models.names() if self.models.path(name) == path)
         return engine().model(name, asked)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moesr.host import NullHost
 from moesr.latent_decoder import LatentDecoder, open_decoder
+from moesr.runtime import PlainRuntime
 from tests.hosts.comfyui import Comfy
 from tests.hosts.packs import ROOT
 from tests.hosts.prompts import Prompt
@@ -43,7 +43,7 @@ def expected(comfy: Comfy, latent: torch.Tensor) -> np.ndarray:
     parts = open_decoder(comfy.base / "models" / "moesr" / "fa_vae.safetensors")
     assert parts is not None
     network = parts.autoencoder(torch.float32, torch.device("cpu"))
-    decoder = LatentDecoder(network, torch.device("cpu"), torch.float32, NullHost())
+    decoder = LatentDecoder(network, torch.device("cpu"), torch.float32, PlainRuntime())
     return (decoder.decode(latent)[0] * 255).byte().numpy()
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from moesr.config import ModelConfig
 from moesr.diffusion.experts import All, ExpertBank
 from moesr.diffusion.samplers import Noise, ddim, ddpm
-from moesr.host import NullHost
 from moesr.images import resize
 from moesr.images.canvas import as_canvas
 from moesr.images.condition import RESIZES, Condition
@@ -23,6 +22,7 @@ from moesr.model import SRModel
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_unet import SwinUNet
 from moesr.published import Average, published_windows, starts, upscale_published
+from moesr.runtime import PlainRuntime
 from moesr.training.experts import Expert, ExpertConfig
 from moesr.training.first_stage import FirstStage, FirstStageConfig
 from moesr.training.loop import LoopConfig
@@ -56,7 +56,7 @@ def model_of(case: Case, chain: Chain) -> SRModel:
         lr_resize="torch",
     )
     bank = ExpertBank(config.stages, All([network]))
-    return SRModel(config, chain.process, bank, autoencoder, CPU, torch.float32, NullHost())
+    return SRModel(config, chain.process, bank, autoencoder, CPU, torch.float32, PlainRuntime())
 
 
 @torch.no_grad()

@@ -26,8 +26,8 @@ OUT_OF_MEMORY = (
 )  # fmt: skip
 
 
-class Host(Protocol):
-    """The surroundings of a run. ComfyUI and the WebUIs bring their own; NullHost is the plain process."""
+class Runtime(Protocol):
+    """The surroundings of a run. ComfyUI and the WebUIs bring their own; PlainRuntime is the plain process."""
 
     def check(self) -> None:
         """Raise if the user cancelled. Called before every tile of every step."""
@@ -46,7 +46,7 @@ class Host(Protocol):
         ...
 
 
-class NullHost:
+class PlainRuntime:
     """A plain Python process: nothing cancels it, torch and the system say what is free."""
 
     def check(self) -> None:
@@ -74,10 +74,12 @@ class NullHost:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        give_back()
+        trim_memory()
 
 
-def shrinking(host: Host, tile: int, smallest: int, attempt: Callable[[int], R], what: str = "tiles") -> tuple[R, int]:
+def shrinking(
+    runtime: Runtime, tile: int, smallest: int, attempt: Callable[[int], R], what: str = "tiles"
+) -> tuple[R, int]:
     """The result of `attempt(tile)` and the tile it succeeded with: out of memory halves the tile and tries again.
 
     Raises SettingError when the smallest tile does not fit either; other errors pass through.
@@ -86,18 +88,18 @@ def shrinking(host: Host, tile: int, smallest: int, attempt: Callable[[int], R],
         try:
             return attempt(tile), tile
         except Exception as error:
-            if not host.is_out_of_memory(error):
+            if not runtime.is_out_of_memory(error):
                 raise
             if tile <= smallest:
                 raise SettingError(
                     f"out of memory even with {what} of {tile}: free some memory, or load the model in fp16"
                 ) from error
         # Outside of the handler, so that the failed attempt's tensors are gone when memory is counted again.
-        host.release()
+        runtime.release()
         tile = max(smallest, tile // 2)
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Returns memory that was freed to the system where the C library otherwise keeps it (glibc), else does nothing."""
     try:
         trim = ctypes.CDLL(None).malloc_trim

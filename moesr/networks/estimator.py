@@ -1,0 +1,43 @@
+"""The estimator of `restore`: how degraded an LR image is, from what its pixels look like from near (ours)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+#: Side of the windows that an image is judged by, and how many of them there are along a side at most.
+WINDOW, WINDOWS = 64, 4
+
+
+class RestoreEstimator(nn.Module):
+    """About 7,000 parameters: three convolutions, mean and spread of their features, one linear layer.
+
+    forward(lr [B, 3, H, W] in [-1, 1]) -> float32 [B], 0 for a clean image to 1 for a heavily degraded one. Of larger
+    images up to WINDOWS x WINDOWS evenly spread windows are judged and averaged, which bounds the memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(16, 24, 3, stride=2, padding=1), nn.ReLU(),
+        )  # fmt: skip
+        self.out = nn.Linear(48, 1)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        height, width = min(WINDOW, lr.shape[-2]), min(WINDOW, lr.shape[-1])
+        places = [
+            (y, x) for y in _starts(lr.shape[-2], height) for x in _starts(lr.shape[-1], width)
+        ]  # fmt: skip
+        windows = torch.cat([lr[..., y : y + height, x : x + width] for y, x in places])  # [places B, 3, h, w]
+        features = self.layers(windows).float().flatten(2)
+        spread = (features.var(dim=2, unbiased=False) + 1e-5).sqrt()
+        pooled = torch.cat([features.mean(dim=2), spread], dim=1).to(self.out.weight.dtype)
+        return torch.sigmoid(self.out(pooled).float()).view(len(places), len(lr)).mean(dim=0)
+
+
+def _starts(length: int, window: int) -> list[int]:
+    """Where windows begin along a side: evenly spread, at most WINDOWS, as many as lie beside each other."""
+    count = max(1, min(WINDOWS, length // window))
+    return [round(i * (length - window) / max(1, count - 1)) for i in range(count)]
