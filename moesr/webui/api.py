@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import MoESRError, SettingError
-from ..images.pngtext import read_text
+from ..images.files import read_text
 from ..service.desk import Desk
 from ..service.intake import accept
 from ..service.settings import checked, from_text

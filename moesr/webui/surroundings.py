@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import MoESRError
-from ..images.pngtext import read_text
+from ..images.files import read_text
 from ..model import SRModel
 from ..pipeline import LARGEST_TILE
 from ..runtime import Runtime

@@ -9,9 +9,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ..errors import MoESRError
-from ..images.pngtext import with_text
 from ..service.desk import Desk
 from ..service.intake import accept
 from ..ui.builder import build
@@ -116,10 +116,10 @@ class Ways:
         path = self._adapter.received / f"received_{secrets.token_hex(4)}.png"
         if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
             image = image.convert("RGB")
-        image.save(path)
-        parameters = image.info.get("parameters")
+        texts, parameters = PngInfo(), image.info.get("parameters")
         if isinstance(parameters, str):
-            path.write_bytes(with_text(path.read_bytes(), {"parameters": parameters}))
+            texts.add_text("parameters", parameters)
+        image.save(path, pnginfo=texts)
         return [str(path)], None
 
     def shown(self, address: str) -> tuple[Any, str]:
