@@ -179,8 +179,9 @@ class _Run:
             for note in picture.notes:
                 _say(f"{target.source.path}: {note}")
             if options.output != inputs.STREAM:
-                size = result_size(*picture.rgb.shape[:2], self._record["scale"])
-                check_size(target.path, WRITE_SUFFIXES[target.path.suffix.lower()], *size)
+                height, width = picture.rgb.shape[:2]
+                height, width = result_size(height, width, self._record["scale"])
+                check_size(target.path, WRITE_SUFFIXES[target.path.suffix.lower()], height, width)
             if options.bits:
                 picture = replace(picture, bits=options.bits)
             with Bar(name) as bar:
