@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from moesr.cli import main
 from moesr.errors import ImageError, MoESRError, SettingError
-from moesr.images.files import Picture, read, write
+from moesr.images.files import Picture, read_image, write_image
 from moesr.training.data import PhotoCrops
 from moesr.training.data.degradation import degradation
 from moesr.training.data.kernels import sharpen
@@ -138,7 +138,7 @@ def test_alpha_is_laid_on_white(kind: str, tmp_path: Path) -> None:
         rgb = rgb[..., :1].repeat(3, axis=2)
         Image.fromarray(np.stack([rgb[..., 0].astype(np.uint8), alpha], axis=2)).save(path)
     elif kind == "deep":
-        write(path, Picture(rgb / 255, alpha.astype(np.float32) / 255, bits=16))
+        write_image(path, Picture(rgb / 255, alpha.astype(np.float32) / 255, bits=16))
     else:
         pixels = np.concatenate([rgb.astype(np.uint8), alpha[..., None]], axis=2)
         Image.fromarray(pixels).save(path, lossless=True, exact=True)
@@ -150,7 +150,7 @@ def test_alpha_is_laid_on_white(kind: str, tmp_path: Path) -> None:
 def test_16_bits_are_kept(grey: bool, tmp_path: Path) -> None:
     values = photo().astype(np.float32) / 255 * 0.9 + 0.0217  # between the steps of 8 bits
     values = values[..., :1].repeat(3, axis=2) if grey else values
-    write(tmp_path / "deep.png", Picture(values, grey=grey, bits=16))
+    write_image(tmp_path / "deep.png", Picture(values, grey=grey, bits=16))
     result = whole(tmp_path)
     assert np.allclose(result, turned(values * 255), atol=0.01)
     assert np.abs(result - result.round()).max() > 0.3
@@ -169,7 +169,7 @@ def test_orientation_is_applied(kind: str, tmp_path: Path) -> None:
         (tmp_path / str(orientation)).mkdir()
         path = tmp_path / str(orientation) / f"a.{kind}"
         Image.fromarray(photo(0, 40, 56)).save(path, exif=exif, lossless=True)
-        upright = torch.tensor(read(path).rgb).permute(2, 0, 1) * 2 - 1
+        upright = torch.tensor(read_image(path).rgb).permute(2, 0, 1) * 2 - 1
         for index in range(3):
             one, two = (crops(source, 16)[index]["hr"] for source in (path.parent, [upright]))
             assert torch.allclose(one, two, atol=1e-5), orientation
