@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
 
 def _data(options: argparse.Namespace) -> int:
     from ..errors import SettingError
-    from ..images.files import write
+    from ..images.files import write_image
     from ..training.data.crops import PhotoCrops
     from ..training.data.degradation import degradation
     from ..training.data.notice import credit_photographs
@@ -74,7 +74,7 @@ def _data(options: argparse.Namespace) -> int:
         degrade = degradation(options.degradation, options.scale)
         crops = PhotoCrops(source, options.crop, options.scale, degrade, options.count, options.seed)
         if options.preview:
-            write(Path(options.preview), draw_sheet(crops, options.count))
+            write_image(Path(options.preview), draw_sheet(crops, options.count))
             pairs = f"{options.count} pairs of {options.degradation} x{options.scale}"
             print(f"{options.preview}: {pairs} from {_summarise(crops.photos)}")
         else:

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ...errors import ImageError, SettingError
-from ...images import png16
-from ...images.files import READ_FORMATS, READ_SUFFIXES, explained, from_pil, on_white, read
+from ...images import png
+from ...images.files import READ_FORMATS, READ_SUFFIXES, explained, from_pil, on_white, read_image
 
 #: How whole files of a format end. Files that end otherwise (which is legal) are decoded once. WebP checks itself.
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
@@ -135,8 +135,8 @@ class Folder:
     def image(self, index: int) -> Image.Image | np.ndarray:
         path = self.paths[index]
         with explained(path), path.open("rb") as file:
-            if png16.is_png16(file.read(26)):  # Pillow would cut its samples to 8 bits
-                picture = on_white(read(path))
+            if png.is_png16(file.read(26)):  # Pillow would cut its samples to 8 bits
+                picture = on_white(read_image(path))
                 return picture.rgb * 2 - 1
             file.seek(0)
             with Image.open(file, formats=READ_FORMATS) as image:

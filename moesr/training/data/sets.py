@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ...errors import ImageError
-from ...images.files import Picture, write
+from ...images.files import Picture, write_image
 from .degradation import degradation
 from .pack import measure_detail
 from .photos import Photos, pixels
@@ -116,4 +116,4 @@ def _most_detailed(image: np.ndarray, side: int, multiple: int) -> np.ndarray:
 
 def _save(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, Picture(np.ascontiguousarray(image)))
+    write_image(path, Picture(np.ascontiguousarray(image)))
