@@ -71,9 +71,9 @@ def problem(name: str) -> str | None:
     known = _installed()
     if name in known:
         return None
-    from ..moesr.checkpoints.library import meant
+    from ..moesr.library import suggest
 
-    return f"model: there is no {name}{meant(name, known)}; put it into {host.model_folders()[0]} and press R"
+    return f"model: there is no {name}{suggest(name, known)}; put it into {host.model_folders()[0]} and press R"
 
 
 def fingerprint(name: str) -> str:
@@ -140,7 +140,7 @@ def _parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _installed() -> dict[str, Path]:
-    from ..moesr.checkpoints.library import add_folder, installed
+    from ..moesr.library import add_folder, installed
 
     for folder in host.model_folders():
         add_folder(folder)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from moesr.checkpoints import library
 from moesr.errors import CheckpointError
+from moesr.library import folders as library
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from moesr.checkpoints import library
+from moesr import library
 from moesr.config import AutoencoderConfig
 from moesr.errors import MoESRError
 from moesr.networks.autoencoder import Autoencoder

@@ -24,7 +24,6 @@ from ..networks.denoiser import denoiser
 from .detect import FIRST_STAGE, check, role
 from .header import model_config, notes_of, to_header
 from .parts import (
-    SUFFIXES,
     ModelFiles,
     autoencoder_in,
     decoder_alone,
@@ -33,7 +32,7 @@ from .parts import (
     short_name,
     view_of,
 )
-from .reading import View, Weights
+from .reading import SUFFIXES, View, Weights
 from .resshift import assemble, holds_swin
 from .stages import in_order, stage_view
 from .upload import on_device

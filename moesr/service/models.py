@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints.files import open_model
-from ..checkpoints.library import DEFAULT, installed, meant
 from ..config import ModelConfig
 from ..diffusion.process import from_config
 from ..errors import CheckpointError, SettingError
+from ..library import DEFAULT, compute_fingerprint, installed, suggest
 from ..settings import resolve
-
-_BLOCK = 2**20
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Models:
         there = installed()
         if name not in there:
             some = ", ".join(list(there)[:8])
-            raise SettingError(f"model {name!r} is not in the library ({some}){meant(name, there)}")
+            raise SettingError(f"model {name!r} is not in the library ({some}){suggest(name, there)}")
         return there[name]
 
     def config(self, name: str) -> ModelConfig:
@@ -62,17 +59,12 @@ class Models:
         return self._open(name)[1]
 
     def digest(self, name: str) -> str:
-        """The first 16 hexadecimal digits of the SHA-256 of a model's files, in order of name."""
+        """16 hexadecimal digits that identify the model's files; see `library.compute_fingerprint`."""
         path = self.path(name)
         key = _state(path)
         with self._lock:
             if key not in self._digests:
-                sha = hashlib.sha256()
-                for part in _files(path):
-                    with part.open("rb") as file:
-                        while block := file.read(_BLOCK):
-                            sha.update(block)
-                self._digests[key] = sha.hexdigest()[:16]
+                self._digests[key] = compute_fingerprint(path)
             return self._digests[key]
 
     def plan(self, name: str, steps: int | None = None, sampler: str = "auto") -> Plan:

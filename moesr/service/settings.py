@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from .. import __version__
-from ..checkpoints.library import DEFAULT
 from ..errors import SettingError
+from ..library import DEFAULT
 from ..settings import COLOUR_FIXES, SAMPLERS
 
 #: The keyword of the PNG's text chunk.

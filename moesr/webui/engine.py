@@ -13,9 +13,9 @@ from typing import cast
 import torch
 
 from ..checkpoints.files import open_model
-from ..checkpoints.library import DEFAULT, add_folder, installed
 from ..errors import CheckpointError, MoESRError, SettingError
 from ..latent_decoder import LatentDecoder, open_decoder
+from ..library import DEFAULT, add_folder, installed
 from ..model import DTYPES, Parts, SRModel
 from ..networks.autoencoder import Autoencoder
 from ..pipeline import LARGEST_TILE, working_memory
