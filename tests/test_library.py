@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moesr.errors import CheckpointError
-from moesr.library import folders as library
+from moesr.library import models as library
 
 
 @pytest.fixture(autouse=True)

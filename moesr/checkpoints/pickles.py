@@ -192,10 +192,10 @@ class _Unpickler(_Base):
 
     dispatch.update({
         pickle.STACK_GLOBAL[0]: _find, pickle.REDUCE[0]: _call, pickle.NEWOBJ[0]: _call,
-        pickle.NEWOBJ_EX[0]: _call_with_names, pickle.BUILD[0]: _ignore_state, pickle.OBJ[0]: _make_object, pickle.EMPTY_SET[0]: _make_set,
-        pickle.FROZENSET[0]: _make_object, pickle.DICT[0]: _make_dict, pickle.LIST[0]: _make_list,
-        pickle.SETITEMS[0]: _add_items, pickle.APPENDS[0]: _add_items, pickle.ADDITEMS[0]: _add_items,
-        pickle.SETITEM[0]: _add_pair, pickle.APPEND[0]: _add_item,
+        pickle.NEWOBJ_EX[0]: _call_with_names, pickle.BUILD[0]: _ignore_state, pickle.OBJ[0]: _make_object,
+        pickle.EMPTY_SET[0]: _make_set, pickle.FROZENSET[0]: _make_object, pickle.DICT[0]: _make_dict,
+        pickle.LIST[0]: _make_list, pickle.SETITEMS[0]: _add_items, pickle.APPENDS[0]: _add_items,
+        pickle.ADDITEMS[0]: _add_items, pickle.SETITEM[0]: _add_pair, pickle.APPEND[0]: _add_item,
     })  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Models by name: the folders that hold them, the catalogue of published ones, and their download."""
 
-from .folders import (
+from .models import (
     DEFAULT,
     EMBEDDED,
     add_folder,

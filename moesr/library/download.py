@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..checkpoints.reading import Weights
 from ..errors import CheckpointError, SettingError
-from . import folders as library
+from . import models as library
 from .catalogue import CATALOGUE, Entry, HubFile, RemoteFile
 
 log = logging.getLogger(__name__)
