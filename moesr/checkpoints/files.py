@@ -67,6 +67,8 @@ def open_model(source: Path | Sequence[Path], scale: int | None = None, timestep
         raise CheckpointError(strange[0])
     # Notes go into converted files: they do not say where things are on this machine.
     notes = [f"left out: {line.removeprefix(f'{given[0]}{os.sep}')}" for line in strange]
+    bare = [w.path.name for w, _ in roles if w.is_safetensors and not w.metadata]
+    notes += [f"no metadata in the header of {', '.join(bare)}: what it is follows from its keys"] if bare else []
     whole = [w for w, kind in roles if kind == "model"]
     if len(whole) > 1 or (whole and len(named) > 1):
         some = ", ".join(w.path.name for w in whole)
