@@ -20,9 +20,7 @@ def add(commands: Any) -> None:
     bench.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
     bench.add_argument("--quick", action="store_true", help="small sizes, one round: does it run? not for tables")
     bench.add_argument("--only", metavar="PARTS", help="some of matrix,open,step,decode,image,scaling")
-    bench.add_argument(
-        "--reference", metavar="FILE", help="plain networks to compare with (default: ours)"
-    )
+    bench.add_argument("--reference", metavar="FILE", help="plain networks to compare with (default: ours)")
     bench.add_argument("--model", default="tiny", help="of whole images and scaling (default: tiny)")
     bench.add_argument("--side", type=positive, default=512, help="of the decoded image in pixels (default: 512)")
     bench.add_argument("--rounds", type=positive, help="repetitions, of which the median counts (default: 3)")

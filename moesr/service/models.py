@@ -12,6 +12,7 @@ from ..config import ModelConfig
 from ..diffusion.process import from_config
 from ..errors import CheckpointError, SettingError
 from ..library import DEFAULT, compute_fingerprint, installed, suggest
+from ..record import model_files
 from ..settings import resolve
 
 
@@ -59,7 +60,7 @@ class Models:
         return self._open(name)[1]
 
     def digest(self, name: str) -> str:
-        """16 hexadecimal digits that identify the model's files; see `library.compute_fingerprint`."""
+        """The fingerprint of a model's files: see library.compute_fingerprint."""
         path = self.path(name)
         key = _state(path)
         with self._lock:
@@ -90,10 +91,6 @@ class Models:
             return self._opened[key]
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-
-
 def _state(path: Path) -> tuple[object, ...]:
     """A value that changes when the files do."""
-    return tuple((str(p), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in _files(path))
+    return tuple((str(p), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in model_files(path))

@@ -1,0 +1,104 @@
+"""What a result says of how it was made: one JSON object in its metadata, by which it is found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape, unescape
+
+from PIL import Image
+
+from . import __version__
+from .images.files import READ_FORMATS, Metadata, read_text
+
+#: The keyword of the text that holds the record.
+KEYWORD = "moesr"
+_BLOCK = 2**20
+
+
+_NAMESPACE = "urn:moesr"
+_IN_XMP = re.compile(r'<rdf:Description rdf:about="" xmlns:moesr="[^"]*" moesr:record="([^"]*)"/>')
+_EMPTY_XMP = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
+)
+_LONGEST_XMP = 65000  # bytes that a JPEG holds in one piece, with some room
+
+
+def to_metadata(metadata: Metadata, record: Mapping[str, Any], kind: str) -> Metadata:
+    """The metadata of a picture with the record: as texts in a PNG, as XMP in a JPEG, WEBP or TIFF."""
+    texts = to_texts(record)
+    if kind == "PNG":
+        return metadata.with_text(texts)
+    xmp = _IN_XMP.sub("", metadata.xmp.decode("utf-8", "surrogateescape")) or _EMPTY_XMP
+    value = escape(texts[KEYWORD], {'"': "&quot;"})
+    ours = f'<rdf:Description rdf:about="" xmlns:moesr="{_NAMESPACE}" moesr:record="{value}"/>'
+    before, end, after = xmp.rpartition("</rdf:RDF>")
+    whole = f"{before}{ours}{end}{after}".encode("utf-8", "surrogateescape")
+    return replace(metadata, xmp=whole) if end and len(whole) < _LONGEST_XMP else metadata
+
+
+def to_texts(record: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata texts by keyword that hold the record."""
+    return {"Software": f"MoESR {__version__}", KEYWORD: json.dumps({"version": __version__, **record})}
+
+
+def from_texts(texts: Mapping[str, str]) -> dict[str, Any] | None:
+    """The record in a picture's texts, None if there is none that makes sense."""
+    try:
+        record = json.loads(texts.get(KEYWORD, ""))
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The record in a file; None for a file without one, or that cannot be read. Pixels are not decoded."""
+    if (found := from_texts(read_text(path))) is not None:
+        return found
+    try:
+        with Image.open(path, formats=READ_FORMATS) as image:
+            xmp = image.info.get("xmp", b"")
+    except Exception:  # damaged files make Pillow raise nearly anything
+        return None
+    known = _IN_XMP.search(xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else str(xmp))
+    return from_texts({KEYWORD: unescape(known[1], {"&quot;": '"'})}) if known else None
+
+
+def find_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+    """How a result differs from what is expected, None if it is that: "made with scale 4, not 2"."""
+    if found.get("input_hash") != expected.get("input_hash"):
+        return "it was made from another picture, or from this one before it was changed"
+    for name, value in expected.items():
+        if found.get(name) != value:
+            return f"it was made with {name.replace('_', ' ')} {_as_word(found.get(name))}, not {_as_word(value)}"
+    return None
+
+
+def digest_file(path: Path) -> str:
+    """32 hexadecimal digits that stand for the bytes of a file. Raises OSError."""
+    with path.open("rb") as file:
+        digest = hashlib.blake2b(digest_size=16)
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_bytes(data: bytes) -> str:
+    """The same digits for bytes that are there."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def model_files(path: Path) -> list[Path]:
+    """The files of a model, by name."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _as_word(value: Any) -> str:
+    return "nothing" if value is None else str(value)[:40]
