@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 IN ?= assets/demo.png
-OUT ?= out/demo_x4.png
+OUT ?= out/$(basename $(notdir $(IN)))_x4.png
 ARGS ?=
 
 VENV := .venv
@@ -15,7 +15,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 run: $(VENV)/.run
 	@mkdir -p "$(dir $(OUT))"
-	$(BIN)/python -m moesr upscale "$(IN)" -o "$(OUT)" --side-by-side $(ARGS)
+	$(BIN)/python -m moesr upscale "$(IN)" -o "$(OUT)" --side-by-side --skip-existing $(ARGS)
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m moesr demo $(ARGS)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from .commands import ablate, bench, data, demo, evaluate, models, train, upscale
 from .commands.common import fail
+from .commands.streams import tolerant_streams
 from .errors import MoESRError
 
 EXAMPLES = """examples:
@@ -25,23 +26,34 @@ EXAMPLES = """examples:
 """
 
 INTERRUPTED = 130
+#: Packages that commands need, by the name under which they are imported.
+_DEPENDENCIES = {"torch": "torch", "numpy": "numpy", "PIL": "pillow", "safetensors": "safetensors", "tqdm": "tqdm"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 1 with a line for each failure on stderr, 130 when interrupted."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.command is None:
-        parser.print_help()
-        return 0
-    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
-    try:
-        return options.run(options)
-    except MoESRError as error:
-        return fail(str(error))
-    except KeyboardInterrupt:
-        fail("interrupted; finished files are kept")
-        return INTERRUPTED
+    """Run one command. Returns the exit code: 0, 1 with a line for each failure on stderr, 130 when interrupted.
+
+    Output streams that are closed, full or cannot print a name change neither the work nor the exit code.
+    """
+    with tolerant_streams():
+        try:
+            parser = _parser()
+            options = parser.parse_args(arguments)
+            if options.command is None:
+                parser.print_help()
+                return 0
+            logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+            return options.run(options)
+        except MoESRError as error:
+            return fail(str(error))
+        except ImportError as error:
+            package = _DEPENDENCIES.get((error.name or "").partition(".")[0])
+            if package is None:
+                raise
+            return fail(f"{package}: cannot be imported ({error}); run: pip install {package}")
+        except KeyboardInterrupt:
+            fail("interrupted; finished files are kept")
+            return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from moesr.config import AutoencoderConfig, UNetConfig
+from moesr.evaluation.speed import plain
 from moesr.networks import bands
 from moesr.networks.autoencoder import AttnBlock, Autoencoder
 from moesr.networks.frequency import AdaptiveFrequencyFilter, AFFBlock, AFFUNet
 from moesr.networks.unet import UNet
-from tests.reference import plain
 
 UNET = UNetConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_downsamples=(2,))
 AUTOENCODER = AutoencoderConfig(ch=32, num_res_blocks=1, n_embed=64, fusion_growth=8, fusion_blocks=1)

@@ -24,6 +24,7 @@ from moesr.config import ProcessConfig
 from moesr.diffusion.process import from_config
 from moesr.diffusion.samplers import sample
 from moesr.errors import SettingError
+from moesr.evaluation.speed.measure import peak
 from moesr.halves import decode_latents, sample_latents
 from moesr.images import assembly, colour, finish
 from moesr.images.assembly import Store
@@ -31,7 +32,6 @@ from moesr.networks.autoencoder import Decoder, Encoder
 from moesr.networks.unet import UNet
 from moesr.progress import Event
 from moesr.runtime import PlainRuntime
-from moesr.speed.measure import peak
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from moesr.config import AutoencoderConfig, UNetConfig
+from moesr.evaluation.speed.measure import anonymous, peak
 from moesr.networks import autoencoder, layers
 from moesr.networks.autoencoder import AttnBlock, Autoencoder, Codebook
 from moesr.networks.frequency import AdaptiveFrequencyFilter
@@ -20,7 +21,6 @@ from moesr.networks.fusion import LRFusion
 from moesr.networks.space_moe import SpaceMoE, average_experts, exchange_weights
 from moesr.networks.unet import AttentionBlock as UNetAttention
 from moesr.networks.unet import UNet
-from moesr.speed.measure import anonymous, peak
 
 SMALL_UNET = UNetConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_downsamples=(2,))
 SMALL_AUTOENCODER = AutoencoderConfig(ch=32, num_res_blocks=1, n_embed=64, fusion_growth=8, fusion_blocks=1)

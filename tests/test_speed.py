@@ -19,11 +19,11 @@ from moesr.checkpoints.files import open_model
 from moesr.cli import main
 from moesr.config import AutoencoderConfig, UNetConfig
 from moesr.errors import SettingError
-from moesr.speed import bench, files, measure, parts
-from moesr.speed.bench import Bench, Plan
-from moesr.speed.measure import Row, Stopwatch, peak, ratio, tmac
-from moesr.speed.parts import Part
-from moesr.speed.quality import fewest
+from moesr.evaluation.speed import bench, files, measure, parts
+from moesr.evaluation.speed.bench import Bench, Plan
+from moesr.evaluation.speed.measure import Row, Stopwatch, peak, ratio, tmac
+from moesr.evaluation.speed.parts import Part
+from moesr.evaluation.speed.quality import fewest
 from tests.small_models import nano_config
 
 CPU = torch.device("cpu")
@@ -98,14 +98,12 @@ def test_a_row_has_its_columns_and_compares_with_the_plain_twin() -> None:
     assert Row("x", None).values() == dict.fromkeys(COLUMNS) | {"name": "x"}
 
 
-def test_the_reference_is_the_checkouts_own_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = parts.reference(None)
-    assert module is not None
-    assert callable(module.features_and_decode)
-    with pytest.raises(SettingError, match="plain"):
-        parts.reference(tmp_path / "none.py")
-    monkeypatch.setattr(parts, "PLAIN", tmp_path / "none.py")
-    assert parts.reference(None) is None
+def test_the_reference_is_the_packages_own_or_a_file(tmp_path: Path) -> None:
+    assert callable(parts.read_reference(None).features_and_decode)
+    (tmp_path / "own.py").write_text("def step(*_): return 1")
+    assert parts.read_reference(tmp_path / "own.py").step() == 1
+    with pytest.raises(SettingError, match="no such Python file"):
+        parts.read_reference(tmp_path / "none.py")
 
 
 def test_the_file_of_random_weights_is_a_whole_model(tmp_path: Path) -> None:

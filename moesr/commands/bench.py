@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
     bench.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
     bench.add_argument("--quick", action="store_true", help="small sizes, one round: does it run? not for tables")
     bench.add_argument("--only", metavar="PARTS", help="some of matrix,open,step,decode,image,scaling")
-    bench.add_argument("--reference", metavar="FILE", help="plain networks to compare with (default: the checkout's)")
+    bench.add_argument("--reference", metavar="FILE", help="plain networks to compare with (default: ours)")
     bench.add_argument("--model", default="tiny", help="of whole images and scaling (default: tiny)")
     bench.add_argument("--side", type=positive, default=512, help="of the decoded image in pixels (default: 512)")
     bench.add_argument("--rounds", type=positive, help="repetitions, of which the median counts (default: 3)")
@@ -38,8 +38,8 @@ def _bench(options: argparse.Namespace) -> int:
     import torch
 
     from ..errors import SettingError
-    from ..speed.bench import SECTIONS, Bench, Plan
-    from ..speed.parts import reference
+    from ..evaluation.speed.bench import SECTIONS, Bench, Plan
+    from ..evaluation.speed.parts import read_reference
 
     sections = tuple(options.only.split(",")) if options.only else SECTIONS
     unknown = sorted(set(sections) - set(SECTIONS))
@@ -64,7 +64,7 @@ def _bench(options: argparse.Namespace) -> int:
     if not options.json:
         print(f"torch {torch.__version__}, {plan.device}, {torch.get_num_threads()} threads, {platform.machine()}")
         print(_line(_HEAD))
-    for row in Bench(plan, reference(Path(options.reference) if options.reference else None)).rows():
+    for row in Bench(plan, read_reference(Path(options.reference) if options.reference else None)).rows():
         rows.append(row.values())
         if not options.json:
             print(_line([_shown(k, v) for k, v in rows[-1].items()]), flush=True)
@@ -77,8 +77,8 @@ def _quality(options: argparse.Namespace) -> int:
     import torch
 
     from ..evaluation.benchmark import match, shown
+    from ..evaluation.speed.quality import STEPS, fewest, measured, settings
     from ..evaluation.suite import COLUMNS, Suite
-    from ..speed.quality import STEPS, fewest, measured, settings
 
     device = torch.device(options.device)
     cases, _ = match(Path(options.quality), limit=options.limit)

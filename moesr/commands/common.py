@@ -6,9 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from tqdm import tqdm
-
 from ..progress import Event
+from ..settings import LOADING, SETTINGS
 
 
 def verbose(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +19,25 @@ def of_model(parser: argparse.ArgumentParser) -> None:
     """What released files do not say of themselves."""
     parser.add_argument("--model-scale", type=int, help="scale of released MoESR files, which do not say it (8)")
     parser.add_argument("--model-timesteps", type=int, help="15 or 4: of ResShift's files, where their name lacks it")
+
+
+def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
+    """An option for each of these settings, as the table of settings describes it."""
+    for name in names:
+        setting = SETTINGS.get(name) or LOADING[name]
+        option, sentence = f"--{name.replace('_', '-')}", setting.sentence.replace("%", "%%")
+        if setting.kind == "flag":
+            parser.add_argument(option, action="store_true", help=sentence)
+        else:
+            values = (
+                ""
+                if setting.kind == "text"
+                else f" [{setting.wanted.partition(' from ')[2] or '|'.join(setting.choices)}]"
+            )
+            metavar = (setting.unit or name).split("_")[-1].upper()
+            parser.add_argument(
+                option, type=setting.read, default=setting.default, metavar=metavar, help=sentence + values
+            )
 
 
 def size(text: str) -> int | str:
@@ -67,6 +85,8 @@ class Bar:
     """A progress bar that says where the run is: tile 3/12, step 7/50."""
 
     def __init__(self, name: str) -> None:
+        from tqdm import tqdm
+
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         self.bar = tqdm(total=1.0, desc=name, bar_format=layout, leave=False)
 

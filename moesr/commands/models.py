@@ -7,8 +7,6 @@ import json
 import sys
 from typing import Any
 
-from tqdm import tqdm
-
 from .common import of_model, verbose
 
 
@@ -114,6 +112,8 @@ class _TransferBar:
 
     def show(self, name: str, done: int, total: int | None) -> None:
         """Move the bar of a file; the first call for it draws it."""
+        from tqdm import tqdm
+
         if self.bar is None or self.bar.desc.removesuffix(": ") != name:
             self.__exit__()
             self.bar = tqdm(desc=name, initial=done, unit="B", unit_scale=True, unit_divisor=1000, leave=False)
@@ -122,6 +122,8 @@ class _TransferBar:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     from ..checkpoints.convert import convert
     from ..checkpoints.describe import as_text, describe
 

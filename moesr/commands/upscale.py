@@ -4,146 +4,290 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import MoESRError, SettingError
-from .common import Bar, fail, of_model, open_model, restore, size, verbose
+from .. import inputs, outputs
+from ..errors import ImageError, MoESRError, SettingError
+from ..outputs import Target
+from .common import Bar, add_settings, fail, of_model, open_model, verbose
+
+#: Settings that have an option each.
+SETTINGS_OF_A_RUN = (
+    "model", "scale", "fidelity", "restore", "seed", "steps", "color_fix", "wrap", "sampler", "spacing", "eta", "tile",
+    "tile_batch",
+)  # fmt: skip
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser's."""
     up = commands.add_parser("upscale", help="make pictures larger")
-    up.add_argument("inputs", nargs="+", metavar="IN", help="pictures, or folders of pictures")
-    up.add_argument("-o", "--output", required=True, metavar="OUT", help="a .png, .jpg or .webp file, or a folder")
-    up.add_argument("--model", default="tiny", help="name, file or folder (default: the embedded tiny)")
-    up.add_argument("--scale", type=float, help="how much larger (default: the model's own)")
-    up.add_argument("--steps", type=int, help="denoising steps (default: the model's own)")
-    up.add_argument("--sampler", default="auto", help="auto, ddpm, ddpm_large, ddim, dpmpp_2m")
-    up.add_argument("--spacing", default="auto", help="auto, leading, trailing")
-    up.add_argument("--eta", type=float, default=1.0, help="noise of each step: 0 deterministic, 1 ancestral")
-    up.add_argument("--seed", type=int, default=0, help="another seed, other details")
-    up.add_argument("--fidelity", type=float, default=1.0, help="0 generative to 1 faithful")
-    up.add_argument("--restore", type=restore, default="auto", help="how degraded the input is: 0 clean to 1, or auto")
-    up.add_argument("--color-fix", default="adain", help="adain, wavelet, none")
-    up.add_argument("--tile", type=size, default="auto", help="largest side of a tile in output pixels, 0 for none")
-    up.add_argument("--tile-batch", type=size, default="auto", help="tiles at a time")
-    up.add_argument("--wrap", action="store_true", help="keep a seamless texture seamless")
+    up.add_argument("inputs", nargs="+", metavar="IN", help="pictures, or folders of pictures; - is standard input")
+    up.add_argument(
+        "-o", "--output", required=True, metavar="OUT",
+        help="a file (its suffix is its format), a folder, or - for standard output",
+    )  # fmt: skip
+    add_settings(up, *SETTINGS_OF_A_RUN)
     up.add_argument("--mask", help="a grey picture: white where the result counts, black for plain bicubic")
-    up.add_argument("--bits", type=int, choices=(8, 16), help="bits a sample of a PNG (default: as in the input)")
-    up.add_argument("--recursive", action="store_true", help="folders with all that is below them, structure kept")
-    up.add_argument("--side-by-side", action="store_true", help="also write OUT_compare.png")
-    up.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16")
-    up.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    up.add_argument("--residency", default="auto", help="auto, all, stream: which experts stay on the device")
+    add_settings(up, "dtype", "device", "residency")
     up.add_argument("--compile", action="store_true", help="torch.compile the experts: for many pictures on a GPU")
+    files = up.add_argument_group("files")
+    files.add_argument("--recursive", action="store_true", help="folders with all that is below them, structure kept")
+    files.add_argument(
+        "--format", choices=outputs.FORMATS, metavar="KIND",
+        help=f"of results in a folder: {', '.join(outputs.FORMATS)} (as the input); default png",
+    )  # fmt: skip
+    files.add_argument("--quality", type=int, metavar="Q", help="of JPEG and WebP results, 1 to 100 (default: 95)")
+    files.add_argument("--bits", type=int, choices=(8, 16), help="bits per sample of a PNG (default: as in the input)")
+    files.add_argument("--side-by-side", action="store_true", help="also write OUT_compare.png")
+    files.add_argument(
+        "--overwrite", action="store_true", help="replace files that are there; inputs are never replaced"
+    )
+    files.add_argument(
+        "--skip-existing", action="store_true",
+        help="pass over results of the same input and settings; with --overwrite, make the others anew",
+    )  # fmt: skip
+    files.add_argument(
+        "--strip-metadata", action="store_true",
+        help="write pixels and colour profile only; --skip-existing then goes by name and size",
+    )  # fmt: skip
     up.set_defaults(run=_upscale)
     of_model(up)
     verbose(up)
 
 
 def _upscale(options: argparse.Namespace) -> int:
-    found, missing = _inputs(options.inputs, options.recursive)
-    outputs = _outputs(found, Path(options.output))
-    failed = [f"{path}: no such file or folder" for path in missing]
-    if not found and not missing:
+    from ..images.files import READ_SUFFIXES, WRITE_SUFFIXES
+    from ..record import read_record
+
+    to_stream = options.output == inputs.STREAM
+    if not to_stream:
+        outputs.check_output_name(options.output, WRITE_SUFFIXES)
+    output = Path(options.output)
+    to_file = output.suffix.lower() in WRITE_SUFFIXES and not output.is_dir() and not options.output.endswith("/")
+    passed_over = inputs.PassedOver()
+    sources, missing = inputs.find_sources(
+        options.inputs,
+        None if to_stream or to_file else output,
+        recursive=options.recursive,
+        suffixes=READ_SUFFIXES,
+        is_result=lambda path: read_record(path) is not None,
+        passed_over=passed_over,
+    )
+    failed = [f"{name}: no such file or folder" for name in missing] + passed_over.unreadable
+    if not sources and not failed:
         failed.append(f"{', '.join(options.inputs)}: no pictures in there")
+    if (to_stream or to_file) and len(sources) > 1:
+        raise SettingError(f"{output}: one file for {len(sources)} pictures; give a folder")
+    run = _Run(options, sources, _plan(options, sources, output, to_file, to_stream))
     done = 0
     try:
-        model = open_model(options) if found else None
-        for (source, _), target in zip(found, outputs):
-            error = _upscale_one(model, source, target, options)
+        if sources:
+            run.prepare(None if to_stream else output.parent if to_file else output)
+        for target in run.todo:
+            error = run.upscale_one(target)
             failed += [error] if error else []
             done += not error
     finally:
+        if run.finished:
+            _say(f"{len(run.finished)} of {len(sources)} results were there already")
+        if passed_over.describe():
+            _say(passed_over.describe())
         if failed and done + len(failed) > 1:
-            print(f"{done} done, {len(failed)} failed:", file=sys.stderr)
+            _say(f"{done} done, {len(failed)} failed:")
         for line in failed:
             fail(line)
     return 1 if failed else 0
 
 
-def _upscale_one(model: Any, source: Path, target: Path, options: argparse.Namespace) -> str | None:
-    """Upscale a file; the line that says what went wrong, or None. Raises what is wrong for all files: settings."""
-    from ..images.compare import side_by_side
-    from ..images.files import read, write
-    from ..pipeline import upscale
-
-    try:
-        picture = read(source)
-        if options.bits:
-            picture = replace(picture, bits=options.bits)
-        mask = read(Path(options.mask)).rgb[..., 1] if options.mask else None
-        with Bar(source.name) as bar:
-            result = upscale(
-                model, picture, scale=options.scale, steps=options.steps, sampler=options.sampler,
-                spacing=options.spacing, eta=options.eta, seed=options.seed, fidelity=options.fidelity,
-                color_fix=options.color_fix, tile=options.tile, tile_batch=options.tile_batch, wrap=options.wrap,
-                mask=mask, restore=options.restore, callback=bar.show,
-            )  # fmt: skip
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write(target, result)
-        print(f"{target}: {result.rgb.shape[1]} x {result.rgb.shape[0]}")
-        if options.side_by_side:
-            beside = target.with_name(f"{target.stem}_compare.png")
-            write(beside, side_by_side(picture, result))
-            print(f"{beside}: input, bicubic and result side by side")
-    except SettingError:
-        raise
-    except MoESRError as error:
-        return str(error)
-    except OSError as error:
-        return f"{target}: cannot be written ({error.strerror or error}); check the folder and its space"
-    except Exception as error:  # one broken file must not take the others with it
-        logging.getLogger(__name__).info("%s", source, exc_info=True)
-        return f"{source}: {type(error).__name__}: {' '.join(str(error).split())}; run with --verbose and report it"
-    return None
-
-
-def _inputs(names: Sequence[str], recursive: bool) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """Pictures, each with the folder it keeps below OUT, and the names that do not exist.
-
-    Files come in the order given, folders' pictures in order of name; `recursive` looks into folders' folders too.
-    """
-    from ..images.files import READ_SUFFIXES
-
-    found: list[tuple[Path, Path]] = []
-    missing: list[str] = []
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            inside = sorted(path.rglob("*") if recursive else path.iterdir())
-            pictures = [p for p in inside if p.is_file() and p.suffix.lower() in READ_SUFFIXES]
-            found += [(p, p.parent.relative_to(path)) for p in pictures]
-        elif path.exists():
-            found.append((path, Path()))
-        else:
-            missing.append(name)
-    return found, missing
-
-
-def _outputs(inputs: Sequence[tuple[Path, Path]], output: Path) -> list[Path]:
-    """Where each result goes: OUT itself if it names a picture, else OUT/<stem>.png; clashes get -2, -3."""
-    from ..images.files import WRITE_SUFFIXES
-
-    if output.suffix.lower() in WRITE_SUFFIXES and not output.is_dir():
-        if len(inputs) > 1:
-            raise SettingError(f"{output}: one file for {len(inputs)} pictures; give a folder")
-        return [output] * len(inputs)
-    if output.exists() and not output.is_dir():
-        raise SettingError(
-            f"{output}: a file that is no picture; give a folder, or a name ending in .png, .jpg or .webp"
+def _plan(
+    options: argparse.Namespace, sources: list[inputs.Source], output: Path, to_file: bool, to_stream: bool
+) -> list[Target]:
+    """Where each result goes. Raises SettingError for options that contradict each other."""
+    suffix = outputs.FORMATS[options.format or "png"]
+    if to_stream:
+        if options.side_by_side or options.format == "same":
+            raise SettingError("-: standard output takes one result; choose --format png, jpg or webp and nothing else")
+        if sys.stdout.isatty():
+            raise SettingError("-: standard output is a terminal; send it to a file or a program")
+        targets = [Target(source, Path(inputs.STREAM + suffix)) for source in sources]
+    elif to_file:
+        if options.format not in (None, "same") and suffix != output.suffix.lower().replace(".jpeg", ".jpg"):
+            raise SettingError(f"{output}: not a file of --format {options.format}; leave one of them out")
+        compare = outputs.name_compare(output) if options.side_by_side else None
+        targets = [Target(source, output, compare) for source in sources]
+    else:
+        folders = {source.folder for source in sources}
+        targets = list(
+            outputs.plan_targets(sources, output, suffix=suffix, compare=options.side_by_side, folders=folders)
         )
-    taken: set[str] = set()
-    targets = []
-    for path, folder in inputs:
-        target, count = output / folder / f"{path.stem}.png", 1
-        while str(target).lower() in taken:
-            count += 1
-            target = target.with_name(f"{path.stem}-{count}.png")
-        taken.add(str(target).lower())
-        targets.append(target)
+    suffixes = {target.path.suffix.lower() for target in targets}
+    if options.bits == 16 and not suffixes <= {".png"}:
+        raise SettingError("--bits 16: only a PNG has them; choose --format png")
+    if options.quality is not None and (not 1 <= options.quality <= 100 or suffixes == {".png"}):
+        raise SettingError(f"--quality {options.quality}: 1 to 100, of --format jpg or webp; a PNG loses nothing")
     return targets
+
+
+class _Run:
+    """The pictures of one command, with one model and the same settings."""
+
+    def __init__(self, options: argparse.Namespace, sources: list[inputs.Source], targets: list[Target]) -> None:
+        self.options = options
+        self.todo = targets
+        self.finished: list[Target] = []
+        self._sources = sources
+
+    def prepare(self, folder: Path | None) -> None:
+        """Everything that can be wrong before the first picture; `folder` is where results go. Raises MoESRError."""
+        options = self.options
+        if folder is not None:
+            if not options.skip_existing:
+                self.todo, _ = outputs.check_targets(self.todo, overwrite=options.overwrite)
+            outputs.check_writable(folder)
+            outputs.clean_folders(self.todo)
+            if options.skip_existing:
+                self.todo, self.finished = outputs.check_targets(
+                    self.todo, overwrite=options.overwrite, find_difference=self._find_difference
+                )
+            outputs.check_space(self.todo, folder, self._record["scale"])
+        if self.todo:
+            _ = self._model, self._mask
+
+    def upscale_one(self, target: Target) -> str | None:
+        """Upscale a file; the line that says what went wrong, or None. Raises what is wrong for all: settings."""
+        from ..images.compare import side_by_side
+        from ..pipeline import upscale
+
+        options, name = self.options, target.source.path.name
+        try:
+            picture, digest = _read(target.source)
+            if options.bits:
+                picture = replace(picture, bits=options.bits)
+            with Bar(name) as bar:
+                result = upscale(self._model, picture, **self._settings, mask=self._mask, callback=bar.show)
+            if target.compare is not None:  # first, as a result that is there says that all is done
+                self._save(target, target.compare, side_by_side(picture, result), digest)
+            self._save(target, target.path, result, digest)
+        except SettingError:
+            raise
+        except MoESRError as error:
+            return str(error)
+        except OSError as error:
+            return f"{target.path}: cannot be written ({error.strerror or error}); check the folder and its space"
+        except Exception as error:  # one broken file must not take the others with it
+            logging.getLogger(__name__).info("%s", target.source.path, exc_info=True)
+            words = " ".join(str(error).split())
+            return f"{target.source.path}: {type(error).__name__}: {words}; run with --verbose and report it"
+        return None
+
+    def _save(self, target: Target, path: Path, picture: Any, digest: str) -> None:
+        from ..record import to_texts
+
+        texts = None if self.options.strip_metadata else to_texts({**self._record, "input_hash": digest})
+        data = _encode(path, picture, self.options.quality or 95, texts)
+        if self.options.output == inputs.STREAM:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+            return
+        saved = outputs.save_new(path, lambda file: file.write(data), replaces=target.replaces)
+        height, width = picture.rgb.shape[:2]
+        note = "" if saved == path else f" ({path.name} was taken by another file meanwhile)"
+        what = ", input, bicubic and result side by side" if path == target.compare else ""
+        print(f"{saved}: {width} x {height}{what}{note}")
+
+    @cached_property
+    def _model(self) -> Any:
+        return open_model(self.options)
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self.options, name) for name in SETTINGS_OF_A_RUN if name != "model"}
+
+    @cached_property
+    def _mask(self) -> Any:
+        from ..images.files import read
+
+        return read(Path(self.options.mask)).rgb[..., 1] if self.options.mask else None
+
+    @cached_property
+    def _record(self) -> dict[str, Any]:
+        """What makes the result what it is, but for the input."""
+        from ..checkpoints.library import find
+        from ..record import digest_file, digest_model
+        from ..settings import resolve
+
+        path, mask, settings = find(self.options.model), self.options.mask, self._settings
+        own = {name: settings[name] for name in ("scale", "steps", "sampler", "spacing", "fidelity", "restore")}
+        return {
+            "model": path.stem,
+            "model_hash": digest_model(path),
+            **{name: settings[name] for name in ("restore", "seed", "color_fix", "wrap", "eta", "tile")},
+            **asdict(resolve(self._model.config, **own)),
+            "mask": digest_file(Path(mask)) if mask else None,
+            "bits": self.options.bits,
+        }
+
+    @cached_property
+    def _source_states(self) -> set[tuple[int, int]]:
+        return {(state.st_dev, state.st_ino) for state in (os.stat(s.path) for s in self._sources if not s.is_stream)}
+
+    def _find_difference(self, target: Target, path: Path) -> str | None:
+        """Why the file at `path` is not the result of this input and these settings, None if it is."""
+        from PIL import Image
+
+        from ..record import digest_file, find_difference, read_record
+
+        try:
+            found = read_record(path)
+            if found is not None:
+                return find_difference(found, {**self._record, "input_hash": digest_file(target.source.path)})
+            if not self.options.strip_metadata:
+                return "it does not say that it is a result"
+            with Image.open(path) as result, Image.open(target.source.path) as source:
+                state, scale = path.stat(), self._record["scale"]
+                sizes = {tuple(int(side * scale + 0.5) for side in s) for s in (source.size, source.size[::-1])}
+                if (state.st_dev, state.st_ino) in self._source_states or result.size not in sizes:
+                    return "it is no result of this size"
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return f"it cannot be compared ({error})"
+        return None
+
+
+def _read(source: inputs.Source) -> tuple[Any, str]:
+    """The picture of a source, and the digest of its bytes."""
+    from ..images.files import read
+    from ..record import digest_file
+
+    if not source.is_stream:
+        return read(source.path), digest_file(source.path)
+    import tempfile
+
+    if sys.stdin is None:
+        raise ImageError("-: standard input is closed")
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(sys.stdin.buffer.read())
+        file.flush()
+        try:
+            return read(file.name), digest_file(Path(file.name))
+        except ImageError as error:
+            raise ImageError(str(error).replace(file.name, "-")) from error
+
+
+def _encode(path: Path, picture: Any, quality: int, texts: dict[str, str] | None) -> bytes:
+    import tempfile
+
+    from ..images.files import write
+
+    with tempfile.TemporaryDirectory() as folder:
+        there = Path(folder) / f"x{path.suffix}"
+        write(there, picture, quality=quality, text=texts)
+        return there.read_bytes()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

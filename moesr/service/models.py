@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ from ..checkpoints.library import DEFAULT, installed, meant
 from ..config import ModelConfig
 from ..diffusion.process import from_config
 from ..errors import CheckpointError, SettingError
+from ..record import digest_model, model_files
 from ..settings import resolve
-
-_BLOCK = 2**20
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,7 @@ class Models:
         key = _state(path)
         with self._lock:
             if key not in self._digests:
-                sha = hashlib.sha256()
-                for part in _files(path):
-                    with part.open("rb") as file:
-                        while block := file.read(_BLOCK):
-                            sha.update(block)
-                self._digests[key] = sha.hexdigest()[:16]
+                self._digests[key] = digest_model(path)
             return self._digests[key]
 
     def plan(self, name: str, steps: int | None = None, sampler: str = "auto") -> Plan:
@@ -98,10 +91,6 @@ class Models:
             return self._opened[key]
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-
-
 def _state(path: Path) -> tuple[object, ...]:
     """A value that changes when the files do."""
-    return tuple((str(p), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in _files(path))
+    return tuple((str(p), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in model_files(path))

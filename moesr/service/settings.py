@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from .. import __version__
 from ..checkpoints.library import DEFAULT
 from ..errors import SettingError
+from ..record import KEYWORD as KEYWORD
+from ..record import from_texts, to_texts
 from ..settings import COLOUR_FIXES, SAMPLERS
 
-#: The keyword of the PNG's text chunk.
-KEYWORD = "moesr"
 CHOICES = {"sampler": ("auto", *SAMPLERS), "color_fix": COLOUR_FIXES}
 LARGEST_SCALE = 16.0
 LARGEST_TILE = 8192
@@ -52,19 +50,18 @@ def checked(values: Mapping[str, Any]) -> Settings:
 
 def as_text(settings: Settings, digest: str) -> dict[str, str]:
     """Text chunks of a PNG that say how it was made. digest: of the model's files."""
-    record = {"version": __version__, "model_hash": digest, **asdict(settings)}
-    return {"Software": f"MoESR {__version__}", KEYWORD: json.dumps(record)}
+    return to_texts({"model_hash": digest, **asdict(settings)})
 
 
 def from_text(texts: Mapping[str, str]) -> tuple[Settings, str] | None:
     """Settings and the hash of the model from the texts of a PNG; None if it says nothing that makes sense."""
+    record = from_texts(texts)
+    if record is None:
+        return None
     try:
-        record = json.loads(texts.get(KEYWORD, ""))
-        if not isinstance(record, dict):
-            return None
         digest = record.get("model_hash", "")
         return checked(record), digest if isinstance(digest, str) else ""
-    except (ValueError, RecursionError, SettingError):
+    except SettingError:
         return None
 
 

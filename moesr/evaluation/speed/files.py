@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoints.detect import FIRST_STAGE
-from ..checkpoints.header import to_header
-from ..checkpoints.writing import Entry, write
-from ..config import ModelConfig
-from ..networks.autoencoder import Autoencoder
-from ..networks.denoiser import denoiser
+from ...checkpoints.detect import FIRST_STAGE
+from ...checkpoints.header import to_header
+from ...checkpoints.writing import Entry, write
+from ...config import ModelConfig
+from ...networks.autoencoder import Autoencoder
+from ...networks.denoiser import denoiser
 
 #: Random numbers that all tensors are cut from.
 _POOL = 2**22

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..diffusion.experts import All
-from ..evaluation.benchmark import Benchmark, Case
-from ..evaluation.suite import Suite
+from ...diffusion.experts import All
+from ..benchmark import Benchmark, Case
+from ..suite import Suite
 
 #: The long run that fewer steps are held against, and the numbers of steps that are tried.
 LONG = {"sampler": "ddpm", "steps": 200}
@@ -47,8 +47,8 @@ def measured(
 
     Raises what `load` and `upscale` raise for settings that are wrong.
     """
-    from ..model import load
-    from ..pipeline import upscale
+    from ...model import load
+    from ...pipeline import upscale
 
     models: dict[str, Any] = {}
     for way in ways:

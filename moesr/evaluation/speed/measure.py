@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..runtime import trim_memory
+from ...runtime import trim_memory
 
 Run = Callable[[], Any]
 

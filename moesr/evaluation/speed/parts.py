@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import AutoencoderConfig, UNetConfig
-from ..errors import SettingError
-from ..networks.autoencoder import Autoencoder
-from ..networks.unet import UNet
+from ...config import AutoencoderConfig, UNetConfig
+from ...errors import SettingError
+from ...networks.autoencoder import Autoencoder
+from ...networks.unet import UNet
+from . import plain as plain_networks
 from .measure import Run
-
-#: Where a checkout keeps the plain implementations.
-PLAIN = Path(__file__).resolve().parents[2] / "tests" / "reference" / "plain.py"
 
 
 @dataclass(frozen=True)
@@ -32,17 +30,16 @@ class Part:
     count: Run
 
 
-def reference(path: Path | None) -> ModuleType | None:
-    """The plain implementations: a file of Python that the caller names, or the checkout's own if there is one.
+def read_reference(path: Path | None) -> ModuleType:
+    """The plain networks to compare with: those of this package, or a Python file with the same functions.
 
-    Raises SettingError for a file that is not there.
+    Raises SettingError for a file that does not exist.
     """
-    if path is None and not PLAIN.is_file():
-        return None
-    path = path or PLAIN
+    if path is None:
+        return plain_networks
     spec = importlib.util.spec_from_file_location("moesr_plain_reference", path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise SettingError(f"{path}: no file of plain implementations; tests/reference/plain.py of a checkout is one")
+        raise SettingError(f"{path}: no such Python file; moesr/evaluation/speed/plain.py shows what it must define")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -93,7 +93,7 @@ class Bench:
                 yield self._row(part, name, rounds)
 
     def _open(self) -> Iterator[Row]:
-        from ..model import load
+        from ...model import load
         from .files import full_size_file
 
         with tempfile.TemporaryDirectory(prefix="moesr-bench-") as folder:
@@ -115,8 +115,8 @@ class Bench:
                 found["model"].close()
 
     def _image(self) -> Iterator[Row]:
-        from ..model import load
-        from ..pipeline import upscale
+        from ...model import load
+        from ...pipeline import upscale
 
         side = min(256, self.plan.side) if self.plan.quick else self.plan.side
         model = load(self.plan.model, device=self.device)
@@ -130,8 +130,8 @@ class Bench:
 
     def _scaling(self) -> Iterator[Row]:
         """Seconds of a megapixel and memory beyond the result, from one tile to many; two steps are enough to see."""
-        from ..model import load
-        from ..pipeline import upscale
+        from ...model import load
+        from ...pipeline import upscale
 
         model = load(self.plan.model, device=self.device)
         upscale(model, _picture(64 // model.scale), steps=2)  # weights that are converted come into memory at first use

@@ -1,0 +1,96 @@
+"""Temporary files and folders that their process could not delete: marked by a lock that ends with the process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+_log = logging.getLogger(__name__)
+
+_PART = ".moesr-*.part"
+_LOCK = ".moesr-lock"
+
+
+def create_part(folder: Path) -> tuple[Path, BinaryIO]:
+    """A new empty file in the folder, hidden, whose name says that it is not finished. Its lock ends with the file."""
+    while True:
+        path = folder / f".moesr-{secrets.token_hex(8)}.part"
+        file = path.open("xb")
+        with contextlib.suppress(OSError):  # a network file system without locks
+            _lock(file)
+        # Before it was locked, another process may have taken it for abandoned and deleted it.
+        if path.exists():
+            return path, file
+        file.close()
+
+
+def remove_abandoned_parts(folder: Path) -> None:
+    """Delete unfinished files of processes that have ended. What others are writing stays."""
+    for path in _find(folder, _PART):
+        if _is_abandoned(path):
+            _log.info("%s: left behind by a run that was killed; deleted", path)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+class TemporaryFolder:
+    """A folder for its owner only, among temporary files or in `parent`. `close` deletes it.
+
+    A new one with the same prefix deletes those whose processes ended without that.
+    """
+
+    def __init__(self, prefix: str, parent: Path | None = None) -> None:
+        parent = parent or Path(tempfile.gettempdir())
+        for path in _find(parent, f"{prefix}*"):
+            if path.is_dir() and not path.is_symlink() and _is_ours(path) and _is_abandoned(path / _LOCK):
+                shutil.rmtree(path, ignore_errors=True)
+        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).resolve()
+        if os.name == "nt":
+            self._lock: BinaryIO = (self.path / _LOCK).open("xb")
+        else:  # locked under another name first, so that nobody sees the lock's file without its lock
+            part, self._lock = create_part(self.path)
+            part.rename(self.path / _LOCK)
+
+    def close(self) -> None:
+        """Delete the folder and all in it."""
+        self._lock.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _find(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return list(folder.glob(pattern))
+    except OSError:
+        return []
+
+
+def _is_ours(path: Path) -> bool:
+    return not hasattr(os, "getuid") or path.lstat().st_uid == os.getuid()
+
+
+def _lock(file: BinaryIO) -> None:
+    """Lock the file until it is closed. Raises OSError if another process has, or where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where an open file cannot be deleted
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """True if a process created and locked the file at `path`, and has ended. On Windows the file is then deleted."""
+    try:
+        if os.name == "nt":
+            path.unlink()
+            return True
+        with path.open("r+b") as file:
+            _lock(file)
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,74 @@
+"""What a result says of how it was made: one JSON object in its metadata, by which it is found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .images.pngtext import read_text
+
+#: The keyword of the text that holds the record.
+KEYWORD = "moesr"
+_BLOCK = 2**20
+
+
+def to_texts(record: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata texts by keyword that hold the record."""
+    return {"Software": f"MoESR {__version__}", KEYWORD: json.dumps({"version": __version__, **record})}
+
+
+def from_texts(texts: Mapping[str, str]) -> dict[str, Any] | None:
+    """The record in a picture's texts, None if there is none that makes sense."""
+    try:
+        record = json.loads(texts.get(KEYWORD, ""))
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The record in a file; None for a file without one, or that cannot be read. Pixels are not decoded."""
+    return from_texts(read_text(path))
+
+
+def find_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+    """How a result differs from what is expected, None if it is that: "made with scale 4, not 2"."""
+    if found.get("input_hash") != expected.get("input_hash"):
+        return "it was made from another picture, or from this one before it was changed"
+    for name, value in expected.items():
+        if found.get(name) != value:
+            return f"it was made with {name.replace('_', ' ')} {_as_word(found.get(name))}, not {_as_word(value)}"
+    return None
+
+
+def digest_file(path: Path) -> str:
+    """32 hexadecimal digits that stand for the bytes of a file. Raises OSError."""
+    with path.open("rb") as file:
+        digest = hashlib.blake2b(digest_size=16)
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_model(path: Path) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a model's file, or of the files of its folder by name."""
+    sha = hashlib.sha256()
+    for part in model_files(path):
+        with part.open("rb") as file:
+            while block := file.read(_BLOCK):
+                sha.update(block)
+    return sha.hexdigest()[:16]
+
+
+def model_files(path: Path) -> list[Path]:
+    """The files of a model, by name."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _as_word(value: Any) -> str:
+    return "nothing" if value is None else str(value)[:40]

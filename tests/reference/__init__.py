@@ -1,1 +1,0 @@
-"""Plain implementations to hold the fast ones against."""
