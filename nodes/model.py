@@ -53,11 +53,11 @@ class Model:
 
     def begin(self, tile: int, width: int, height: int) -> None:
         """A run starts whose result has that size, with tiles of that side (0: the pipeline chooses)."""
-        from ..moesr.pipeline import LARGEST_TILE, working_memory
+        from ..moesr.tiling import LARGEST_TILE, estimate_tile_memory
 
         side = min(max(width, height), tile or LARGEST_TILE)
         part = self._sr or self.decoder
-        self.patchers.begin(working_memory(part.autoencoder.config, part.dtype, side))
+        self.patchers.begin(estimate_tile_memory(part.autoencoder.config, part.dtype, side))
 
 
 def names() -> list[str]:

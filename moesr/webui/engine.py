@@ -18,9 +18,9 @@ from ..errors import CheckpointError, MoESRError, SettingError
 from ..latent_decoder import LatentDecoder, open_decoder
 from ..model import DTYPES, Parts, SRModel
 from ..networks.autoencoder import Autoencoder
-from ..pipeline import LARGEST_TILE, working_memory
 from ..runtime import PlainRuntime, Runtime
 from ..service.models import Models
+from ..tiling import LARGEST_TILE, estimate_tile_memory
 from . import host
 from .memory import Keeper, Moved, Network, Networks, Patched, Slot
 
@@ -94,7 +94,7 @@ class Engine:
             dtype = _decoder_dtype(self.keeper.device)
             size = _bytes(parts.weights.shapes(), dtype)
             networks = Networks([Network(size, lambda device: parts.autoencoder(dtype, device))], self.keeper)
-            networks.begin(working_memory(parts.config, dtype, LARGEST_TILE))
+            networks.begin(estimate_tile_memory(parts.config, dtype, LARGEST_TILE))
             network = cast(Autoencoder, networks.network(0))
             decoder = LatentDecoder(network, self.keeper.device, dtype, networks, Slot(lambda: networks))
             self._decoder = (key, decoder, networks)
@@ -122,7 +122,7 @@ class Engine:
             begin = True
         parts, networks = self._model[1:]
         if begin:
-            networks.begin(working_memory(parts.files.config.autoencoder, self.dtype, self._side))
+            networks.begin(estimate_tile_memory(parts.files.config.autoencoder, self.dtype, self._side))
         return parts, networks
 
 

@@ -12,12 +12,12 @@ from urllib.parse import quote
 from ..errors import MoESRError
 from ..images.pngtext import read_text
 from ..model import SRModel
-from ..pipeline import LARGEST_TILE
 from ..runtime import Runtime
 from ..service.intake import size
 from ..service.job import Job
 from ..service.limits import LOCAL
 from ..service.settings import KEYWORD, from_text
+from ..tiling import LARGEST_TILE
 from . import host
 from .engine import engine
 from .infotext import facts, line
