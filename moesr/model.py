@@ -135,7 +135,7 @@ def load(
     model, SettingError for an option that does not exist.
     """
     runtime = runtime or PlainRuntime()
-    where = _device(device)
+    where = find_device(device)
     parts = Parts(open_model(_locate(source), scale, timesteps), _dtype(dtype, where))
     keeper = _residency(residency, parts.files, parts.dtype, where, runtime)
     experts = range(len(parts.files.config.stages))
@@ -177,16 +177,22 @@ def _name(files: ModelFiles) -> str:
     return files.config.name or str(files.paths[0])
 
 
-def _device(device: str | torch.device) -> torch.device:
+def find_device(device: str | torch.device) -> torch.device:
+    """The device of that name; "auto" is CUDA (NVIDIA, ROCm), else MPS, else XPU, else the CPU.
+
+    Raises SettingError for a name that torch does not know, and for DirectML.
+    """
+    if str(device).startswith(("dml", "directml", "privateuseone")):
+        raise SettingError(f"device {str(device)!r}: DirectML is not supported; use ROCm, XPU or the CPU")
     if device != "auto":
         try:
             return torch.device(device)
         except RuntimeError as error:
             raise SettingError(f"device {device!r} is unknown to torch; use auto, cpu, cuda, cuda:1, mps") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
+    for name in ("cuda", "mps", "xpu"):
+        backend = torch.backends.mps if name == "mps" else getattr(torch, name, None)
+        if backend is not None and backend.is_available():
+            return torch.device(name)
     return torch.device("cpu")
 
 

@@ -20,7 +20,7 @@ from .inputs import Source
 from .leftovers import create_part, remove_abandoned_parts
 
 #: Names for `--format`, with the suffix that they stand for. `same` is the input's own, where it can be written.
-FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "same": ""}
+FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "same": ""}
 #: Bytes per pixel of a result in 8 bits per sample, about.
 _BYTES_PER_PIXEL = {".png": 1.5, ".jpg": 0.5, ".jpeg": 0.5, ".webp": 0.25, ".tif": 3.0, ".tiff": 3.0}
 #: Bytes that file systems take for a name.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .images.pngtext import read_text
+from .images.files import read_text
 
 #: The keyword of the text that holds the record.
 KEYWORD = "moesr"
@@ -53,6 +53,11 @@ def digest_file(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def digest_bytes(data: bytes) -> str:
+    """The same digits for bytes that are there."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def digest_model(path: Path) -> str:

@@ -7,35 +7,12 @@ from pathlib import Path
 import torch
 
 from moesr.checkpoints.files import save_model
-from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, UNetConfig
+from moesr.evaluation.nano import nano_config
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.denoiser import denoiser
 
-PROCESSES = {
-    "ddpm": ProcessConfig(),
-    "residual_shift": ProcessConfig(kind="residual_shift", predict="residual", kappa=1.0),
-}
-
-
-def nano_config(process: str) -> ModelConfig:
-    return ModelConfig(
-        name=f"nano_{process}",
-        scale=4,
-        steps=4,
-        unet=UNetConfig(
-            model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_downsamples=(2,), norm_groups=8
-        ),
-        autoencoder=AutoencoderConfig(
-            ch=32,
-            num_res_blocks=1,
-            n_embed=64,
-            norm_groups=8,
-            fusion_growth=8,
-            fusion_blocks=1,
-            lr_skip=process == "residual_shift",
-        ),
-        process=PROCESSES[process],
-    )
+#: Processes that `nano_config` knows, for tests that run over either.
+PROCESSES = ("ddpm", "residual_shift")
 
 
 def save_nano(process: str, folder: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MoESRError
-from ..images.pngtext import read_text
+from ..images.files import read_text
 from ..service.desk import Desk
 from ..service.intake import Upload, accept, size
 from ..service.job import Job

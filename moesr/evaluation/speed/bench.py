@@ -10,9 +10,9 @@ from statistics import median
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 
+from ..parity import synthetic_picture
 from .measure import MATRIX, MATRIX_TMAC, Row, Run, Stopwatch, anonymous, matrix_product, peak, ratio, tmac
 from .parts import Decoder, Part, step
 
@@ -120,7 +120,7 @@ class Bench:
 
         side = min(256, self.plan.side) if self.plan.quick else self.plan.side
         model = load(self.plan.model, device=self.device)
-        picture = _picture(side // model.scale)
+        picture = synthetic_picture(side // model.scale)
         runs: list[Run] = [lambda: upscale(model, picture)]
         seconds = median(self.watch.alternating(runs, self.plan.rounds)[0])
         with peak(self.device) as seen:
@@ -134,11 +134,13 @@ class Bench:
         from ...pipeline import upscale
 
         model = load(self.plan.model, device=self.device)
-        upscale(model, _picture(64 // model.scale), steps=2)  # weights that are converted come into memory at first use
+        upscale(
+            model, synthetic_picture(64 // model.scale), steps=2
+        )  # weights that are converted come into memory at first use
         for side in SIDES[:2] if self.plan.quick else SIDES:
-            picture = _picture(side // model.scale)
+            picture = synthetic_picture(side // model.scale)
 
-            def run(side: int = side, picture: np.ndarray = picture) -> None:
+            def run(side: int = side, picture: Any = picture) -> None:
                 upscale(model, picture, steps=2, tile=min(side, 512))
 
             with peak(self.device) as seen:
@@ -165,11 +167,3 @@ class Bench:
     def _against(self, name: str, run: Run, other: Run) -> Row:
         ours, theirs = self.watch.alternating([run, other], self.plan.rounds)
         return Row(name, median(ours), speedup_over_reference=ratio(theirs, ours))
-
-
-def _picture(side: int) -> np.ndarray:
-    """Smooth colours with some noise, uint8 [side, side, 3]."""
-    y, x = np.mgrid[:side, :side] / 16
-    waves = np.stack([np.sin(y + k) * np.cos(x * (k + 1) / 2) for k in range(3)], axis=-1)
-    noise = np.random.default_rng(0).normal(0, 0.03, waves.shape)
-    return ((waves * 0.35 + 0.5 + noise) * 255).clip(0, 255).astype(np.uint8)

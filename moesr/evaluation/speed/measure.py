@@ -61,10 +61,10 @@ class Stopwatch:
         self._now = time.perf_counter if clock == "wall" else time.process_time
 
     def __call__(self, run: Run) -> float:
-        self._wait()
+        wait_for(self.device)
         start = self._now()
         run()
-        self._wait()
+        wait_for(self.device)
         return self._now() - start
 
     def alternating(self, runs: list[Run], rounds: int, warm: bool = True) -> list[list[float]]:
@@ -75,11 +75,23 @@ class Stopwatch:
         rows = [[self(run) for run in runs] for _ in range(rounds)]
         return [list(column) for column in zip(*rows)]
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done all that is queued on it."""
+    backend = getattr(torch, device.type, None)
+    if device.type != "cpu" and backend is not None:
+        backend.synchronize()
+
+
+def allocated_bytes(device: torch.device) -> int | None:
+    """Bytes of tensors on a device, or of this process's anonymous memory on the CPU; None where that is unknown."""
+    if device.type == "cpu":
+        trim_memory()
+        return anonymous()
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    count: Any = getattr(getattr(torch, device.type, None), "memory_allocated", None)
+    return None if count is None else count(device)
 
 
 def ratio(above: list[float], below: list[float]) -> float:
@@ -128,11 +140,12 @@ def peak(device: torch.device) -> Iterator[Peak]:
     """Measures the most memory that the block takes; read it after the block."""
     seen = Peak()
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    if device.type in ("cuda", "xpu"):
+        backend = getattr(torch, device.type)
+        backend.reset_peak_memory_stats(device)
+        before = backend.memory_allocated(device)
         yield seen
-        seen.bytes = torch.cuda.max_memory_allocated(device) - before
+        seen.bytes = backend.max_memory_allocated(device) - before
         return
     trim_memory()
     start = anonymous()
