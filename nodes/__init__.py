@@ -6,8 +6,8 @@ from typing import Any
 
 from .as_upscale_model import MoESRAsUpscaleModel
 from .as_vae import MoESRFCDAsVAE
+from .comfyui import ComfyExtension
 from .decode import FrequencyCompensatedDecode
-from .host import ComfyExtension
 from .loader import MoESRLoader
 from .sampler import MoESRSampler
 from .timeline import MoESRExpertTimeline

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import widgets
-from .host import io, schema
+from .comfyui import io, schema
 
 
 class UpscaleModel:
@@ -34,7 +34,7 @@ class UpscaleModel:
     @property
     def device(self) -> Any:
         """Where the model works."""
-        return self._model.patchers.device
+        return self._model.hosted.networks.keeper.device
 
     def to(self, *_: Any, **__: Any) -> UpscaleModel:
         """The same: the host's memory manager has the networks moved when they are used."""
@@ -47,7 +47,7 @@ class UpscaleModel:
     def __call__(self, image: Any) -> Any:
         from ..moesr.pipeline import upscale
 
-        self._model.begin(0, image.shape[3] * self.scale, image.shape[2] * self.scale)
+        self._model.hosted.begin_run(image.shape[3] * self.scale, image.shape[2] * self.scale)
         result = upscale(
             self._model.sr,
             image.movedim(1, -1),

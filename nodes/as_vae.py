@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import widgets
-from .host import io, schema, vae_of
+from .comfyui import io, schema, vae_of
 
 #: The AFF U-Net, which the host's own network does not have.
 OURS = "decoder.unet_1."
@@ -36,6 +36,6 @@ class MoESRFCDAsVAE(io.ComfyNode):
                 f"model: {model.name} decodes latents of its own; in the Loader choose a KL f8 decoder, "
                 "fa_vae.pth for Stable Diffusion 1.5"
             )
-        parts = model.parts
+        parts = model.hosted.parts
         weights = {name: parts.weights[name] for name in parts.weights if not name.startswith(OURS)}
         return io.NodeOutput(vae_of(weights, parts.autoencoder, lambda dtype: working_memory(parts.config, dtype, 1)))

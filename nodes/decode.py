@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from . import widgets
-from .host import Progress, io, schema
-from .sampler import SETTINGS
+from .comfyui import Progress, io, read_prompt_inputs, schema
+
+log = logging.getLogger(__name__)
 
 
 class FrequencyCompensatedDecode(io.ComfyNode):
@@ -55,23 +57,24 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         progress = Progress()
         if model.decoder is not None:
             factor = model.decoder.autoencoder.config.factor
-            model.begin(tile, latents.shape[-1] * factor, latents.shape[-2] * factor)
+            model.hosted.begin_run(latents.shape[-1] * factor, latents.shape[-2] * factor, tile)
             picture = model.decoder.decode(latents, tile=tile or "auto", callback=progress)
             progress.done()
             return io.NodeOutput(picture)
         if image is None:
             raise SettingError("image: connect the source, the image that the MoESR Sampler was given")
-        told = samples.get(SETTINGS, {})
-        model.begin(tile, image.shape[2] * model.sr.scale, image.shape[1] * model.sr.scale)
+        if not wrap and read_prompt_inputs("samples").get("wrap") is True:
+            log.warning("MoESR: wrap is on in the Sampler and off in the Decode, so borders may not match")
+        model.hosted.begin_run(image.shape[2] * model.sr.scale, image.shape[1] * model.sr.scale, tile)
         picture = decode_latents(
             model.sr,
             latents,
             image,
-            scale=scale or told.get("scale") or None,
+            scale=scale or None,
             fidelity=fidelity,
             color_fix=color_fix,
             tile=tile or "auto",
-            wrap=wrap or told.get("wrap", False),
+            wrap=wrap,
             mask=samples.get("noise_mask") if mask is None else mask,
             callback=progress,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import model as models
-from .host import io, schema
+from .comfyui import io, schema
 from .widgets import ALIASES, CATEGORY, listed
 
 
@@ -20,8 +20,8 @@ class MoESRLoader(io.ComfyNode):
             category=CATEGORY,
             search_aliases=[*ALIASES, "load upscale model", "resshift", "ldm super resolution"],
             inputs=[
-                io.Combo.Input("model", options=models.names()),
-                io.Combo.Input("dtype", options=list(models.NUMBERS), default="auto"),
+                io.Combo.Input("model", options=models.list_models()),
+                io.Combo.Input("dtype", options=list(models.DTYPES), default="auto"),
                 io.Combo.Input("experts", options=list(models.RESIDENCIES), default="auto"),
             ],
             outputs=[models.MODEL.Output("model_out")],
@@ -30,7 +30,7 @@ class MoESRLoader(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, model: str | None) -> bool | str:
         """A line that names the widget if there is no such model."""
-        return (model and models.problem(model)) or True
+        return (model and models.find_problem(model)) or True
 
     @classmethod
     def fingerprint_inputs(cls, model: str, dtype: str, experts: str) -> str:
@@ -40,6 +40,6 @@ class MoESRLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model: str, dtype: str, experts: str) -> Any:
         """The model; its files are checked, its weights are read when they are used."""
-        listed("dtype", dtype, models.NUMBERS)
+        listed("dtype", dtype, models.DTYPES)
         listed("experts", experts, models.RESIDENCIES)
         return io.NodeOutput(models.load(model, dtype, experts))

@@ -1,79 +1,70 @@
-"""What travels between our nodes as MOESR_MODEL: a model, or a decoder alone, whose networks the host keeps."""
+"""What travels between our nodes as MOESR_MODEL: a model, or a decoder alone, whose networks ComfyUI keeps."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import host
+from . import comfyui
 
-MODEL = host.io.Custom("MOESR_MODEL")
-NUMBERS = ("auto", "fp16", "bf16", "fp32")
+if TYPE_CHECKING:
+    from ..moesr.hosting.models import HostedModel
+
+MODEL = comfyui.io.Custom("MOESR_MODEL")
+DTYPES = ("auto", "fp16", "bf16", "fp32")
 RESIDENCIES = ("auto", "one at a time", "all")
 
 
 class Model:
-    """A model as the Loader hands it on. `sr` for super-resolution, or `decoder` for latents of other models.
+    """A model as the Loader hands it on, with what the host asks of an output that keeps networks in memory."""
 
-    `parts` are the files of a decoder. The host looks at `patcher`, `get_models` and `get_ram_usage` to see what an
-    output keeps in memory.
-    """
+    def __init__(self, hosted: HostedModel) -> None:
+        self.hosted = hosted
 
-    def __init__(
-        self, name: str, patchers: host.Patchers, sr: Any = None, decoder: Any = None, parts: Any = None
-    ) -> None:
-        self.name, self.patchers, self._sr, self.decoder, self.parts = name, patchers, sr, decoder, parts
+    @property
+    def name(self) -> str:
+        """Its name in the Loader's list."""
+        return self.hosted.name
 
     @property
     def sr(self) -> Any:
         """The super-resolution model. Raises SettingError if there is only a decoder."""
-        if self._sr is None:
-            from ..moesr.errors import SettingError
+        return self.hosted.sr
 
-            raise SettingError(
-                f"model: {self.name} is a decoder of Stable Diffusion 1.5 latents, with no experts to sample with; "
-                "connect it to Frequency-Compensated Decode, or choose another model in the Loader"
-            )
-        return self._sr
+    @property
+    def decoder(self) -> Any:
+        """The decoder of Stable Diffusion 1.5 latents, or None."""
+        return self.hosted.decoder
 
     @property
     def patcher(self) -> Any:
         """The host's patcher of the decoder, which every model has."""
-        return self.patchers.patcher(self.patchers.count - 1)
+        networks = self.hosted.networks
+        return networks.get_handle(networks.decoder)
 
     def get_models(self) -> list[Any]:
         """The host's patchers of all networks that have been used."""
-        return self.patchers.existing()
+        return self.hosted.networks.handles()
 
     def get_ram_usage(self) -> int:
         """Bytes of the networks that exist."""
-        return sum(patcher.model_size() for patcher in self.patchers.existing())
-
-    def begin(self, tile: int, width: int, height: int) -> None:
-        """A run starts whose result has that size, with tiles of that side (0: the pipeline chooses)."""
-        from ..moesr.pipeline import LARGEST_TILE, working_memory
-
-        side = min(max(width, height), tile or LARGEST_TILE)
-        part = self._sr or self.decoder
-        self.patchers.begin(working_memory(part.autoencoder.config, part.dtype, side))
+        return sum(patcher.model_size() for patcher in self.get_models())
 
 
-def names() -> list[str]:
+def list_models() -> list[str]:
     """Models that can be chosen: the embedded default, then all in the host's folders and the library's, by name."""
     first, *others = _installed()
     return [first, *sorted(others, key=str.lower)]
 
 
-def problem(name: str) -> str | None:
+def find_problem(name: str) -> str | None:
     """Why a model cannot be chosen, with the way out; None if it can."""
     known = _installed()
     if name in known:
         return None
     from ..moesr.checkpoints.library import meant
 
-    return f"model: there is no {name}{meant(name, known)}; put it into {host.model_folders()[0]} and press R"
+    return f"model: there is no {name}{meant(name, known)}; put it into {comfyui.model_folders()[0]} and press R"
 
 
 def fingerprint(name: str) -> str:
@@ -87,61 +78,19 @@ def fingerprint(name: str) -> str:
 
 def load(name: str, dtype: str, residency: str) -> Model:
     """The model of that name, with its networks left to the host. Raises CheckpointError for a file that is none."""
-    from ..moesr.latent_decoder import open_decoder
+    from ..moesr.errors import CheckpointError
+    from ..moesr.hosting.models import open_hosted
 
-    reason = problem(name)
-    if reason:
-        from ..moesr.errors import CheckpointError
-
-        raise CheckpointError(reason)
-    path = _installed()[name]
-    decoder = open_decoder(path)
-    return _load_model(name, path, dtype, residency) if decoder is None else _load_decoder(name, decoder, dtype)
-
-
-def _load_model(name: str, path: Path, dtype: str, residency: str) -> Model:
-    from ..moesr.checkpoints.files import open_model
-    from ..moesr.model import DTYPES, Parts
-
-    files = open_model(path)
-    views = [*files.experts, files.decoder]
-    counts = [_parameters(view.shapes()) for view in views]
-    number = DTYPES[host.number_format(max(counts), DTYPES) if dtype == "auto" else dtype]
-    parts = Parts(files, number)
-    decoder = len(files.experts)
-
-    def network(i: int) -> host.Network:
-        build = parts.autoencoder if i == decoder else lambda device: parts.expert(i, device)
-        return host.Network(counts[i] * number.itemsize, build)
-
-    patchers = host.Patchers([network(i) for i in range(len(views))], residency)
-    autoencoder = patchers.patcher(decoder).model
-    slot = host.Slot(patchers, decoder)
-    sr = parts.assemble(host.Slot(patchers, 0), autoencoder, patchers.device, host.ComfyHost(patchers), slot)
-    return Model(name, patchers, sr=sr)
-
-
-def _load_decoder(name: str, parts: Any, dtype: str) -> Model:
-    from ..moesr.latent_decoder import LatentDecoder
-    from ..moesr.model import DTYPES
-
-    count = _parameters(parts.weights.shapes())
-    number = DTYPES[host.number_format(count, DTYPES) if dtype == "auto" else dtype]
-    network = host.Network(count * number.itemsize, lambda device: parts.autoencoder(number, device))
-    patchers = host.Patchers([network], "auto")
-    decoder = LatentDecoder(
-        patchers.patcher(0).model, patchers.device, number, host.ComfyHost(patchers), host.Slot(patchers, 0)
-    )
-    return Model(name, patchers, decoder=decoder, parts=parts)
-
-
-def _parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())
+    problem = find_problem(name)
+    if problem:
+        raise CheckpointError(problem)
+    keeper = comfyui.ComfyKeeper()
+    return Model(open_hosted(name, _installed()[name], keeper, dtype=dtype, residency=residency))
 
 
 def _installed() -> dict[str, Path]:
     from ..moesr.checkpoints.library import add_folder, installed
 
-    for folder in host.model_folders():
+    for folder in comfyui.model_folders():
         add_folder(folder)
     return installed()

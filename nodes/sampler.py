@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from . import widgets
-from .host import Progress, io, schema
+from .comfyui import Progress, io, read_prompt_inputs, schema
 from .plan import plan_of
-
-#: What Decode takes for its own settings at 0 or off, if the latent comes straight from a Sampler.
-SETTINGS = "moesr"
 
 
 class MoESRSampler(io.ComfyNode):
@@ -29,7 +26,6 @@ class MoESRSampler(io.ComfyNode):
                 widgets.steps(),
                 widgets.sampler(),
                 io.Float.Input("eta", default=1.0, min=0.0, max=2.0, step=0.05),
-                widgets.scale(),
                 io.Combo.Input("batch_seed", options=list(widgets.BATCH_SEEDS), default=widgets.BATCH_SEEDS[0]),
                 widgets.tile(),
                 widgets.wrap(),
@@ -47,21 +43,23 @@ class MoESRSampler(io.ComfyNode):
         steps: int,
         sampler: str,
         eta: float,
-        scale: float,
         batch_seed: str,
         tile: int,
         wrap: bool,
         mask: Any = None,
     ) -> Any:
         """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
+        from ..moesr.errors import SettingError
         from ..moesr.halves import sample_latents
 
         widgets.listed("sampler", sampler, widgets.SAMPLERS)
         widgets.listed("batch_seed", batch_seed, widgets.BATCH_SEEDS)
         sr = model.sr
+        if read_prompt_inputs().get("scale", 0) not in (0, sr.scale):  # of an older prompt; the host leaves it out
+            raise SettingError("scale: the Sampler has none any more; set it in Frequency-Compensated Decode")
         plan = plan_of(sr, steps, sampler)
         progress = Progress(plan.experts, plan.noise)
-        model.begin(tile, image.shape[2] * sr.scale, image.shape[1] * sr.scale)
+        model.hosted.begin_run(image.shape[2] * sr.scale, image.shape[1] * sr.scale, tile)
         samples = sample_latents(
             sr,
             image,
@@ -76,7 +74,7 @@ class MoESRSampler(io.ComfyNode):
             callback=progress,
         )
         progress.done()
-        latent = {"samples": samples.cpu(), SETTINGS: {"scale": scale, "wrap": wrap}}
+        latent = {"samples": samples.cpu()}
         if mask is not None:
             latent["noise_mask"] = mask
         return io.NodeOutput(latent, "\n".join([plan.text(), *sr.notes]))

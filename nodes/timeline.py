@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import widgets
-from .host import io, schema
+from .comfyui import io, schema
 from .plan import plan_of
 
 SIZE = (960, 240)

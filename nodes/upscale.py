@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import model as models
-from .host import GraphBuilder, io, schema
+from .comfyui import GraphBuilder, io, schema
 from .widgets import ALIASES, CATEGORY
 from .widgets import scale as scale_input
 
@@ -23,7 +23,7 @@ class MoESRUpscale(io.ComfyNode):
             enable_expand=True,
             inputs=[
                 io.Image.Input("image"),
-                io.Combo.Input("model", options=models.names()),
+                io.Combo.Input("model", options=models.list_models()),
                 scale_input(default=4.0, min=0.25),
             ],
             outputs=[io.Image.Output("image_out")],
@@ -32,7 +32,7 @@ class MoESRUpscale(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, model: str | None) -> bool | str:
         """A line that names the widget if there is no such model."""
-        return (model and models.problem(model)) or True
+        return (model and models.find_problem(model)) or True
 
     @classmethod
     def fingerprint_inputs(cls, model: str, scale: float, **_: Any) -> str:
@@ -53,7 +53,6 @@ class MoESRUpscale(io.ComfyNode):
             steps=0,
             sampler="auto",
             eta=1.0,
-            scale=scale,
             batch_seed="per image",
             tile=0,
             wrap=False,
@@ -67,5 +66,6 @@ class MoESRUpscale(io.ComfyNode):
             fidelity=1.0,
             color_fix="adain",
             tile=0,
+            scale=scale,
         )
         return io.NodeOutput(decode.out(0), expand=graph.finalize())

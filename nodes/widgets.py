@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .host import io
+from .comfyui import io
 from .model import MODEL
 
 CATEGORY = "image/upscaling"

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from moesr.cli import main
-from moesr.images.files import read
+from moesr.images.files import read_image
 from moesr.images.resize import resize
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,9 +77,9 @@ def test_structure_depth_and_mask(nano: Path, photos: Path, tmp_path: Path) -> N
         "b.png",
         os.path.join("more", "a.png"),
     ]
-    picture = read(out / "a.png")
+    picture = read_image(out / "a.png")
     assert picture.bits == 16
-    expected = resize(torch.tensor(read(photos / "a.png").rgb).permute(2, 0, 1)[None], (24, 32)).clamp(0, 1)[0]
+    expected = resize(torch.tensor(read_image(photos / "a.png").rgb).permute(2, 0, 1)[None], (24, 32)).clamp(0, 1)[0]
     assert np.abs(picture.rgb - expected.permute(1, 2, 0).numpy()).max() < 1e-4  # a black mask: all bicubic
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from moesr.errors import ImageError
-from moesr.images import png16
-from moesr.images.files import read
+from moesr.images import png
+from moesr.images.files import read_image
 
 COUNT = int(os.environ.get("MOESR_FUZZ", "250"))
 
@@ -41,7 +41,7 @@ def good() -> list[bytes]:
         buffer = io.BytesIO()
         image.save(buffer, kind, **options)
         files.append(buffer.getvalue())
-    return [*files, png16.encode(rng.integers(0, 65536, (9, 11, 3)).astype(np.uint16))]
+    return [*files, png.encode(rng.integers(0, 65536, (9, 11, 3)).astype(np.uint16))]
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
@@ -72,7 +72,7 @@ def test_mutations_of_pictures(tmp_path: Path) -> None:
         path.write_bytes(mutated(files[i % len(files)], rng))
         start = time.monotonic()
         try:
-            picture = read(path)
+            picture = read_image(path)
             assert np.isfinite(picture.rgb).all(), i
             assert picture.rgb.ndim == 3, i
             assert 0 <= picture.rgb.min() <= picture.rgb.max() <= 1, i

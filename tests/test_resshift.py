@@ -21,7 +21,7 @@ from moesr.diffusion.experts import All, ExpertBank
 from moesr.diffusion.process import from_config
 from moesr.errors import SettingError
 from moesr.images.condition import Condition, pad
-from moesr.images.files import Picture, read, write
+from moesr.images.files import Picture, read_image, write_image
 from moesr.images.windows import Window, tile_windows
 from moesr.model import SRModel
 from moesr.networks.autoencoder import Autoencoder
@@ -126,11 +126,11 @@ def test_the_same_kind_comes_back(model: SRModel, tmp_path: Path) -> None:
         out = moesr.upscale(model, torch.rand(2, 8, 9, channels), steps=1)
         assert out.shape == (2, 32, 36, channels)
         assert 0 <= out.min() <= out.max() <= 1
-    write(
+    write_image(
         tmp_path / "in.png", Picture(np.linspace(0.2, 0.8, 16 * 16 * 3, dtype=np.float32).reshape(16, 16, 3), bits=16)
     )
-    write(tmp_path / "out.png", moesr.upscale(model, read(tmp_path / "in.png"), steps=1))
-    out = read(tmp_path / "out.png")
+    write_image(tmp_path / "out.png", moesr.upscale(model, read_image(tmp_path / "in.png"), steps=1))
+    out = read_image(tmp_path / "out.png")
     assert (out.bits, out.rgb.shape) == (16, (64, 64, 3))
     assert len(np.unique(out.rgb)) > 256
 

@@ -96,7 +96,8 @@ def sampler(monkeypatch: pytest.MonkeyPatch) -> Any:
     nodes.__path__ = [str(Path(__file__).parents[1] / "nodes")]
     host = MagicMock()
     host.io = MagicMock(ComfyNode=object, NodeOutput=lambda *outputs: outputs)
-    for name, module in {"pack": pack, "pack.nodes": nodes, "pack.nodes.host": host}.items():
+    host.read_prompt_inputs = dict
+    for name, module in {"pack": pack, "pack.nodes": nodes, "pack.nodes.comfyui": host}.items():
         monkeypatch.setitem(sys.modules, name, module)
     before = set(sys.modules)
     yield importlib.import_module("pack.nodes.sampler").MoESRSampler
@@ -107,7 +108,16 @@ def sampler(monkeypatch: pytest.MonkeyPatch) -> Any:
 def run(sampler: Any, model: Any, image: torch.Tensor, mask: torch.Tensor | None) -> tuple[dict[str, Any], str]:
     """The node at its defaults."""
     return sampler.execute(
-        SimpleNamespace(sr=model, begin=lambda *_: None), image, 0, 0, "auto", 1.0, 0.0, "per image", 0, False, mask
+        SimpleNamespace(sr=model, hosted=SimpleNamespace(begin_run=lambda width, height, tile: None)),
+        image,
+        0,
+        0,
+        "auto",
+        1.0,
+        "per image",
+        0,
+        False,
+        mask,
     )
 
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import moesr
 from moesr.images import assembly, finish
-from moesr.images.files import Picture, read, write
+from moesr.images.files import Picture, read_image, write_image
 from moesr.images.resize import resize_uint8
 from moesr.model import SRModel
 
@@ -100,11 +100,11 @@ def test_alpha_stays_exact_where_it_is_flat(model: SRModel) -> None:
 def test_a_16_bit_gradient_stays_smooth(tmp_path: Path) -> None:
     ramp = np.linspace(0.2, 0.4, 64, dtype=np.float32)
     rgb = np.broadcast_to(ramp[None, :, None], (16, 64, 3))
-    write(tmp_path / "in.png", Picture(rgb, bits=16))
-    picture = read(tmp_path / "in.png")
+    write_image(tmp_path / "in.png", Picture(rgb, bits=16))
+    picture = read_image(tmp_path / "in.png")
     assert picture.bits == 16
-    write(tmp_path / "out.png", moesr.upscale(moesr.load(), picture))
-    out = read(tmp_path / "out.png")
+    write_image(tmp_path / "out.png", moesr.upscale(moesr.load(), picture))
+    out = read_image(tmp_path / "out.png")
     assert out.bits == 16
     assert len(np.unique(out.rgb)) > 256
 

@@ -21,7 +21,7 @@ from moesr.progress import Event
 from moesr.training import config as configs
 from moesr.training.config import TrainingConfig
 from moesr.training.data import PhotoCrops
-from moesr.training.degradation import degradation
+from moesr.training.data.degradation import degradation
 from moesr.training.export import export
 from moesr.training.stages import train
 from tests.training_setup import values, write_metrics, write_photos

@@ -16,8 +16,7 @@ from PIL import Image
 
 import moesr
 from moesr.errors import MoESRError, SettingError
-from moesr.images.files import read
-from moesr.images.pngtext import read_text
+from moesr.images.files import read_image, read_text
 from moesr.service import job as job_module
 from moesr.service.adapter import Alone
 from moesr.service.desk import Desk
@@ -95,7 +94,7 @@ def test_a_result_is_what_upscale_makes_and_says_how(
     assert (job.state, job.failures, job.error) == ("done", [], "")
     (result,) = job.results
     assert (result.name, result.before_size, result.size) == ("one_x2.5.png", (8, 6), (20, 15))
-    expected = moesr.upscale(moesr.load(nano), read(uploads[0].path), **settings.arguments())
+    expected = moesr.upscale(moesr.load(nano), read_image(uploads[0].path), **settings.arguments())
     assert np.array_equal(np.asarray(Image.open(result.path)), expected.rgb)
     restored = from_text(read_text(result.path))
     assert restored is not None
@@ -153,7 +152,7 @@ def test_four_clients_are_served_in_order_and_not_mixed_up(
     assert ended == [0, 1, 2, 3]
     model = moesr.load(nano)
     for job in jobs:
-        expected = moesr.upscale(model, read(job.uploads[0].path), **job.settings.arguments())
+        expected = moesr.upscale(model, read_image(job.uploads[0].path), **job.settings.arguments())
         assert np.array_equal(np.asarray(Image.open(job.results[0].path)), expected.rgb)
 
 

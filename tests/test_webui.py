@@ -87,7 +87,7 @@ def test_the_script_is_found_by_its_classes(host: Host, loaded: ModuleType) -> N
     names = [data.name for data in host.upscalers]
     assert names == ["MoESR tiny x4", "MoESR nano x4"]
     assert loaded.MoESRExtras.name == "MoESR"
-    assert issubclass(loaded.MoESRGeneration, module("host").scripts.Script)
+    assert issubclass(loaded.MoESRGeneration, module("webui_api").scripts.Script)
     assert not [name for name in vars(loaded) if name in ("Script", "Upscaler")], "the host would take these for ours"
 
 
@@ -132,7 +132,7 @@ def test_models_of_the_flag_come_first(host: Host, nano: Path, tmp_path: Path) -
 
 @both
 def test_settings(host: Host, loaded: ModuleType) -> None:
-    defaults = module("host").DEFAULTS
+    defaults = module("webui_api").DEFAULTS
     labels = host.opts.data_labels
     # The host refuses a value whose type is not that of the default.
     assert {name: info.default for name, info in labels.items()}.items() <= defaults.items()
@@ -213,8 +213,10 @@ def test_progress_is_told_and_the_hosts_own_figures_come_back(
     host: Host, loaded: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    before = module("host").show
-    monkeypatch.setattr(module("host"), "show", lambda *a: before(*a) or seen.append((host.state.sampling_step, a[1])))
+    before = module("webui_api").show_progress
+    monkeypatch.setattr(
+        module("webui_api"), "show_progress", lambda *a: before(*a) or seen.append((host.state.sampling_step, a[1]))
+    )
     host.state.sampling_step, host.state.sampling_steps = 7, 20
     data = named(host, "nano")
     data.scaler.upscale(picture(), 4, data.data_path)
@@ -225,8 +227,8 @@ def test_progress_is_told_and_the_hosts_own_figures_come_back(
 
 def test_a_large_picture_is_done_in_tiles(host: Host, loaded: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
-    before = module("host").show
-    monkeypatch.setattr(module("host"), "show", lambda *a: before(*a) or seen.add(a[1]))
+    before = module("webui_api").show_progress
+    monkeypatch.setattr(module("webui_api"), "show_progress", lambda *a: before(*a) or seen.add(a[1]))
     host.opts.data["moesr_tile"] = "64"
     data = named(host, "nano")
     assert data.scaler.upscale(picture(40, 30), 4, data.data_path).size == (160, 120)
@@ -280,7 +282,7 @@ def test_a_scale_in_a_name_is_not_said_twice(loaded: ModuleType, name: str) -> N
 def test_a_checkpoint_leaves_the_gpu_and_comes_back(
     host: Host, loaded: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = module("host").import_module("modules.sd_models")
+    models = module("webui_api").import_module("modules.sd_models")
     models.model_data.sd_model = "checkpoint"
     data = named(host, "nano")
 
@@ -302,8 +304,8 @@ def test_forge_loads_our_networks_by_its_patchers(host: Host, loaded: ModuleType
     data = named(host, "nano")
     data.scaler.upscale(picture(), 4, data.data_path)
     loads = [move for move in host.moves if move.startswith("load")]
-    # The encoder, an expert for each of two steps, the decoder; none of them twice.
-    expected = ["load Autoencoder", "load UNet", "load UNet", "load Autoencoder"]
+    # The encoder, which is the decoder too, and an expert for each of two steps; none of them twice.
+    expected = ["load Autoencoder", "load UNet", "load UNet"]
     assert loads == (expected if host.forge else [])
 
 
@@ -312,24 +314,24 @@ def test_networks_wait_in_system_memory_or_go(host: Host, loaded: ModuleType) ->
     engine = module("engine").engine()
     data = named(host, "nano")
     data.scaler.upscale(picture(), 4, data.data_path)
-    assert engine.networks()._built
+    assert engine.networks._built
     host.opts.data["moesr_keep"] = False
     data.scaler.upscale(picture(), 4, data.data_path)
-    assert not engine.networks()._built
+    assert not engine.networks._built
 
 
 class Card:
     """Networks of 100 bytes on a device with room for `room` of them."""
 
     def __init__(self, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        memory = module("memory")
+        keepers, networks = module("keepers"), import_module("moesr.hosting.networks")
         self.there: list[int] = []
         card = self
 
         class Part(torch.nn.Module):
             def __init__(self, i: int) -> None:
                 super().__init__()
-                self.i = i
+                self.i, self.weight = i, torch.nn.Parameter(torch.zeros(25))
 
             def to(self, device: torch.device) -> Part:  # type: ignore[override]
                 if self.i in card.there:
@@ -339,10 +341,10 @@ class Card:
                 assert len(card.there) <= room
                 return self
 
-        free = SimpleNamespace(free_memory=lambda device: 120 * (room - len(card.there)), release=lambda: None)
-        monkeypatch.setattr(memory, "PlainRuntime", lambda: free)
-        parts = [memory.Network(100, lambda device, i=i: Part(i)) for i in range(3)]
-        self.networks = memory.Networks(parts, memory.Moved(torch.device("meta")))
+        free = SimpleNamespace(free_memory=lambda device: 120 * (room - len(card.there)))
+        monkeypatch.setattr(keepers, "PlainRuntime", lambda: free)
+        sources = [networks.NetworkSource(100, lambda device, i=i: Part(i)) for i in range(3)]
+        self.networks = networks.Networks(sources, keepers.A1111Keeper(torch.device("meta")))
 
 
 def test_experts_take_turns_on_a_small_card(host: Host, loaded: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +359,7 @@ def test_experts_take_turns_on_a_small_card(host: Host, loaded: ModuleType, monk
     assert card.there == []
     with card.networks.use(2):
         assert card.there == [2]
-    card.networks.rest(keep=True)
+    card.networks.end_run(keep=True)
     assert card.there == []
 
 
@@ -499,16 +501,16 @@ def test_the_model_is_one_for_tab_and_upscaler(host: Host, tab: Any) -> None:
     path = send(tab, "sent.png", picture())
     job = job_of(tab, path)
     wait_for(lambda: job.finished)
-    networks = module("engine").engine().networks()
+    networks = module("engine").engine().networks
     for name in ("nano", "tiny", "nano"):
         data = named(host, name)
         data.scaler.upscale(picture(), 4, data.data_path)
-        assert (module("engine").engine().networks() is networks) == (name == "nano" and networks._built != {})
-        networks = module("engine").engine().networks()
+        assert (module("engine").engine().networks is networks) == (name == "nano" and networks._built != {})
+        networks = module("engine").engine().networks
     again = job_of(tab, path)
     wait_for(lambda: again.finished)
     assert (again.state, again.failures) == ("done", [])
-    assert module("engine").engine().networks() is networks
+    assert module("engine").engine().networks is networks
 
 
 def test_cancel_changes_one_button(tab: Any) -> None:

@@ -341,8 +341,11 @@ class Host:
                 self.patched_to = target_device
                 return self.model
 
+        there: list[ModelPatcher] = []  # current_loaded_models
+
         def load_models_gpu(models, memory_required=0, hard_memory_preservation=0) -> None:
-            for patcher in models:
+            for patcher in [patcher for patcher in models if patcher not in there]:
+                there.append(patcher)
                 self.moves.append(f"load {type(patcher.model).__name__}")
                 patcher.forge_patch_model(None)  # None is what low memory gives
                 assert patcher.patched_to == patcher.load_device

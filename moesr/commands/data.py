@@ -1,8 +1,9 @@
-"""`data`: check a folder of training images, and look at what a run would see of it."""
+"""`data`: check training images, look at what a run would see of them, and make packs and validation sets."""
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +12,100 @@ from .common import positive, verbose
 
 def add(commands: Any) -> None:
     """Add the command to the parser's."""
-    data = commands.add_parser("data", help="check training images and look at LR/HR pairs")
-    data.add_argument("folder", metavar="DIR", help="folder of photographs")
+    data = commands.add_parser("data", help="check training images, look at LR/HR pairs, make a pack")
+    data.add_argument("photos", metavar="PHOTOS", nargs="*", help="folders of photographs, or packs")
     data.add_argument("--preview", metavar="SHEET", help="write a contact sheet (.png, .jpg, .webp) of LR/HR pairs")
-    degradations = "bicubic, mild, mixed:P (bicubic with probability P, else mild), blind, blind:usm"
-    data.add_argument("--degradation", default="bicubic", metavar="NAME", help=f"{degradations} (default: bicubic)")
+    degradations = "bicubic, mild, web, blind, blind:usm, mixed:P (bicubic with probability P, else mild)"
+    data.add_argument(
+        "--degradation", default="bicubic", metavar="NAME",
+        help=f"{degradations}, or NAME=WEIGHT,... (default: bicubic)",
+    )  # fmt: skip
     data.add_argument("--scale", type=positive, default=4, help="between LR and HR (default: 4)")
     data.add_argument("--crop", type=positive, default=256, help="side of an HR crop in pixels (default: 256)")
     data.add_argument("--count", type=positive, default=12, help="pairs on the sheet (default: 12)")
     data.add_argument("--seed", type=int, default=0, help="as in the config of a run: the same pairs (default: 0)")
+    data.add_argument("--pack", metavar="FILE", help="write the most detailed parts into one file for training")
+    data.add_argument("--max-mb", type=float, default=25, help="size of the pack in MB, at most (default: 25)")
+    data.add_argument("--leave-out", metavar="NAMES", help="file with names of photographs that must not be trained on")
+    data.add_argument("--sets", metavar="DIR", help="write HR pictures and their clean, degraded and blind LR")
+    data.add_argument("--only", metavar="NAMES", help="file with names of the photographs that --sets is made of")
+    data.add_argument("--split", metavar="TABLE", help="print names of 40 photographs of all kinds, to leave out")
+    data.add_argument("--notice", metavar="TABLE", nargs="+", help="print who made the photographs of these tables")
+    data.add_argument("--bench", action="store_true", help="measure images per second of training batches")
+    data.add_argument("--device", default="cpu", help="where --bench computes (default: cpu)")
+    data.add_argument("--batch", type=positive, default=16, help="crops per batch of --bench (default: 16)")
     data.set_defaults(run=_data)
     verbose(data)
 
 
 def _data(options: argparse.Namespace) -> int:
-    from ..images.files import write
-    from ..training.data import PhotoCrops
-    from ..training.degradation import degradation
-    from ..training.photos import Folder
-    from ..training.preview import sheet
+    from ..errors import SettingError
+    from ..images.files import write_image
+    from ..training.data.crops import PhotoCrops
+    from ..training.data.degradation import degradation
+    from ..training.data.notice import credit_photographs
+    from ..training.data.pack import write_pack
+    from ..training.data.photos import open_photos
+    from ..training.data.preview import draw_sheet
+    from ..training.data.sets import read_names, read_table, split_validation, write_sets
 
-    degrade = degradation(options.degradation, options.scale)
-    crops = PhotoCrops(options.folder, options.crop, options.scale, degrade, options.count, options.seed)
-    assert isinstance(crops.photos, Folder)
-    if options.preview:
-        write(Path(options.preview), sheet(crops, options.count))
-        pairs = f"{options.count} pairs of {options.degradation} x{options.scale}"
-        print(f"{options.preview}: {pairs} from {_summary(crops.photos)}")
+    left_out = read_names(Path(options.leave_out)) if options.leave_out else []
+    if options.split or options.notice:
+        if options.split:
+            print(*split_validation(read_table(Path(options.split)), seed=options.seed), sep="\n")
+        for path in options.notice or []:
+            print(credit_photographs(read_table(Path(path)), leave_out=left_out))
+        return 0
+    if not options.photos:
+        raise SettingError("PHOTOS: missing; give a folder with photographs, or a pack")
+    source = options.photos[0] if len(options.photos) == 1 else options.photos
+    if options.bench:
+        print(_measure(source, options))
+    elif options.pack:
+        pack = write_pack(open_photos(source, 1), Path(options.pack), max_mb=options.max_mb, leave_out=left_out)
+        size = Path(options.pack).stat().st_size / 1e6
+        print(f"{options.pack}: {len(pack)} parts of {len(pack.photographs)} files, {size:.2f} MB")
+    elif options.sets:
+        only = read_names(Path(options.only)) if options.only else []
+        count = write_sets(open_photos(source, options.scale), Path(options.sets), only=only, scale=options.scale,
+                           seed=options.seed)  # fmt: skip
+        print(f"{options.sets}: {count} HR pictures and three LR of each")
     else:
-        print(f"{options.folder}: {_summary(crops.photos)}")
+        degrade = degradation(options.degradation, options.scale)
+        crops = PhotoCrops(source, options.crop, options.scale, degrade, options.count, options.seed)
+        if options.preview:
+            write_image(Path(options.preview), draw_sheet(crops, options.count))
+            pairs = f"{options.count} pairs of {options.degradation} x{options.scale}"
+            print(f"{options.preview}: {pairs} from {_summarise(crops.photos)}")
+        else:
+            print(f"{', '.join(options.photos)}: {_summarise(crops.photos)}")
     return 0
 
 
-def _summary(photos: Any) -> str:
+def _measure(source: Any, options: argparse.Namespace) -> str:
+    import torch
+
+    from ..training.data.source import BatchSource
+
+    batches = BatchSource(
+        source, crop=options.crop, scale=options.scale, batch=options.batch, recipe=options.degradation,
+        device=options.device, seed=options.seed,
+    )  # fmt: skip
+    batches.next(0)
+    done, start = 0, time.perf_counter()
+    while done < 3 or time.perf_counter() - start < 5:
+        batches.next(done)["restore"].sum().item()  # waits for the device
+        done += 1
+    seconds = (time.perf_counter() - start) / (done * options.batch)
+    what = f"{options.degradation} x{options.scale}, crop {options.crop}, batch {options.batch}"
+    where = f"{options.device}, {torch.get_num_threads()} threads"
+    return f"{what} on {where}: {1 / seconds:.0f} images per second, {seconds * 1e3:.2f} ms per image"
+
+
+def _summarise(photos: Any) -> str:
     count = len(photos)
+    text = f"{count} image{'s' * (count > 1)}"
+    if not hasattr(photos, "sizes"):
+        return text
     sides = [min(size) for size in photos.sizes]
-    return f"{count} image{'s' * (count > 1)}, {photos.pixels / 1e6:.2f} MP, shorter sides {min(sides)} to {max(sides)}"
+    return f"{text}, {photos.pixels / 1e6:.2f} MP, shorter sides {min(sides)} to {max(sides)}"

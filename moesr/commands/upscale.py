@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -51,6 +52,9 @@ def add(commands: Any) -> None:
         "--skip-existing", action="store_true",
         help="pass over results of the same input and settings; with --overwrite, make the others anew",
     )  # fmt: skip
+    files.add_argument(
+        "--allow-truncated", action="store_true", help="read a JPEG or PNG that is cut short as far as it goes"
+    )
     files.add_argument(
         "--strip-metadata", action="store_true",
         help="write pixels and colour profile only; --skip-existing then goes by name and size",
@@ -108,6 +112,8 @@ def _plan(
     options: argparse.Namespace, sources: list[inputs.Source], output: Path, to_file: bool, to_stream: bool
 ) -> list[Target]:
     """Where each result goes. Raises SettingError for options that contradict each other."""
+    from ..images.files import WRITE_SUFFIXES
+
     suffix = outputs.FORMATS[options.format or "png"]
     if to_stream:
         if options.side_by_side or options.format == "same":
@@ -116,7 +122,7 @@ def _plan(
             raise SettingError("-: standard output is a terminal; send it to a file or a program")
         targets = [Target(source, Path(inputs.STREAM + suffix)) for source in sources]
     elif to_file:
-        if options.format not in (None, "same") and suffix != output.suffix.lower().replace(".jpeg", ".jpg"):
+        if options.format not in (None, "same") and WRITE_SUFFIXES[suffix] != WRITE_SUFFIXES[output.suffix.lower()]:
             raise SettingError(f"{output}: not a file of --format {options.format}; leave one of them out")
         compare = outputs.name_compare(output) if options.side_by_side else None
         targets = [Target(source, output, compare) for source in sources]
@@ -126,10 +132,11 @@ def _plan(
             outputs.plan_targets(sources, output, suffix=suffix, compare=options.side_by_side, folders=folders)
         )
     suffixes = {target.path.suffix.lower() for target in targets}
-    if options.bits == 16 and not suffixes <= {".png"}:
-        raise SettingError("--bits 16: only a PNG has them; choose --format png")
-    if options.quality is not None and (not 1 <= options.quality <= 100 or suffixes == {".png"}):
-        raise SettingError(f"--quality {options.quality}: 1 to 100, of --format jpg or webp; a PNG loses nothing")
+    kinds = {WRITE_SUFFIXES[suffix] for suffix in suffixes}
+    if options.bits == 16 and not kinds <= {"PNG", "TIFF"}:
+        raise SettingError("--bits 16: only PNG and TIFF have them; choose --format png or tiff")
+    if options.quality is not None and (not 1 <= options.quality <= 100 or kinds <= {"PNG", "TIFF"}):
+        raise SettingError(f"--quality {options.quality}: 1 to 100, of --format jpg or webp; others lose nothing")
     return targets
 
 
@@ -161,11 +168,20 @@ class _Run:
     def upscale_one(self, target: Target) -> str | None:
         """Upscale a file; the line that says what went wrong, or None. Raises what is wrong for all: settings."""
         from ..images.compare import side_by_side
+        from ..images.files import WRITE_SUFFIXES
+        from ..images.write import check_size
         from ..pipeline import upscale
+        from ..settings import result_size
 
         options, name = self.options, target.source.path.name
         try:
-            picture, digest = _read(target.source)
+            picture, digest = _read(target.source, options.allow_truncated)
+            for note in picture.notes:
+                _say(f"{target.source.path}: {note}")
+            if options.output != inputs.STREAM:
+                height, width = picture.rgb.shape[:2]
+                height, width = result_size(height, width, self._record["scale"])
+                check_size(target.path, WRITE_SUFFIXES[target.path.suffix.lower()], height, width)
             if options.bits:
                 picture = replace(picture, bits=options.bits)
             with Bar(name) as bar:
@@ -186,10 +202,16 @@ class _Run:
         return None
 
     def _save(self, target: Target, path: Path, picture: Any, digest: str) -> None:
-        from ..record import to_texts
+        from ..images.files import WRITE_SUFFIXES, write_image
+        from ..record import to_metadata
 
-        texts = None if self.options.strip_metadata else to_texts({**self._record, "input_hash": digest})
-        data = _encode(path, picture, self.options.quality or 95, texts)
+        strip, buffer = self.options.strip_metadata, io.BytesIO()
+        kind = WRITE_SUFFIXES[path.suffix.lower()]
+        record = {**self._record, "input_hash": digest}
+        picture = replace(picture, metadata=to_metadata(picture.metadata, record, kind))
+        for line in write_image(buffer, picture, format=kind, quality=self.options.quality, metadata=not strip):
+            _say(f"{path}: {line}")
+        data = buffer.getvalue()
         if self.options.output == inputs.STREAM:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
@@ -210,9 +232,9 @@ class _Run:
 
     @cached_property
     def _mask(self) -> Any:
-        from ..images.files import read
+        from ..images.files import read_image
 
-        return read(Path(self.options.mask)).rgb[..., 1] if self.options.mask else None
+        return read_image(self.options.mask).rgb[..., 1] if self.options.mask else None
 
     @cached_property
     def _record(self) -> dict[str, Any]:
@@ -258,35 +280,20 @@ class _Run:
         return None
 
 
-def _read(source: inputs.Source) -> tuple[Any, str]:
+def _read(source: inputs.Source, allow_truncated: bool) -> tuple[Any, str]:
     """The picture of a source, and the digest of its bytes."""
-    from ..images.files import read
-    from ..record import digest_file
+    from ..images.files import read_image
+    from ..record import digest_bytes, digest_file
 
     if not source.is_stream:
-        return read(source.path), digest_file(source.path)
-    import tempfile
-
+        return read_image(source.path, allow_truncated=allow_truncated), digest_file(source.path)
     if sys.stdin is None:
         raise ImageError("-: standard input is closed")
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(sys.stdin.buffer.read())
-        file.flush()
-        try:
-            return read(file.name), digest_file(Path(file.name))
-        except ImageError as error:
-            raise ImageError(str(error).replace(file.name, "-")) from error
-
-
-def _encode(path: Path, picture: Any, quality: int, texts: dict[str, str] | None) -> bytes:
-    import tempfile
-
-    from ..images.files import write
-
-    with tempfile.TemporaryDirectory() as folder:
-        there = Path(folder) / f"x{path.suffix}"
-        write(there, picture, quality=quality, text=texts)
-        return there.read_bytes()
+    data = sys.stdin.buffer.read()
+    try:
+        return read_image(data, allow_truncated=allow_truncated), digest_bytes(data)
+    except ImageError as error:
+        raise ImageError(str(error).replace("the picture", "-", 1)) from error
 
 
 def _say(line: str) -> None:

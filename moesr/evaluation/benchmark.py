@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ImageError, MoESRError, SettingError
-from ..images.files import READ_SUFFIXES, read
+from ..images.files import READ_SUFFIXES, read_image
 from ..images.resize import resize_uint8
 from .suite import COLUMNS, Suite
 
@@ -228,7 +228,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 def _pixels(path: Path) -> np.ndarray:
     """uint8 [H, W, 3]; alpha is ignored, 16 bits are rounded to 8."""
-    return np.rint(read(path).floats().rgb * 255).astype(np.uint8)
+    return np.rint(read_image(path).floats().rgb * 255).astype(np.uint8)
 
 
 def _planes(pixels: np.ndarray) -> Tensor:

@@ -139,6 +139,12 @@ class AFFBlock(nn.Module):
         return u + filtered if torch.is_grad_enabled() else u.add_(filtered)
 
 
+def find_folded_layers(network: nn.Module) -> list[nn.Module]:
+    """The layers whose weights are read where they are used instead of by a forward of their own (bands.py)."""
+    blocks = [block for block in network.modules() if isinstance(block, AFFBlock)]
+    return [layer for block in blocks for layer in (*block.mlp.modules(), block.up_dim)]
+
+
 class AFFUNet(nn.Module):
     """Nine AFF blocks on three scales, at full resolution and below (paper, fig. 4). Sides: multiples of 4."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import ImageError
-from ..images.files import READ_FORMATS, Picture, read
+from ..images.files import READ_FORMATS, Picture, read_image, upright_size
 from .limits import Limits
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
@@ -52,9 +52,7 @@ def size(upload: Upload, limits: Limits) -> tuple[int, int]:
             with Image.open(upload.path, formats=READ_FORMATS) as image:
                 width, height = image.size
                 limits.check_input(upload.name, width, height)
-                # Of a PNG that has none before its pixels, getexif would decode these to look behind them.
-                told = image.format != "PNG" or "exif" in image.info
-                sideways = told and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                return upright_size(image)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -72,14 +70,13 @@ def size(upload: Upload, limits: Limits) -> tuple[int, int]:
         raise ImageError(f"{upload.name}: not enough memory to open it; cut the picture into smaller ones") from error
     except Exception as error:  # a damaged header makes Pillow raise nearly anything
         raise ImageError(f"{upload.name}: damaged picture; get it again or save it anew") from error
-    return (height, width) if sideways else (width, height)
 
 
 def open_picture(upload: Upload, limits: Limits) -> Picture:
     """The picture, after its size was checked. Raises ImageError that calls it by its name, never by its path."""
     size(upload, limits)
     try:
-        return read(upload.path)
+        return read_image(upload.path)
     except ImageError as error:
         raise ImageError(str(error).replace(str(upload.path), upload.name)) from error
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import ImageError, MoESRError, SettingError
-from ..images.files import Picture, to_pil, write
+from ..images.files import Picture, to_pil, write_image
 from ..model import SRModel
 from ..pipeline import upscale
 from ..progress import Event
@@ -153,12 +153,12 @@ class _Watch:
 
 def _save(upload: Path, before: Picture, after: Picture, folder: Path, path: Path, texts: dict[str, str]) -> Result:
     """Put a result on disk, with what a browser needs to compare it."""
-    write(path, after, text=texts)
+    write_image(path, replace(after, metadata=after.metadata.with_text(texts)))
     height, width = after.rgb.shape[:2]
     inputs = folder / "inputs"
     inputs.mkdir(exist_ok=True)
     source = inputs / path.name
-    write(source, before, bits=8)
+    write_image(source, replace(before, bits=8))
     view = path
     if width * height > VIEW_PIXELS:
         view = inputs / f"{path.stem}_view.jpg"

@@ -25,9 +25,9 @@ from ..networks.unet import UNet
 from ..settings import choose_sampler
 from . import draws, weights
 from .config import TrainingConfig, launched, to_dict
-from .data import PhotoCrops
+from .data.crops import PhotoCrops
+from .data.degradation import degradation
 from .decoder import FCD
-from .degradation import degradation
 from .engine import Engine
 from .experts import Expert
 from .first_stage import FirstStage, detail_components

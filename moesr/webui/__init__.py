@@ -1,1 +1,1 @@
-"""MoESR as an extension of A1111 and Forge. scripts/ and preload.py are its doors; only host.py imports the host."""
+"""MoESR as an extension of A1111 and Forge. Only webui_api.py imports the host."""

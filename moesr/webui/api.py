@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import MoESRError, SettingError
-from ..images.pngtext import read_text
+from ..images.files import read_text
 from ..service.desk import Desk
 from ..service.intake import accept
 from ..service.settings import checked, from_text
-from . import host
+from . import webui_api
 from .engine import engine, models
 from .tab import desk
 
@@ -24,7 +24,7 @@ _WAIT = 1.0
 
 def attach(_: Any, app: Any) -> None:
     """The callback of on_app_started. Without --api the host has no API, and neither have we."""
-    options = host.shared.cmd_opts
+    options = webui_api.shared.cmd_opts
     if not (getattr(options, "api", False) or getattr(options, "nowebui", False)):
         return
     from fastapi import Depends, HTTPException, Request

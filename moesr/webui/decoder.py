@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from ..errors import MoESRError
-from . import host
+from . import webui_api
 from .engine import NO_DECODER, decoders, engine
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ _FACTOR = 0.18215
 
 def chosen() -> str | None:
     """The decoder that our setting names, None for the checkpoint's own."""
-    name = host.option("moesr_decoder")
+    name = webui_api.get_option("moesr_decoder")
     return None if name in (None, "", NO_DECODER) else name
 
 
@@ -50,9 +50,9 @@ def facts(checkpoint: Any) -> dict[str, str]:
 
 def _decode(name: str, latents: Any) -> Any:
     """[B, 3, H, W] in [-1, 1] on the latents' device."""
-    with host.full_precision():
+    with webui_api.disable_autocast():
         try:
             pictures = engine().decoder(name).decode(latents)
         finally:
-            engine().rest_decoder()
+            engine().end_decoder_run()
     return (pictures.movedim(-1, 1) * 2 - 1).to(latents.device)

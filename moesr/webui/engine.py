@@ -1,48 +1,49 @@
-"""The models of the tab, the upscaler, Extras and the API: loaded once for all of them, in the host's memory."""
+"""The models of the tab, the upscaler, Extras and the API: opened once for all of them, in the host's memory."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
-from typing import cast
 
 import torch
 
-from ..checkpoints.files import open_model
 from ..checkpoints.library import DEFAULT, add_folder, installed
 from ..errors import CheckpointError, MoESRError, SettingError
+from ..hosting.models import HostedModel, open_hosted
+from ..hosting.networks import Keeper, Networks
 from ..latent_decoder import LatentDecoder, open_decoder
-from ..model import DTYPES, Parts, SRModel
-from ..networks.autoencoder import Autoencoder
-from ..pipeline import LARGEST_TILE, working_memory
+from ..model import DTYPES, SRModel
+from ..pipeline import LARGEST_TILE
 from ..runtime import PlainRuntime, Runtime
 from ..service.models import Models
-from . import host
-from .memory import Keeper, Moved, Network, Networks, Patched, Slot
+from . import webui_api
+from .keepers import A1111Keeper, ForgeKeeper
 
 log = logging.getLogger(__name__)
 
 NO_DECODER = "None"
 
 
-class Engine:
-    """One model and one decoder of SD latents at a time. Runs are the host's: they never overlap."""
+class Engine(PlainRuntime):
+    """One model and one decoder of SD latents in memory at a time. Runs are the host's: they never overlap.
+
+    As a `Runtime` it answers for the networks of the model at work.
+    """
 
     def __init__(self, keeper: Keeper) -> None:
         self.keeper = keeper
         self.models = Models(DEFAULT)
-        self.dtype = _dtype(keeper.device)
-        self._model: tuple[object, Parts, Networks] | None = None
-        self._decoder: tuple[object, LatentDecoder, Networks] | None = None
-        self._side = LARGEST_TILE
+        self.dtype = webui_api.get_option("moesr_dtype")
+        #: Networks of the model that was used last.
+        self.networks: Networks | None = None
+        self._opened: dict[tuple[str, str], HostedModel] = {}
+        self._decoder: tuple[object, HostedModel] | None = None
 
     def default(self) -> str:
         """The model that our setting names, or the embedded one if that is not there any more."""
-        name = host.option("moesr_model")
+        name = webui_api.get_option("moesr_model")
         return name if name in installed() else DEFAULT
 
     @contextmanager
@@ -52,111 +53,81 @@ class Engine:
         The host's checkpoint makes room for it, and has it back afterwards. Raises MoESRError for a model that is not
         there or broken.
         """
-        self._side = min(LARGEST_TILE, max(1, side))
-        networks = self._open(name)[1]
-        short = self.keeper.device.type != "cpu"
-        short = short and PlainRuntime().free_memory(self.keeper.device) < networks.largest + 2 * networks.working
-        with host.checkpoint_aside(short), host.full_precision():
+        networks = self._open(name).networks
+        if self.networks is not None and self.networks is not networks:
+            self.networks.end_run(keep=False)
+        self.networks = networks
+        self._opened[name, self.models.digest(name)].begin_run(side, side)
+        device = self.keeper.device
+        short = device.type != "cpu" and PlainRuntime().free_memory(device) < networks.needed
+        with webui_api.move_checkpoint_aside(short), webui_api.disable_autocast():
             try:
                 yield
             finally:
-                networks.rest(host.option("moesr_keep"))
+                networks.end_run(webui_api.get_option("moesr_keep"))
 
-    def model(self, name: str, asked: Runtime) -> SRModel:
-        """The model of that name, for use inside `run`. asked: whether to stop, and for memory."""
-        parts, networks = self._open(name)
-        last = len(parts.files.experts)
-        decoder = cast(Autoencoder, networks.network(last))
-
-        def now() -> Networks:
-            return self._open(name, begin=False)[1]
-
-        # The networks are shared, this object is not: it knows whom a run has to ask.
-        return parts.assemble(Slot(now), decoder, self.keeper.device, asked, Slot(now, last))
-
-    def memory(self) -> Runtime:
-        """The Runtime that knows how much room the model at work has."""
-        return _Current(self)
-
-    def networks(self) -> Networks | None:
-        """Those of the model that was opened last."""
-        return self._model and self._model[2]
+    def model(self, name: str, runtime: Runtime) -> SRModel:
+        """The model of that name, for use inside `run`. runtime: whether to stop, and for memory."""
+        return self._open(name).assemble(runtime)
 
     def decoder(self, name: str) -> LatentDecoder:
         """The KL decoder of that name. Raises SettingError if there is none."""
         path = installed().get(name)
-        parts = None if path is None else open_decoder(path)
-        if path is None or parts is None:
-            raise SettingError(f"decoder {name!r} is not in the library: put its file into {host.model_folders()[-1]}")
+        if path is None or open_decoder(path) is None:
+            folder = webui_api.find_model_folders()[-1]
+            raise SettingError(f"decoder {name!r} is not in the library: put its file into {folder}")
         key = (name, path.stat().st_mtime_ns, path.stat().st_size)
         if self._decoder is None or self._decoder[0] != key:
-            self._decoder = None
-            dtype = _decoder_dtype(self.keeper.device)
-            size = _bytes(parts.weights.shapes(), dtype)
-            networks = Networks([Network(size, lambda device: parts.autoencoder(dtype, device))], self.keeper)
-            networks.begin(working_memory(parts.config, dtype, LARGEST_TILE))
-            network = cast(Autoencoder, networks.network(0))
-            decoder = LatentDecoder(network, self.keeper.device, dtype, networks, Slot(lambda: networks))
-            self._decoder = (key, decoder, networks)
-        self._decoder[2].begin(self._decoder[2].working)
-        return self._decoder[1]
+            self._decoder = (key, open_hosted(name, path, self.keeper))
+        hosted = self._decoder[1]
+        hosted.begin_run(LARGEST_TILE, LARGEST_TILE)
+        assert hosted.decoder is not None
+        return hosted.decoder
 
-    def rest_decoder(self) -> None:
+    def end_decoder_run(self) -> None:
         """A picture has been decoded."""
         if self._decoder is not None:
-            self._decoder[2].rest(host.option("moesr_keep"))
+            self._decoder[1].networks.end_run(webui_api.get_option("moesr_keep"))
 
     def close(self) -> None:
         """Let go of everything."""
-        for opened in (self._model, self._decoder):
-            if opened is not None:
-                opened[2].rest(keep=False)
-        self._model = self._decoder = None
-
-    def _open(self, name: str, *, begin: bool = True) -> tuple[Parts, Networks]:
-        key = (name, self.models.digest(name))
-        if self._model is None or self._model[0] != key:
-            if self._model is not None:
-                self._model[2].rest(keep=False)
-            self._model = (key, *_networks(name, self.models.path(name), self.dtype, self.keeper))
-            begin = True
-        parts, networks = self._model[1:]
-        if begin:
-            networks.begin(working_memory(parts.files.config.autoencoder, self.dtype, self._side))
-        return parts, networks
-
-
-class _Current:
-    """The memory of whichever model is at work."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def check(self) -> None:
-        """Others ask."""
+        opened = [*self._opened.values(), *([self._decoder[1]] if self._decoder else [])]
+        for hosted in opened:
+            hosted.networks.end_run(keep=False)
+        self._opened.clear()
+        self.networks = self._decoder = None
 
     def free_memory(self, device: torch.device) -> int:
         """Bytes that tiles may use."""
-        return self._host().free_memory(device)
+        return self.networks.free_memory(device) if self.networks else super().free_memory(device)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether a smaller tile could succeed."""
-        return self._host().is_out_of_memory(error)
+        """True if a smaller tile could succeed."""
+        return self.networks.is_out_of_memory(error) if self.networks else super().is_out_of_memory(error)
 
     def release(self) -> None:
         """Give memory back."""
-        self._host().release()
+        self.networks.release() if self.networks else super().release()
 
-    def _host(self) -> Runtime:
-        return self._engine.networks() or PlainRuntime()
+    def _open(self, name: str) -> HostedModel:
+        """Opened models stay known, since the tab keeps one between its jobs; their networks come and go."""
+        key = (name, self.models.digest(name))
+        if key not in self._opened:
+            path = self.models.path(name)
+            dtype = DTYPES.get(self.dtype, "auto")
+            try:
+                self._opened[key] = open_hosted(name, path, self.keeper, dtype=dtype)
+            except CheckpointError as error:
+                raise CheckpointError(str(error).replace(str(path), name)) from error
+        return self._opened[key]
 
 
 @lru_cache(maxsize=1)
 def engine() -> Engine:
     """The one engine of this process."""
-    for folder in host.model_folders():
+    for folder in webui_api.find_model_folders():
         add_folder(folder)
-    return Engine(Patched() if host.FORGE else Moved(host.device()))
+    return Engine(ForgeKeeper() if webui_api.FORGE else A1111Keeper(webui_api.choose_device()))
 
 
 def decoders() -> list[str]:
@@ -178,33 +149,3 @@ def models() -> dict[str, int]:
         if not config.unet.mask:  # those fill in what a mask marks, and the host has none to give
             found[name] = config.scale
     return found
-
-
-def _networks(name: str, path: Path, dtype: torch.dtype, keeper: Keeper) -> tuple[Parts, Networks]:
-    try:
-        parts = Parts(open_model(path), dtype)
-    except CheckpointError as error:
-        raise CheckpointError(str(error).replace(str(path), name)) from error
-    experts = [
-        Network(_bytes(view.shapes(), dtype), lambda device, i=i: parts.expert(i, device))
-        for i, view in enumerate(parts.files.experts)
-    ]
-    decoder = Network(_bytes(parts.files.decoder.shapes(), dtype), parts.autoencoder)
-    return parts, Networks([*experts, decoder], keeper)
-
-
-def _bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:
-    return dtype.itemsize * sum(math.prod(shape) for shape in shapes.values())
-
-
-def _dtype(device: torch.device) -> torch.dtype:
-    name = host.option("moesr_dtype")
-    if name in DTYPES:
-        return DTYPES[name]
-    return torch.float16 if host.half_is_fine(device) else torch.float32
-
-
-def _decoder_dtype(device: torch.device) -> torch.dtype:
-    """Decoders of SD 1.5 overflow in fp16."""
-    fine = host.half_is_fine(device) and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if fine else torch.float32

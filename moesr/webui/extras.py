@@ -10,7 +10,7 @@ from ..service.job import Stopped
 from ..service.settings import CHOICES, checked
 from ..ui.compat import gradio, make
 from ..ui.handlers import LARGEST_SCALE, MOST_STEPS
-from . import host
+from . import webui_api
 from .engine import engine, models
 from .infotext import facts
 from .run import upscale_now
@@ -18,7 +18,7 @@ from .run import upscale_now
 log = logging.getLogger(__name__)
 
 
-class MoESRExtras(host.scripts_postprocessing.ScriptPostprocessing):
+class MoESRExtras(webui_api.scripts_postprocessing.ScriptPostprocessing):
     """One run on each picture, after the host's own upscaling. Off until it is opened."""
 
     name = "MoESR"
@@ -28,14 +28,14 @@ class MoESRExtras(host.scripts_postprocessing.ScriptPostprocessing):
         """Controls by the names of process()'s arguments."""
         gr = gradio()
         default = engine().default()
-        with host.ui_components.InputAccordion(False, label="MoESR", elem_id="extras_moesr") as enabled:
-            with host.ui_components.FormRow():
+        with webui_api.ui_components.InputAccordion(False, label="MoESR", elem_id="extras_moesr") as enabled:
+            with webui_api.ui_components.FormRow():
                 model = make(gr.Dropdown, list(models()), value=default, label="Model", elem_id="extras_moesr_model")
                 scale = make(
                     gr.Slider, 1, LARGEST_SCALE, value=engine().models.config(default).scale, step=0.25,
                     label="Scale", elem_id="extras_moesr_scale",
                 )  # fmt: skip
-            with host.ui_components.FormRow():
+            with webui_api.ui_components.FormRow():
                 steps = make(
                     gr.Slider, 0, MOST_STEPS, value=0, step=1, label="Steps, 0 for the model's own",
                     elem_id="extras_moesr_steps",
@@ -43,7 +43,7 @@ class MoESRExtras(host.scripts_postprocessing.ScriptPostprocessing):
                 fidelity = make(
                     gr.Slider, 0, 1, value=1, step=0.05, label="Fidelity to the input", elem_id="extras_moesr_fidelity"
                 )
-            with host.ui_components.FormRow():
+            with webui_api.ui_components.FormRow():
                 color_fix = make(
                     gr.Radio, list(CHOICES["color_fix"]), value="adain", label="Colour fix", elem_id="extras_moesr_fix"
                 )

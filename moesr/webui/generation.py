@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import decoder, host
+from . import decoder, webui_api
 from .infotext import line
 from .run import option_settings
 from .upscaler import is_ours
 
 
-class MoESRGeneration(host.scripts.Script):
+class MoESRGeneration(webui_api.scripts.Script):
     """Adds to the generation parameters; it changes no pixel."""
 
     def title(self) -> str:
@@ -19,7 +19,7 @@ class MoESRGeneration(host.scripts.Script):
 
     def show(self, is_img2img: bool) -> Any:
         """Always at work, never seen."""
-        return host.scripts.AlwaysVisible
+        return webui_api.scripts.AlwaysVisible
 
     def process(self, p: Any, *_: Any) -> None:
         """Before sampling."""

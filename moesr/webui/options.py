@@ -7,7 +7,7 @@ from typing import Any
 from ..service.settings import CHOICES
 from ..ui.compat import gradio
 from ..ui.handlers import MOST_STEPS, TILES
-from . import host
+from . import webui_api
 from .engine import decoders, engine, models
 
 SECTION = ("moesr", "MoESR", "postprocessing")
@@ -17,10 +17,10 @@ CHECKPOINT = ("when memory is short", "always", "never")
 def add() -> None:
     """The callback of on_ui_settings."""
     gr = gradio()
-    of = host.DEFAULTS
+    of = webui_api.DEFAULTS
 
     def info(name: str, label: str, component: Any = None, args: Any = None, **more: Any) -> Any:
-        made = host.shared.OptionInfo(of[name], label, component, args, section=SECTION[:2], **more)
+        made = webui_api.shared.OptionInfo(of[name], label, component, args, section=SECTION[:2], **more)
         made.category_id = SECTION[2]
         return made
 
@@ -54,11 +54,11 @@ def add() -> None:
             lambda: {"choices": decoders()}, infotext="MoESR decoder",
         ).info("a frequency-compensated KL f8 decoder, fa_vae.pth in models/MoESR; None is the checkpoint's own"),
     }  # fmt: skip
-    if not host.FORGE:
+    if not webui_api.FORGE:
         page["moesr_checkpoint"] = info(
             "moesr_checkpoint", "Move the checkpoint out of the GPU while MoESR works", gr.Radio,
             {"choices": list(CHECKPOINT)},
         ).info("it comes back by itself")  # fmt: skip
     for name, made in page.items():
-        host.shared.opts.add_option(name, made)
+        webui_api.shared.opts.add_option(name, made)
     engine()  # says now, not in the middle of a run, what is wrong with our folders

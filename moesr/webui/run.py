@@ -14,7 +14,7 @@ from ..progress import Event
 from ..service.pace import Pace
 from ..service.settings import Settings
 from ..service.stopping import StoppableHost, stoppable
-from . import host
+from . import webui_api
 from .engine import engine
 
 log = logging.getLogger(__name__)
@@ -28,13 +28,13 @@ def upscale_now(image: Image.Image, settings: Settings) -> Image.Image:
     Its progress is the host's. Raises Stopped if the host's user interrupts, and MoESRError.
     """
     scale = engine().models.config(settings.model).scale if settings.scale is None else settings.scale
-    asked = StoppableHost(engine().memory())
+    asked = StoppableHost(engine())
     with (
-        host.borrowed_progress(),
+        webui_api.keep_progress(),
         engine().run(settings.model, int(max(image.size) * scale + 0.5)),
-        stoppable(asked, host.check),
+        stoppable(asked, webui_api.check),
     ):
-        host.check()
+        webui_api.check()
         model = engine().model(settings.model, asked)
         steps = model.config.steps if settings.steps is None else settings.steps
         run = _PACE.run(settings.model, image.width * image.height * scale**2, steps)
@@ -49,14 +49,14 @@ def upscale_now(image: Image.Image, settings: Settings) -> Image.Image:
 
 def option_settings(model: str, scale: float | None) -> Settings:
     """What our page of the host's settings says, for the doors that have no controls of their own."""
-    tile = str(host.option("moesr_tile"))
+    tile = str(webui_api.get_option("moesr_tile"))
     return Settings(
         model=model,
         scale=scale,
-        steps=int(host.option("moesr_steps")) or None,
-        seed=max(0, int(host.option("moesr_seed"))),
-        fidelity=float(host.option("moesr_fidelity")),
-        color_fix=host.option("moesr_color_fix"),
+        steps=int(webui_api.get_option("moesr_steps")) or None,
+        seed=max(0, int(webui_api.get_option("moesr_seed"))),
+        fidelity=float(webui_api.get_option("moesr_fidelity")),
+        color_fix=webui_api.get_option("moesr_color_fix"),
         tile=int(tile) if tile.isdigit() else "auto",
     )
 
@@ -69,6 +69,6 @@ def _pixels(image: Image.Image) -> Any:
 def _told(share: Callable[[Event], float]) -> Callable[[Event], None]:
     def tell(event: Event) -> None:
         at = f"step {event.step} of {event.steps}, " if event.phase == "sample" else ""
-        host.show(share(event), f"MoESR: {at}tile {event.tile} of {event.tiles}")
+        webui_api.show_progress(share(event), f"MoESR: {at}tile {event.tile} of {event.tiles}")
 
     return tell

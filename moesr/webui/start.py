@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from . import api, decoder, host, options, tab
+from . import api, decoder, options, tab, webui_api
 from .engine import engine
 
 
 def start() -> None:
     """Tab, settings, API, decoder of generations. Upscaler and scripts are found by their classes."""
-    callbacks = host.script_callbacks
+    callbacks = webui_api.script_callbacks
     callbacks.on_ui_settings(options.add)
     callbacks.on_ui_tabs(tab.add)
     callbacks.on_after_component(tab.watch)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import MoESRError
-from ..images.pngtext import read_text
+from ..images.files import read_text
+from ..leftovers import TemporaryFolder
 from ..model import SRModel
 from ..pipeline import LARGEST_TILE
 from ..runtime import Runtime
@@ -18,7 +18,7 @@ from ..service.intake import size
 from ..service.job import Job
 from ..service.limits import LOCAL
 from ..service.settings import KEYWORD, from_text
-from . import host
+from . import webui_api
 from .engine import engine
 from .infotext import facts, line
 
@@ -35,10 +35,10 @@ class Surroundings:
     def __init__(self) -> None:
         self.models = engine().models
         self.models.default = engine().default()
-        parent = host.temporary_folder()
+        parent = webui_api.find_temporary_folder()
         parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = tempfile.TemporaryDirectory(prefix="moesr-", dir=parent, ignore_cleanup_errors=True)
-        self.folder = Path(self._temporary.name).resolve()
+        self._temporary = TemporaryFolder("moesr-tab-", parent)
+        self.folder = self._temporary.path
         self.received = self.folder / "received"
         self.received.mkdir()
         self.uploads = [parent]
@@ -48,7 +48,7 @@ class Surroundings:
     @contextmanager
     def turn(self, job: Job) -> Iterator[None]:
         """The host's queue, its checkpoint out of the way, and results kept where the host keeps its own."""
-        with host.turn(len(job.uploads)), engine().run(job.settings.model, _side(job)):
+        with webui_api.begin_job(len(job.uploads)), engine().run(job.settings.model, _side(job)):
             try:
                 yield
             finally:
@@ -56,21 +56,21 @@ class Surroundings:
 
     def check(self) -> None:
         """Raises Stopped if Interrupt was pressed anywhere in the host."""
-        host.check()
+        webui_api.check()
 
     def show(self, job: Job) -> None:
         """To the host's bar."""
         at = job.progress
         word = WORDS[at.phase] + (f" {at.step} of {at.steps}" if at.phase == "sample" else "")
-        host.shared.state.job_no = at.picture - 1
+        webui_api.shared.state.job_no = at.picture - 1
         fresh = at.preview if at.preview is not self._shown else None
         self._shown = at.preview
         share = min(1.0, max(0.0, at.share * at.pictures - (at.picture - 1)))
-        host.show(share, f"MoESR: {at.name}, {word}, tile {at.tile} of {at.tiles}", fresh)
+        webui_api.show_progress(share, f"MoESR: {at.name}, {word}, tile {at.tile} of {at.tiles}", fresh)
 
     def memory(self) -> Runtime:
         """The host's."""
-        return engine().memory()
+        return engine()
 
     def load(self, path: Path, dtype: str, device: str, asked: Runtime) -> SRModel:
         """The model that the upscaler and Extras use too; precision and device are the host's."""
@@ -83,24 +83,24 @@ class Surroundings:
 
     def close(self) -> None:
         """Delete what was received and made."""
-        self._temporary.cleanup()
+        self._temporary.close()
 
     def parameters(self, result: Path) -> str:
         """Generation parameters of the picture that a result was made from; empty if it had none."""
         source = self._sources.get(result)
-        return host.parameters_of(source) if source is not None and source.is_file() else ""
+        return webui_api.read_parameters(source) if source is not None and source.is_file() else ""
 
     def _keep(self, job: Job) -> None:
         self._sources.update({result.path: result.source for result in job.results})
         # Without a preview it is a program that asks: the answer is all it wants, as with the host's API.
-        if not (job.preview and host.option("moesr_save")):
+        if not (job.preview and webui_api.get_option("moesr_save")):
             return
         for result in job.results:
             texts = read_text(result.path)
             found = from_text(texts)
             info = line(facts(*found)) if found else ""
             try:
-                host.save(result.path, info, {KEYWORD: texts.get(KEYWORD, "")}, result.source)
+                webui_api.save_result(result.path, info, {KEYWORD: texts.get(KEYWORD, "")}, result.source)
             except (OSError, ValueError) as error:
                 job.failures.append(f"{result.name}: not saved in the host's folder ({error}); download it here")
 

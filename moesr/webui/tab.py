@@ -9,14 +9,14 @@ from typing import Any
 from urllib.parse import unquote
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ..errors import MoESRError
-from ..images.pngtext import with_text
 from ..service.desk import Desk
 from ..service.intake import accept
 from ..ui.builder import build
 from ..ui.compat import gradio, make, on, update
-from . import host
+from . import webui_api
 from .surroundings import Surroundings
 
 log = logging.getLogger(__name__)
@@ -73,15 +73,15 @@ def add() -> list[tuple[Any, str, str]]:
             on(sent.then, None, js=f"() => moesr_paste('{target}')", queue=False)
         on(received.change, ways.receive, [received], [built.files, received], queue=False)
     for target, button in pastes.items():
-        host.infotext_utils.register_paste_params_button(
-            host.infotext_utils.ParamBinding(
+        webui_api.infotext_utils.register_paste_params_button(
+            webui_api.infotext_utils.ParamBinding(
                 paste_button=button,
                 tabname=target,
                 source_text_component=parameters,
                 source_image_component=None if target == "txt2img" else result,
             )
         )
-    host.infotext_utils.add_paste_fields(NAME, received, None)
+    webui_api.infotext_utils.add_paste_fields(NAME, received, None)
     return [(built.blocks, TITLE, NAME)]
 
 
@@ -92,11 +92,11 @@ def watch(component: Any, **options: Any) -> None:
         if where == f"{source}_gallery":
             _galleries[source] = component
         if where == f"{source}_send_to_extras" and source in _galleries:
-            button = host.ui_components.ToolButton(
+            button = webui_api.ui_components.ToolButton(
                 SYMBOL, elem_id=f"{source}_send_to_{NAME}", tooltip=f"Send image to the {TITLE} tab."
             )
-            host.infotext_utils.register_paste_params_button(
-                host.infotext_utils.ParamBinding(
+            webui_api.infotext_utils.register_paste_params_button(
+                webui_api.infotext_utils.ParamBinding(
                     paste_button=button, tabname=NAME, source_image_component=_galleries[source]
                 )
             )
@@ -116,10 +116,10 @@ class Ways:
         path = self._adapter.received / f"received_{secrets.token_hex(4)}.png"
         if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
             image = image.convert("RGB")
-        image.save(path)
-        parameters = image.info.get("parameters")
+        texts, parameters = PngInfo(), image.info.get("parameters")
         if isinstance(parameters, str):
-            path.write_bytes(with_text(path.read_bytes(), {"parameters": parameters}))
+            texts.add_text("parameters", parameters)
+        image.save(path, pnginfo=texts)
         return [str(path)], None
 
     def shown(self, address: str) -> tuple[Any, str]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..errors import SettingError
 from ..service.job import Stopped
-from . import host
+from . import webui_api
 from .engine import engine, models
 from .run import option_settings, upscale_now
 
@@ -31,7 +31,7 @@ def title(name: str, scale: int) -> str:
     return f"MoESR {name}" if fits else f"MoESR {name} x{scale}"
 
 
-class UpscalerMoESR(host.upscaler.Upscaler):
+class UpscalerMoESR(webui_api.upscaler.Upscaler):
     """All models of the library. Steps, seed, fidelity and colour fix are those of our page in the host's settings.
 
     The name of the class makes --moesr-models-path its folder.
@@ -48,7 +48,7 @@ class UpscalerMoESR(host.upscaler.Upscaler):
         for name, scale in models().items():
             path = str(engine().models.path(name))
             self._names[path] = name
-            self.scalers.append(host.upscaler.UpscalerData(title(name, scale), path, self, scale))
+            self.scalers.append(webui_api.upscaler.UpscalerData(title(name, scale), path, self, scale))
 
     def upscale(self, img: Image.Image, scale: float, selected_model: str | None = None) -> Image.Image:
         """The image in exactly the asked size, in one run. Interrupted, it is a plain enlargement, as with the host's.
@@ -83,4 +83,4 @@ class UpscalerMoESR(host.upscaler.Upscaler):
 
 def is_ours(name: str | None) -> bool:
     """Whether an upscaler of the host's list is one of ours."""
-    return any(data.name == name and isinstance(data.scaler, UpscalerMoESR) for data in host.shared.sd_upscalers)
+    return any(data.name == name and isinstance(data.scaler, UpscalerMoESR) for data in webui_api.shared.sd_upscalers)

@@ -47,7 +47,7 @@ NEIGHBOURS = {
             "        return (1,)\n"
             "NODE_CLASS_MAPPINGS = {'Neighbour': Neighbour}\n"
         ),
-        "nodes/host.py": "raise RuntimeError('this is the host.py of a neighbour')\n",
+        "nodes/comfyui.py": "raise RuntimeError('this is the comfyui.py of a neighbour')\n",
     },
     # Tells the tests what the host's memory manager keeps, and which of our models are alive.
     "zzz-watch": {"__init__.py": Path(__file__).with_name("watch.py").read_text(encoding="utf-8")},

@@ -89,10 +89,9 @@ def test_three_nodes_at_their_defaults_equal_the_library(comfy: Comfy, tiny: moe
 def test_every_setting_reaches_the_library(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> None:
     prompt = Prompt()
     image, model = prompt.load(), prompt.model(dtype="fp32", experts="one at a time")
-    samples = prompt.sample(
-        model, image, seed=2**64 - 1, steps=3, sampler="ddim", eta=0.5, scale=3.0, tile=64, wrap=True
-    )
-    saved = prompt.save(prompt.decode(model, samples, image, fidelity=0.5, color_fix="wavelet", tile=64))
+    samples = prompt.sample(model, image, seed=2**64 - 1, steps=3, sampler="ddim", eta=0.5, tile=64, wrap=True)
+    decoding = {"fidelity": 0.5, "color_fix": "wavelet", "tile": 64, "scale": 3.0, "wrap": True}
+    saved = prompt.save(prompt.decode(model, samples, image, **decoding))
     (found,) = comfy.images(comfy.run(prompt), saved)
     settings: dict[str, Any] = {"seed": 2**64 - 1, "steps": 3, "sampler": "ddim", "eta": 0.5, "scale": 3.0}
     more: dict[str, Any] = {"tile": 64, "wrap": True, "fidelity": 0.5, "color_fix": "wavelet"}
@@ -272,6 +271,19 @@ def test_a_wrong_latent_is_a_clear_node_error(comfy: Comfy, kind: str) -> None:
     error = comfy.failure(prompt)
     assert error["node_type"] == "FrequencyCompensatedDecode"
     assert {"channels": "channels", "size": "cells", "nan": "NaN"}[kind] in error["exception_message"]
+
+
+def test_settings_that_the_decode_has_now_are_not_lost_in_silence(comfy: Comfy) -> None:
+    prompt, _ = three_nodes(seed=21)
+    prompt["3"]["inputs"]["scale"] = 2.0  # as older prompts have it; the host leaves it out
+    error = comfy.failure(prompt)
+    assert (error["node_type"], "set it in Frequency-Compensated Decode" in error["exception_message"]) == (
+        "MoESRSampler",
+        True,
+    )
+    prompt["3"]["inputs"] |= {"scale": 4.0, "wrap": True}
+    comfy.run(prompt)
+    assert "wrap is on in the Sampler and off in the Decode" in comfy.text()
 
 
 def test_decode_without_its_source_says_so(comfy: Comfy) -> None:

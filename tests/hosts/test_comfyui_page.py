@@ -110,6 +110,23 @@ def test_a_click_on_run_makes_the_image(page: Window, twice: Comfy) -> None:
     page.shot("run")
 
 
+def test_an_older_workflow_keeps_its_scale_and_wrap(page: Window) -> None:
+    workflow = read(ROOT / "example_workflows" / "MoESR seamless texture.json")
+    (sampler,) = (node for node in workflow["nodes"] if node["type"] == "MoESRSampler")
+    (decode,) = (node for node in workflow["nodes"] if node["type"] == "FrequencyCompensatedDecode")
+    # As they were saved: the Sampler had `scale` after `eta`, and the Decode took both from the latent.
+    place = next(i for i, put in enumerate(sampler["inputs"]) if put["name"] == "batch_seed")
+    sampler["inputs"].insert(place, {"name": "scale", "type": "FLOAT", "widget": {"name": "scale"}, "link": None})
+    sampler["widgets_values"].insert(5, 2.5)
+    decode["widgets_values"][3:5] = [0, False]
+    page.open(workflow, "older")
+    prompt = page.prompt()
+    inputs = {node["class_type"]: node["inputs"] for node in prompt.values()}
+    assert "scale" not in inputs["MoESRSampler"]
+    assert (inputs["MoESRSampler"]["batch_seed"], inputs["MoESRSampler"]["wrap"]) == ("per image", True)
+    assert (inputs["FrequencyCompensatedDecode"]["scale"], inputs["FrequencyCompensatedDecode"]["wrap"]) == (2.5, True)
+
+
 def test_the_timeline_shows_the_step_at_work(page: Window, twice: Comfy) -> None:
     workflow = read(ROOT / "example_workflows" / "MoESR three nodes.json")
     page.open(workflow, "steps")

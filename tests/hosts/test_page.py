@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moesr.images.pngtext import read_text
+from moesr.images.files import read_text
 from moesr.service.settings import from_text
 from tests.hosts.page import Served, serving, slowness
 from tests.hosts.setup_page import gradio_version, install_package

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import moesr
-from moesr.images.files import read
+from moesr.images.files import read_image
 from tests.hosts.page import Served, serving, slowness
 from tests.hosts.setup_page import gradio_version, install_package, page_python
 from tests.hosts.visitor import AT_WORK, browser, visiting
@@ -89,7 +89,7 @@ def test_four_programs_are_served_in_order_and_not_mixed_up(nano: Path, served: 
     assert places[3] >= 2, places
     model = moesr.load(nano)
     for i, result in enumerate(done):
-        expected = moesr.upscale(model, read(Path(pictures[i])), seed=i, steps=steps[i])
+        expected = moesr.upscale(model, read_image(Path(pictures[i])), seed=i, steps=steps[i])
         width, height = (4 * side for side in sizes[i])
         with Image.open(result["result"]) as image:
             assert image.size == (width, height)

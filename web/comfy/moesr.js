@@ -1,9 +1,10 @@
 // Draws the plan of time experts on the nodes that sample: a bar for every step, as high as its noise, in the colour of
-// its expert, pale until it is reached. It hears "moesr.step" from nodes/host.py, and asks nothing of the page that an
+// its expert, pale until it is reached. It hears "moesr.step" from nodes/comfyui.py, and asks nothing of the page that an
 // older or newer page may lack.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { migrate } from "./migrate.js";
 
 const NAME = "moesr.timeline";
 const HEIGHT = 64;
@@ -149,6 +150,7 @@ function hear({ detail }) {
 if (!app.extensions?.some((extension) => extension.name === NAME)) {
   app.registerExtension({
     name: NAME,
+    beforeConfigureGraph: migrate,
     setup() {
       api.addEventListener("moesr.step", hear);
     },

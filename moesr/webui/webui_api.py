@@ -62,46 +62,46 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def option(name: str) -> Any:
+def get_option(name: str) -> Any:
     """The value of one of our settings."""
     return getattr(shared.opts, name, DEFAULTS[name])
 
 
-def model_folders() -> list[Path]:
+def find_model_folders() -> list[Path]:
     """Where models are looked for: --moesr-models-path, then models/MoESR of the host."""
     given = getattr(shared.cmd_opts, "moesr_models_path", None)
     return [*([Path(given)] if given else []), Path(shared.models_path) / FOLDER]
 
 
-def temporary_folder() -> Path:
+def find_temporary_folder() -> Path:
     """Where Gradio keeps uploads; what lies below is served to the page."""
     return Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio").resolve()
 
 
-def device() -> torch.device:
+def choose_device() -> torch.device:
     """The device for a model like ours; the CPU with --use-cpu all or --always-cpu."""
     return torch.device(devices.get_device_for("moesr"))
 
 
-def half_is_fine(where: torch.device) -> bool:
+def uses_half_precision(device: torch.device) -> bool:
     """Whether the host would compute in 16 bits there."""
-    if where.type != "cuda" or getattr(shared.cmd_opts, "no_half", False):
+    if device.type != "cuda" or getattr(shared.cmd_opts, "no_half", False):
         return False
-    return bool(backend().should_use_fp16(where)) if FORGE else True
+    return bool(forge_memory().should_use_fp16(device)) if FORGE else True
 
 
-def backend() -> Any:
+def forge_memory() -> Any:
     """Forge's memory management."""
     return import_module("backend.memory_management")
 
 
-def patcher_class() -> Any:
+def forge_patcher() -> Any:
     """Forge's ModelPatcher."""
     return import_module("backend.patcher.base").ModelPatcher
 
 
 @contextmanager
-def turn(pictures: int) -> Iterator[None]:
+def begin_job(pictures: int) -> Iterator[None]:
     """A job of the host's own kind: in its queue, seen by its progress and Interrupt. Waits for its turn."""
     state = shared.state
     with call_queue.queue_lock:
@@ -121,10 +121,10 @@ def check() -> None:
         raise Stopped("cancelled")
 
 
-def show(share: float, text: str, preview: bytes | None = None) -> None:
+def show_progress(fraction: float, text: str, preview: bytes | None = None) -> None:
     """How far the picture at work is, 0 to 1, for the host's progress bar and API. preview: a JPEG."""
     state = shared.state
-    state.sampling_steps, state.sampling_step = 100, int(100 * share)
+    state.sampling_steps, state.sampling_step = 100, int(100 * fraction)
     state.textinfo = text
     if preview is not None and shared.opts.live_previews_enable:
         with Image.open(io.BytesIO(preview)) as image:
@@ -132,8 +132,8 @@ def show(share: float, text: str, preview: bytes | None = None) -> None:
 
 
 @contextmanager
-def borrowed_progress() -> Iterator[None]:
-    """Inside, `show` may write into a job that the host counts itself; afterwards its figures are as they were."""
+def keep_progress() -> Iterator[None]:
+    """Inside, `show_progress` may write into a job that the host counts; afterwards its figures are as before."""
     state = shared.state
     before = (state.sampling_steps, state.sampling_step, state.textinfo)
     try:
@@ -148,12 +148,12 @@ def empty_cache() -> None:
 
 
 @contextmanager
-def checkpoint_aside(short: bool) -> Iterator[None]:
+def move_checkpoint_aside(short: bool) -> Iterator[None]:
     """A1111: the checkpoint is in system memory inside the block, if our setting says so; then it is brought back.
 
     short: memory of the device is. Forge moves models by itself.
     """
-    wish = option("moesr_checkpoint")
+    wish = get_option("moesr_checkpoint")
     model = None
     if not FORGE and wish != "never" and (short or wish == "always"):
         # Not shared.sd_model: asking for that loads one.
@@ -169,13 +169,13 @@ def checkpoint_aside(short: bool) -> Iterator[None]:
         sd_models.send_model_to_device(model)
 
 
-def full_precision() -> Any:
+def disable_autocast() -> Any:
     """A block without the host's autocast, which would lower the precision of layers that must keep theirs."""
-    kind = device().type
+    kind = choose_device().type
     return torch.autocast(kind, enabled=False) if kind in ("cuda", "cpu") else nullcontext()
 
 
-def save(path: Path, info: str, texts: Mapping[str, str], source: Path) -> None:
+def save_result(path: Path, info: str, texts: Mapping[str, str], source: Path) -> None:
     """Put a result where the host keeps those of Extras, in its format and under its kind of name.
 
     info: what was done, for the host's PNG info. texts: further chunks. source: the picture it was made from, whose
@@ -196,7 +196,7 @@ def save(path: Path, info: str, texts: Mapping[str, str], source: Path) -> None:
         )  # fmt: skip
 
 
-def parameters_of(path: Path) -> str:
+def read_parameters(path: Path) -> str:
     """The generation parameters inside a picture, as the host writes them; empty if there are none."""
     with Image.open(path) as image:
         parameters, _ = images.read_info_from_image(image)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import SettingError
-from ..images.files import Picture
-from .data import Pair, PhotoCrops
-from .latents import to_bytes
+from ...errors import SettingError
+from ...images.files import Picture
+from ..latents import to_bytes
+from .crops import Pair, PhotoCrops
 
 #: Width of a sheet that holds more than one pair, at most; and how wide a crop is shown, at least.
 WIDTH, PANEL = 1600, 192
@@ -20,7 +20,7 @@ LIMIT = 400
 _GAP, _LINE, _LINES = 8, 12, 3
 
 
-def sheet(crops: PhotoCrops, count: int) -> Picture:
+def draw_sheet(crops: PhotoCrops, count: int) -> Picture:
     """The first `count` items of a run: LR (pixels as squares) and HR side by side, with name and degradation above.
 
     Raises SettingError for more than 400, and what the items raise.
@@ -48,8 +48,8 @@ def _draw(canvas: Image.Image, pair: Pair, corner: tuple[int, int], panel: int) 
         draw.text((x, y + i * _LINE), line, fill="black", font=font)
     for i, image in enumerate((pair.lr, pair.hr)):
         pixels = Image.fromarray(to_bytes(image).permute(1, 2, 0).numpy())
-        shown = pixels.resize((panel, panel), Image.Resampling.NEAREST)
-        canvas.paste(shown, (x + i * panel, y + _LINES * _LINE))
+        enlarged = pixels.resize((panel, panel), Image.Resampling.NEAREST)
+        canvas.paste(enlarged, (x + i * panel, y + _LINES * _LINE))
 
 
 def _wrapped(text: str, fits: Callable[[str], bool]) -> list[str]:

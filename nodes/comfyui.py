@@ -1,15 +1,13 @@
-"""All that is asked of ComfyUI: memory, progress, cancel, folders, schemas. No other file of the pack imports it."""
+"""All that is asked of ComfyUI: memory, progress, cancel, folders, schemas. No other file imports ComfyUI."""
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,11 +26,7 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 from torch import nn
 
-from ..moesr.runtime import PlainRuntime
-
 __all__ = ["ComfyExtension", "GraphBuilder", "io"]
-
-log = logging.getLogger(__name__)
 
 FOLDER = "moesr"
 SUFFIXES = {".safetensors", ".ckpt", ".pth", ".pt"}
@@ -57,11 +51,16 @@ class _Whole(comfy.model_patcher.ModelPatcher):
         return super().partially_load(device_to, extra_memory if extra_memory < 0 else 1e32, *args, **kwargs)
 
 
-def patcher_of(network: nn.Module, device: torch.device, offload_device: torch.device) -> Any:
+def make_patcher(network: nn.Module, device: torch.device, offload_device: torch.device) -> Any:
     """The host's patcher of a network, of the kind that the host has chosen for this machine."""
+    from ..moesr.networks.frequency import find_folded_layers
+
+    # Layers whose weights we read ourselves stay torch's own, which dynamic VRAM copies whole: weights of the host's
+    # layers report the CPU, and cannot be folded.
+    folded = set(find_folded_layers(network))
     for layer in network.modules():
-        if type(layer) in _LAYERS:
-            layer.__class__ = _LAYERS[type(layer)]
+        if type(layer) in _LAYERS and layer not in folded:
+            layer.__class__ = _LAYERS[type(layer)]  # type: ignore[index]
         if next(layer.parameters(recurse=False), None) is not None:
             layer.register_forward_pre_hook(_stop_if_cancelled)
     # Late: the host decides for dynamic VRAM after the packs' files may have been imported.
@@ -73,136 +72,57 @@ def _stop_if_cancelled(*_: Any) -> None:
     memory.throw_exception_if_processing_interrupted()
 
 
-@dataclass(frozen=True)
-class Network:
-    """A network that does not exist yet: its size in bytes, and how it is made on a device."""
+class ComfyKeeper:
+    """ComfyUI's memory manager as the `Keeper` of our networks (moesr/hosting): a handle is a patcher of the host."""
 
-    size: int
-    build: Callable[[torch.device], nn.Module]
+    def __init__(self) -> None:
+        self.device: torch.device = memory.get_torch_device()
+        self.offload_device: torch.device = memory.unet_offload_device()
 
+    def choose_dtype(self, parameters: int, *, decoder: bool) -> torch.dtype:
+        """The host's choice for a network of that size. Decoders of SD 1.5 latents overflow in fp16, as its VAEs do."""
+        if decoder:
+            return memory.vae_dtype(self.device, [torch.bfloat16])
+        supported = [torch.float16, torch.bfloat16, torch.float32]
+        chosen = memory.unet_dtype(self.device, parameters, supported_dtypes=supported)
+        return chosen if chosen in supported else torch.float16  # the host has an option for fp8
 
-class Patchers:
-    """A model's networks in the host's memory manager, which loads them when they are used and may take them back.
+    def register(self, network: nn.Module) -> Any:
+        """A patcher."""
+        return make_patcher(network, self.device, self.offload_device)
 
-    residency: "auto" loads the network at work, and the next one if there is room; "all" loads all experts at once;
-    "one at a time" lets go of an expert, in system memory too, once another is used. The last network is the decoder.
-    """
+    def load(self, handles: Sequence[Any], *, others: Sequence[Any], working: int) -> None:
+        """The host unloads what it has to."""
+        memory.load_models_gpu(list(handles), memory_required=working, force_full_load=True)
 
-    def __init__(self, networks: Sequence[Network], residency: str) -> None:
-        self.device = memory.get_torch_device()
-        self.working = 0  # bytes that a run needs beside the weights
-        self._networks, self._residency = networks, residency
-        self._offload_device = memory.unet_offload_device()
-        self._patchers: dict[int, Any] = {}
-        self._loaded: set[int] = set()  # asked for by this run, and by nobody else since
-
-    @property
-    def count(self) -> int:
-        """Number of networks."""
-        return len(self._networks)
-
-    def begin(self, working: int) -> None:
-        """A run starts, which needs so many bytes beside the weights; what the host did since the last is not known."""
-        self._loaded, self.working = set(), working
-
-    def patcher(self, i: int) -> Any:
-        """The patcher of network i, which is made if need be."""
-        if i not in self._patchers:
-            network = self._networks[i].build(self._offload_device)
-            self._patchers[i] = patcher_of(network, self.device, self._offload_device)
-        return self._patchers[i]
-
-    def existing(self) -> list[Any]:
-        """The patchers of the networks that have been used."""
-        return list(self._patchers.values())
-
-    @contextmanager
-    def use(self, i: int) -> Iterator[nn.Module]:
-        """Network i, on the device inside the block."""
-        if i not in self._loaded:
-            decoder = self.count - 1
-            self._load([*range(decoder)] if self._residency == "all" and i != decoder else [i])
-        yield self._patchers[i].model
-
-    def prefetch(self, i: int) -> None:
-        """Load network i beside those that are, if there is room for it."""
-        if self._residency == "auto" and i not in self._loaded and self._has_room(self._networks[i].size):
-            self._load([*self._loaded, i])
-
-    def close(self) -> None:
-        """Let go of all networks."""
-        self._patchers.clear()
-        self._loaded.clear()
-
-    def make_room(self) -> int:
-        """Bytes that are free for tiles, beside the largest network, after others made room for a run."""
-        largest = max(network.size for network in self._networks)
+    def make_room(self, needed: int) -> None:
+        """On the CPU nothing would be gained."""
         if self.device.type != "cpu":
-            # Twice: a run plans with half of what is free.
-            memory.free_memory(largest + 2 * self.working, self.device)
-        return max(0, int(memory.get_free_memory(self.device)) - largest)
+            memory.free_memory(needed, self.device)
 
-    def _load(self, wanted: list[int]) -> None:
-        if self._residency == "one at a time":
-            kept = {*wanted, self.count - 1}
-            self._patchers = {i: patcher for i, patcher in self._patchers.items() if i in kept}
-        patchers = [self.patcher(i) for i in wanted]
-        memory.load_models_gpu(patchers, memory_required=self.working, force_full_load=True)
-        self._loaded = set(wanted)
+    def measure_free_memory(self) -> int:
+        """What the host counts as free, without what it keeps for other programs."""
+        return int(memory.get_free_memory(self.device)) - int(memory.extra_reserved_memory())
 
-    def _has_room(self, size: int) -> bool:
-        reserved = memory.extra_reserved_memory()
-        return memory.get_free_memory(self.device) > 1.1 * size + self.working + reserved
-
-
-class Slot:
-    """The residency of the networks from `first` on."""
-
-    def __init__(self, patchers: Patchers, first: int) -> None:
-        self._patchers, self._first = patchers, first
-
-    def use(self, i: int) -> Any:
-        """Network i, on the device inside the block."""
-        return self._patchers.use(self._first + i)
-
-    def prefetch(self, i: int) -> None:
-        """Network i comes next."""
-        self._patchers.prefetch(self._first + i)
-
-    def close(self) -> None:
-        """Let go of all networks."""
-        self._patchers.close()
-
-
-class ComfyHost:
-    """ComfyUI as the `Runtime` of the pipeline."""
-
-    def __init__(self, patchers: Patchers) -> None:
-        self._patchers = patchers
-
-    def check(self) -> None:
-        """Raises the host's own exception if the user cancelled."""
-        memory.throw_exception_if_processing_interrupted()
-
-    def free_memory(self, device: torch.device) -> int:
-        """Bytes that tiles may use; other models of the host have made room."""
-        return self._patchers.make_room()
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """What the host takes for it, and what torch does."""
-        known = getattr(memory, "is_oom", None)
-        if known is not None and known(error):
-            return True
-        # Where torch has no such error, the host's name stands for every Exception.
-        kind = memory.OOM_EXCEPTION
-        return (kind is not Exception and isinstance(error, kind)) or PlainRuntime().is_out_of_memory(error)
-
-    def release(self) -> None:
-        """All models leave the device; those of the run come back when they are used."""
-        log.info("MoESR: out of memory; models are unloaded and the tile is halved")
-        self._patchers.begin(self._patchers.working)
+    def unload(self, handles: Sequence[Any]) -> None:
+        """All models of the host leave the device."""
         memory.unload_all_models()
         memory.soft_empty_cache()
+
+    def end_run(self, handles: Sequence[Any]) -> None:
+        """Networks stay until the host wants their room."""
+
+    def check(self) -> None:
+        """Raises the host's own exception if its user has pressed Cancel."""
+        memory.throw_exception_if_processing_interrupted()
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """What the host takes for it."""
+        if hasattr(memory, "is_oom"):
+            return bool(memory.is_oom(error))
+        # Where torch has no such error, the host's name stands for every Exception.
+        kind = memory.OOM_EXCEPTION
+        return kind is not Exception and isinstance(error, kind)
 
 
 def vae_of(
@@ -218,7 +138,7 @@ def vae_of(
     vae = comfy.sd.VAE(sd=weights)
     offload_device = memory.vae_offload_device()
     vae.first_stage_model = build(vae.vae_dtype, offload_device)
-    vae.patcher = patcher_of(vae.first_stage_model, vae.device, offload_device)
+    vae.patcher = make_patcher(vae.first_stage_model, vae.device, offload_device)
     vae.size = None
     cells = vae.upscale_ratio**2
     vae.memory_used_decode = lambda shape, dtype: shape[-2] * shape[-1] * cells * pixel(dtype)
@@ -282,11 +202,18 @@ def _node_on_page() -> str:
         return str(context.node_id)
 
 
-def number_format(parameters: int, names: dict[str, torch.dtype]) -> str:
-    """The name of the number format that the host would choose for a network of so many parameters."""
-    supported = [torch.float16, torch.bfloat16, torch.float32]
-    chosen = memory.unet_dtype(memory.get_torch_device(), parameters, supported_dtypes=supported)
-    return next((name for name, dtype in names.items() if dtype == chosen), "fp16")
+def read_prompt_inputs(link: str | None = None) -> dict[str, Any]:
+    """The inputs of the node at work as the prompt has them, or of the node that its input `link` comes from.
+
+    The host leaves out inputs that the schema does not know. Empty if the host does not tell.
+    """
+    try:
+        prompt, node = get_progress_state().dynprompt, get_executing_context().node_id
+        if link is not None:
+            node = prompt.get_node(node)["inputs"][link][0]
+        return dict(prompt.get_node(node)["inputs"])
+    except Exception:  # see above
+        return {}
 
 
 def model_folders() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeGuard
 
@@ -12,11 +13,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..errors import ImageError, SettingError
-from ..images import png16
-from ..images.files import READ_FORMATS, READ_SUFFIXES, explained, from_pil, on_white, read
+from ...errors import ImageError, SettingError
+from ...images import png
+from ...images.files import READ_FORMATS, READ_SUFFIXES, explained, from_pil, on_white, read_image
 
-#: How whole files of a format end. Others (trailing data is legal) are decoded once, to see. WebP is seen when opened.
+#: How whole files of a format end. Files that end otherwise (which is legal) are decoded once. WebP checks itself.
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 
 _log = logging.getLogger(__name__)
@@ -30,14 +31,57 @@ class Photos(Protocol):
     def image(self, index: int) -> Image.Image | np.ndarray: ...
 
 
-def photos(source: object, crop: int) -> Photos:
-    """The images of a folder or of a dataset, none of them known to be smaller than the crop. See PhotoCrops."""
+def open_photos(source: object, crop: int) -> Photos:
+    """The images of a pack, of a folder or several, or of a dataset; none is known to be smaller than the crop."""
+    from .pack import Pack
+
+    if isinstance(source, Pack):
+        return source
     if isinstance(source, (str, Path)):
-        return Folder(Path(source), crop)
+        return Pack.open(Path(source)) if Path(source).is_file() else Folder(Path(source), crop)
+    if isinstance(source, (list, tuple)) and source and all(isinstance(part, (str, Path)) for part in source):
+        return Joined([open_photos(part, crop) for part in source])
     if isinstance(source, Sequence) or (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
         return Wrapped(source)
     kind = type(source).__name__
     raise SettingError(f"{kind}: not training images; give a folder or a map-style dataset, with len and index")
+
+
+def load_tensors(photos: Photos, crop: int, device: torch.device) -> list[Tensor]:
+    """All images as uint8 [3, H, W] on the device. Raises ImageError for one that is smaller than the crop."""
+
+    def load(index: int) -> Tensor:
+        image, name = photos.image(index), photos.name(index)
+        width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+        if min(width, height) < crop:
+            raise ImageError(f"{name}: {width} x {height} is smaller than the crop {crop}; remove it or lower the crop")
+        return torch.from_numpy(np.ascontiguousarray(pixels(image, name).transpose(2, 0, 1))).to(device)
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(load, range(len(photos))))
+
+
+class Joined:
+    """The images of several sources one behind the other."""
+
+    def __init__(self, parts: Sequence[Photos]) -> None:
+        self.parts = parts
+        self.starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def name(self, index: int) -> str:
+        part, index = self._find(index)
+        return part.name(index)
+
+    def image(self, index: int) -> Image.Image | np.ndarray:
+        part, index = self._find(index)
+        return part.image(index)
+
+    def _find(self, index: int) -> tuple[Photos, int]:
+        which = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.parts[which], index - int(self.starts[which])
 
 
 class Folder:
@@ -52,8 +96,8 @@ class Folder:
         if not folder.is_dir():
             raise ImageError(f"{folder}: {'not a' if folder.exists() else 'no such'} folder; give one with photographs")
         found = [(p.relative_to(folder).parts, p) for p in folder.rglob("*") if p.suffix.lower() in READ_SUFFIXES]
-        shown = [p for parts, p in sorted(found) if not any(name.startswith(".") for name in parts)]
-        self.paths = [p for p in shown if not p.is_dir()]
+        visible = [p for parts, p in sorted(found) if not any(name.startswith(".") for name in parts)]
+        self.paths = [p for p in visible if not p.is_dir()]
         if not self.paths:
             kinds = ", ".join(READ_SUFFIXES)
             raise ImageError(f"{folder}: no images ({kinds}) below it; give a folder with photographs")
@@ -91,8 +135,8 @@ class Folder:
     def image(self, index: int) -> Image.Image | np.ndarray:
         path = self.paths[index]
         with explained(path), path.open("rb") as file:
-            if png16.is_png16(file.read(26)):  # Pillow would cut its samples to 8 bits
-                picture = on_white(read(path))
+            if png.is_png16(file.read(26)):  # Pillow would cut its samples to 8 bits
+                picture = on_white(read_image(path))
                 return picture.rgb * 2 - 1
             file.seek(0)
             with Image.open(file, formats=READ_FORMATS) as image:
@@ -142,20 +186,27 @@ class Wrapped:
         raise ImageError(f"{self.name(index)}: {kind} is no image; give {kinds}")
 
 
-def values(image: Image.Image | np.ndarray, x: int, y: int, side: int, name: str) -> np.ndarray:
-    """A square of an image as float32 [side, side, 3] in [-1, 1]: grey three times, alpha laid on white.
+def values(image: Image.Image | np.ndarray, name: str, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
+    """An image, or its part (left, top, right, bottom), as float32 [H, W, 3] in [-1, 1]: grey thrice, alpha on white.
 
     All of 16 bits is kept. Raises ImageError, with `name`, for floats that are not in [-1, 1].
     """
     if isinstance(image, np.ndarray):
-        part = image[y : y + side, x : x + side]
+        part = image[box[1] : box[3], box[0] : box[2]] if box else image
         if not (np.abs(part) <= 1 + 1e-3).all():
             low, high = float(part.min()), float(part.max())
             raise ImageError(f"{name}: values from {low:.3g} to {high:.3g}; floats must be in [-1, 1]")
         return part
     with explained(name):
-        picture = on_white(from_pil(image.crop((x, y, x + side, y + side))))
+        picture = on_white(from_pil(image.crop(box) if box else image))
     return picture.rgb * np.float32(255) / np.float32(127.5) - 1
+
+
+def pixels(image: Image.Image | np.ndarray, name: str) -> np.ndarray:
+    """A whole image as uint8 [H, W, 3]."""
+    if isinstance(image, Image.Image) and image.mode == "RGB":
+        return np.array(image)
+    return ((values(image, name) + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""A model's networks inside the memory manager of a host program. Nothing here imports a host."""

@@ -1,0 +1,157 @@
+"""EXIF blocks, changed in place: what is not changed keeps its bytes and offsets, which maker notes depend on."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+
+from PIL import Image
+
+ORIENTATION, WIDTH, HEIGHT = 0x0112, 0x0100, 0x0101
+MAKE, MODEL = 0x010F, 0x0110
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
+EXIF_IFD, GPS_IFD, USER_COMMENT = 0x8769, 0x8825, 0x9286
+_PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003
+_THUMBNAIL, _THUMBNAIL_BYTES = 0x0201, 0x0202
+_HEADER = b"Exif\0\0"
+
+
+def bare(exif: bytes) -> bytes:
+    """The block without its leading `Exif`; empty if it is none."""
+    while exif.startswith(_HEADER):
+        exif = exif[len(_HEADER) :]
+    return exif if exif[:4] in (b"II*\0", b"MM\0*") else b""
+
+
+def orientation(exif: bytes) -> int:
+    """The orientation that a block (with or without `Exif`) tells, 1 to 8; 1 if it tells none."""
+    data = bare(exif)
+    try:
+        for tag, kind, _, at in _entries(data, _first(data)):
+            if tag == ORIENTATION and kind in (3, 4):
+                value = struct.unpack_from(_order(data) + ("H" if kind == 3 else "I"), data, at)[0]
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def of_result(exif: bytes, width: int, height: int) -> bytes:
+    """The block of an upright picture of that size: orientation 1, sizes where they stand, no thumbnail.
+
+    A block that cannot be parsed comes back empty.
+    """
+    data = bytearray(exif)
+    known = {ORIENTATION: 1, WIDTH: width, HEIGHT: height, _PIXEL_WIDTH: width, _PIXEL_HEIGHT: height}
+    try:
+        order, first = _order(exif), _first(exif)
+        ifds = [first]
+        for tag, _, _, at in _entries(exif, first):
+            if tag == EXIF_IFD:
+                ifds.append(struct.unpack_from(order + "I", exif, at)[0])
+        for ifd in ifds:
+            for tag, _, _, at in _entries(exif, ifd):
+                if tag in known:
+                    struct.pack_into(order + "HHII", data, at - 8, tag, 4, 1, known[tag])
+                    if tag == ORIENTATION:  # of type short, as every reader expects
+                        struct.pack_into(order + "HHIHH", data, at - 8, tag, 3, 1, 1, 0)
+        return _without_thumbnail(data, first, order)
+    except struct.error:
+        return b""
+
+
+def texts(exif: bytes) -> dict[str, str]:
+    """Generation texts in EXIF: `parameters` as A1111 puts it into JPEG, `prompt` and `workflow` as ComfyUI does."""
+    found: dict[str, str] = {}
+    try:
+        block = _load(exif)
+        comment = block.get_ifd(EXIF_IFD).get(USER_COMMENT)
+        if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
+            body = comment[8:]
+            text = body.decode("utf-16-le" if body[1:2] == b"\0" else "utf-16-be")
+            if "Steps: " in text:
+                found["parameters"] = text.rstrip("\0")
+        for tag in (MAKE, MODEL):
+            keyword, _, text = str(block.get(tag, "")).rstrip("\0").partition(":")
+            if keyword in ("prompt", "workflow"):
+                found[keyword] = text
+    except Exception:  # EXIF that nobody can parse says nothing; Pillow raises nearly anything
+        return found
+    return found
+
+
+def completed(
+    exif: bytes, text: Mapping[str, str], *, workflow: bool, dpi: tuple[float, float] | None = None
+) -> bytes:
+    """The block with the generation texts that `texts` reads back; prompt and workflow only where `workflow` is set.
+
+    dpi: a resolution, for kinds of files that have no other place for it.
+
+    The block stays as it is, byte for byte, if there is nothing to add.
+    """
+    present = texts(exif) if exif else {}
+    missing = {key: value for key, value in text.items() if key not in present}
+    places = [("prompt", MODEL), ("workflow", MAKE)] if workflow else []
+    known = resolution(exif) if dpi else None
+    if "parameters" not in missing and not any(key in missing for key, _ in places) and known == dpi:
+        return exif
+    block = _load(exif)
+    if dpi and known is None:
+        block[X_RESOLUTION], block[Y_RESOLUTION], block[RESOLUTION_UNIT] = *dpi, 2
+    if "parameters" in missing:
+        inner = dict(block.get_ifd(EXIF_IFD))
+        inner[USER_COMMENT] = b"UNICODE\0" + missing["parameters"].encode("utf-16-be")
+        block[EXIF_IFD] = inner
+    for key, tag in places:
+        if key in missing and tag not in block:
+            block[tag] = f"{key}:{missing[key]}"
+    return bare(block.tobytes())
+
+
+def resolution(exif: bytes) -> tuple[float, float] | None:
+    """Pixels per inch that a block tells, horizontal and vertical as stored; None if it tells none."""
+    try:
+        block = _load(exif)
+        factor = {2: 1.0, 3: 2.54}[block.get(RESOLUTION_UNIT, 2)]
+        return float(block[X_RESOLUTION]) * factor, float(block[Y_RESOLUTION]) * factor
+    except Exception:  # as in `texts`
+        return None
+
+
+def _load(exif: bytes) -> Image.Exif:
+    block = Image.Exif()
+    if exif:
+        block.load(_HEADER + exif)
+    return block
+
+
+def _order(data: bytes) -> str:
+    return "<" if data[:2] == b"II" else ">"
+
+
+def _first(data: bytes) -> int:
+    return struct.unpack_from(_order(data) + "I", data, 4)[0]
+
+
+def _entries(data: bytes, ifd: int) -> Iterator[tuple[int, int, int, int]]:
+    """(tag, type, count, position of the value) of every entry."""
+    order = _order(data)
+    for i in range(struct.unpack_from(order + "H", data, ifd)[0]):
+        at = ifd + 2 + 12 * i
+        yield (*struct.unpack_from(order + "HHI", data, at), at + 8)
+
+
+def _without_thumbnail(data: bytearray, first: int, order: str) -> bytes:
+    """Cut the link to IFD1, and blank the picture that it points to."""
+    link = first + 2 + 12 * struct.unpack_from(order + "H", data, first)[0]
+    (second,) = struct.unpack_from(order + "I", data, link)
+    struct.pack_into(order + "I", data, link, 0)
+    if not second:
+        return bytes(data)
+    values = {tag: struct.unpack_from(order + "I", data, at)[0] for tag, _, _, at in _entries(bytes(data), second)}
+    start, length = values.get(_THUMBNAIL, 0), values.get(_THUMBNAIL_BYTES, 0)
+    if start >= 8 and start + length <= len(data):
+        if start + length >= len(data) - 1:
+            return bytes(data[:start])
+        data[start : start + length] = bytes(length)
+    return bytes(data)

@@ -1,0 +1,189 @@
+"""PNG: chunks, and 16 bits per sample, which Pillow reads and writes for grey only."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # PNG colour type -> samples per pixel
+_COLOUR_TYPE = {channels: kind for kind, channels in _CHANNELS.items()}
+XMP_KEYWORD = "XML:com.adobe.xmp"
+_ROWS = 64  # rows filtered at a time: bounds the memory
+_HEADER_END = len(_SIGNATURE) + 25  # IHDR is always the first chunk, and 25 bytes long
+#: Chunks that say which colours the numbers mean, and nothing else.
+_COLOUR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI")
+
+
+def is_png16(data: bytes) -> bool:
+    """True if the file is a PNG with 16 bits a sample."""
+    return data[:8] == _SIGNATURE and data[12:16] == b"IHDR" and data[24:25] == b"\x10"
+
+
+def decode(data: bytes) -> np.ndarray:
+    """All 16 bits of a PNG for which `is_png16` holds: uint16 [H, W, C], C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGBA.
+
+    A transparent colour (tRNS) becomes an alpha channel. Interlaced files too. Checksums and trailing damage are not
+    looked at: let Pillow load the file first. Raises ValueError, struct.error or zlib's errors for damaged data.
+    """
+    width, height, _, kind, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
+    channels = _CHANNELS[kind]
+    chunks = list(_chunks(data))
+    pixels = b"".join(body for name, body in chunks if name == b"IDAT")
+    samples = _unpack(pixels, width, height, channels, interlace)
+    key = next((body for name, body in chunks if name == b"tRNS"), None)
+    if key is None or channels not in (1, 3):
+        return samples
+    colour = np.frombuffer(key[: 2 * channels], ">u2")
+    opaque = (samples != colour).any(axis=2, keepdims=True)
+    return np.concatenate([samples, opaque * np.uint16(65535)], axis=2)
+
+
+def encode(samples: np.ndarray) -> bytes:
+    """A PNG file of uint16 [H, W, C] with C = 1 grey, 2 grey + alpha, 3 RGB or 4 RGBA."""
+    height, width, channels = samples.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, _COLOUR_TYPE[channels], 0, 0, 0)
+    packer = zlib.compressobj(6)
+    pixels = [packer.compress(rows) for rows in _filtered(samples)]
+    parts = [_SIGNATURE, _chunk(b"IHDR", header)]
+    return b"".join([*parts, _chunk(b"IDAT", b"".join([*pixels, packer.flush()])), _chunk(b"IEND", b"")])
+
+
+def insert(data: bytes, chunks: bytes) -> bytes:
+    """The same file with whole chunks right after its header."""
+    return data[:_HEADER_END] + chunks + data[_HEADER_END:]
+
+
+def icc_chunk(icc: bytes) -> bytes:
+    """The chunk of an ICC profile."""
+    return _chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc))
+
+
+def exif_chunk(exif: bytes) -> bytes:
+    """The chunk of an EXIF block without `Exif`."""
+    return _chunk(b"eXIf", exif)
+
+
+def dpi_chunk(dpi: tuple[float, float]) -> bytes:
+    """The chunk of a resolution."""
+    x, y = (min(round(value / 0.0254), 2**31 - 1) for value in dpi)
+    return _chunk(b"pHYs", struct.pack(">IIB", x, y, 1))
+
+
+def text_chunk(keyword: str, text: str) -> bytes:
+    """The chunk of a text: tEXt, which every program reads, if it is Latin-1, else iTXt.
+
+    Raises ValueError for a keyword that is empty, longer than 79 characters or not Latin-1.
+    """
+    word = keyword.encode("latin-1")
+    if not 1 <= len(word) <= 79 or b"\0" in word:
+        raise ValueError(f"keyword {keyword!r}: a PNG takes 1 to 79 characters")
+    text = text.replace("\0", "")
+    if keyword != XMP_KEYWORD:
+        try:
+            return _chunk(b"tEXt", word + b"\0" + text.encode("latin-1"))
+        except UnicodeEncodeError:
+            pass
+    return _chunk(b"iTXt", word + b"\0\0\0\0\0" + text.encode("utf-8", "replace"))
+
+
+def read_text(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The texts of a PNG by keyword, those before its pixels; none for a file that is no PNG or cannot be read.
+
+    Pixels are not decoded, and Pillow refuses texts that inflate beyond all measure.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+    except Exception:  # damaged files make Pillow raise nearly anything
+        return {}
+
+
+def colour_chunks(data: bytes) -> bytes:
+    """The whole chunks that tell colours, as they stand; empty if the file has none or is no PNG."""
+    if data[:8] != _SIGNATURE:
+        return b""
+    return b"".join(_chunk(name, body) for name, body in _chunks(data) if name in _COLOUR_CHUNKS)
+
+
+def split_chunks(chunks: bytes) -> dict[bytes, bytes]:
+    """Bodies by name of whole chunks in a row."""
+    return dict(_chunks(_SIGNATURE + chunks))
+
+
+def repaired(data: bytes) -> tuple[bytes, int] | None:
+    """A PNG that is cut or has wrong checksums as one that loads, and how many rows of it are there.
+
+    Missing pixels are 0. None if the header is not there, or the picture is interlaced: then nothing can be told.
+    """
+    if data[:8] != _SIGNATURE or data[12:16] != b"IHDR" or len(data) < _HEADER_END:
+        return None
+    width, height, depth, kind, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
+    if interlace or kind not in (*_CHANNELS, 3) or not width or not height:
+        return None
+    stride = 1 + (width * depth * _CHANNELS.get(kind, 1) + 7) // 8
+    if stride * height > 2**31:
+        return None
+    chunks = list(_chunks(data))
+    inflater, pixels = zlib.decompressobj(), b""
+    for part in (body[i : i + 4096] for name, body in chunks if name == b"IDAT" for i in range(0, len(body), 4096)):
+        try:
+            pixels += inflater.decompress(part, stride * height - len(pixels))
+        except zlib.error:
+            break
+        if len(pixels) >= stride * height:
+            break
+    kept = [_chunk(name, body) for name, body in chunks if name not in (b"IHDR", b"IDAT", b"IEND")
+            and (name[:1].isupper() or name in (b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"iCCP"))]  # fmt: skip
+    packed = zlib.compress(pixels.ljust(stride * height, b"\0"), 1)
+    return b"".join([data[:_HEADER_END], *kept, _chunk(b"IDAT", packed), _chunk(b"IEND", b"")]), len(pixels) // stride
+
+
+def _unpack(pixels: bytes, width: int, height: int, channels: int, interlace: int) -> np.ndarray:
+    """Inflated and unfiltered by Pillow's decoder, whose pixel formats take one byte of a sample: so in two halves."""
+    size = (width, height)
+    if channels == 2:  # 4 bytes a pixel: the same to the decoder as 8-bit RGBA
+        halves = np.asarray(Image.frombytes("RGBA", size, pixels, "zip", "RGBA", interlace))
+        high, low = halves[..., 0::2], halves[..., 1::2]
+    else:  # big-endian samples: read as big-endian gives the high byte, read as little-endian the low byte
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+        little = "L;16" if channels == 1 else f"{mode};16L"
+        high = np.asarray(Image.frombytes(mode, size, pixels, "zip", f"{mode};16B", interlace))
+        low = np.asarray(Image.frombytes(mode, size, pixels, "zip", little, interlace))
+    samples = high.astype(np.uint16) << 8 | low
+    return samples.reshape(height, width, channels)
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    start = len(_SIGNATURE)
+    while start + 8 <= len(data):
+        length, name = struct.unpack(">I4s", data[start : start + 8])
+        yield name, data[start + 8 : start + 8 + length]
+        start += length + 12
+
+
+def _chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def _filtered(samples: np.ndarray) -> Iterator[bytes]:
+    """Rows as bytes, each after the number of its filter: of Sub, Up and Average the one with the smallest residue."""
+    height, width, channels = samples.shape
+    step = 2 * channels
+    last = np.zeros((1, width * step), np.uint8)
+    for start in range(0, height, _ROWS):
+        part = np.ascontiguousarray(samples[start : start + _ROWS], dtype=">u2")
+        rows = part.view(np.uint8).reshape(len(part), -1)
+        up = np.concatenate([last, rows[:-1]])
+        left = np.pad(rows, ((0, 0), (step, 0)))[:, :-step]
+        mean = ((left.astype(np.uint16) + up) >> 1).astype(np.uint8)
+        choices = np.stack([rows - left, rows - up, rows - mean])  # modulo 256
+        best = np.abs(choices.view(np.int8).astype(np.int16)).sum(axis=2).argmin(axis=0)
+        chosen = choices[best, np.arange(len(rows))]
+        yield np.concatenate([(best + 1).astype(np.uint8)[:, None], chosen], axis=1).tobytes()
+        last = rows[-1:]

@@ -1,0 +1,379 @@
+"""TIFF: every kind of samples, right or refused by name; and a writer for 8 and 16 bits.
+
+Pillow decodes what it knows well (8 bits per sample and less). For the rest its decompressors are given the samples as
+plain bytes, and what the bytes mean is worked out here.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image, TiffImagePlugin, TiffTags
+
+from ..errors import ImageError
+from . import exif as exif_blocks
+from .metadata import iptc_of_resources
+from .picture import Metadata, Picture, picture_of
+
+_KIND, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL = 254, 256, 257, 258, 259, 262, 266
+_STRIPS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 277, 278, 279, 284, 317
+_X_DPI, _Y_DPI, _DPI_UNIT, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 282, 283, 296, 322, 323, 324, 325
+_EXTRA, _FORMAT, _XMP, _IPTC, _PHOTOSHOP, _ICC, _ORIENTATION = 338, 339, 700, 33723, 34377, 34675, 274
+#: Tags that say something about the picture, not about how it is stored.
+_DESCRIPTIVE = (269, 270, 271, 272, 274, 305, 306, 315, 316, 33432, *range(40091, 40096))
+#: Compressions that keep samples exactly, as Pillow's libtiff knows them.
+_LOSSLESS = {1: "none", 5: "LZW", 8: "deflate", 32946: "deflate", 32773: "PackBits", 34925: "LZMA", 50000: "Zstandard"}
+_PHOTOMETRICS = {0: "white is zero", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "CIELab"}
+_FORMATS = {1: "unsigned integer", 2: "signed integer", 3: "floating point", 4: "unsigned integer"}
+_STRIP_SIZE = 2**18  # bytes of samples that are compressed together
+_THUMBNAIL_AREA = 4  # a first page that another exceeds this many times is its thumbnail
+
+
+@dataclass(frozen=True)
+class _Page:
+    """One picture of a file: where it stands in the chain, and its tags."""
+
+    index: int
+    tags: Any
+
+    def value(self, tag: int, default: int) -> int:
+        value = self.tags.get(tag, default)
+        return int(value[0] if isinstance(value, tuple) else value)
+
+    def values(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        value = self.tags.get(tag, default)
+        return tuple(int(v) for v in value) if isinstance(value, tuple) else (int(value),)
+
+    @property
+    def area(self) -> int:
+        return self.value(_WIDTH, 0) * self.value(_HEIGHT, 0)
+
+
+def is_tiff(data: bytes) -> bool:
+    """True if the file begins as a TIFF or BigTIFF."""
+    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def read_tiff(data: bytes, from_pil: Any) -> Picture:
+    """The picture of a TIFF: its first page, or the large one of which that is a thumbnail.
+
+    from_pil: makes a Picture of a Pillow image. Raises ImageError for a kind of samples that has no certain meaning.
+    """
+    pages = _pages(data)
+    page, notes = _choose(pages)
+    if page.area > 2 * (Image.MAX_IMAGE_PIXELS or page.area):
+        raise Image.DecompressionBombError(f"{page.area} pixels")
+    depth = set(page.values(_BITS, (1,)))
+    plain = set(page.values(_FORMAT, (1,))) <= {1, 4} and max(depth) <= 8
+    planar = page.value(_PLANAR, 1) == 2 and page.value(_SAMPLES, 1) > 1
+    photometric = page.value(_PHOTOMETRIC, 1)
+    if depth == {12} and page.value(_SAMPLES, 1) == 1:
+        plain = True
+    if photometric == 5 and not planar and depth <= {8, 16}:
+        plain = True
+    if plain and not planar:
+        with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+            image.seek(page.index)
+            image.load()
+            picture = from_pil(image)
+        if depth == {12}:
+            picture = replace(picture, rgb=picture.rgb * np.float32(65535 / 4095))
+    else:
+        picture = _decode(data, page, photometric)
+    if 0 in page.values(_EXTRA):
+        notes.append("a channel of unknown meaning was left out")
+    icc = page.tags.get(_ICC) if photometric not in (5, 8) else None
+    notes = [*picture.notes, *notes]
+    return replace(picture, icc=icc or None, metadata=_metadata(data, page), notes=tuple(notes))
+
+
+def _pages(data: bytes) -> list[_Page]:
+    big = data[2] == 43 if data[:2] == b"II" else data[3] == 43
+    header = data[:16] if big else data[:8]
+    file = io.BytesIO(data)
+    directory = TiffImagePlugin.ImageFileDirectory_v2(header)
+    pages: list[_Page] = []
+    offset, visited = directory.next, set[int]()
+    while offset and offset not in visited:
+        visited.add(offset)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        try:
+            file.seek(offset)
+            tags.load(file)
+            page = _Page(len(pages), tags)
+            pages += [page] if page.area > 0 else []
+        except Exception:  # a damaged chain ends here; Pillow raises nearly anything
+            break
+        offset = tags.next
+    if not pages:
+        raise Image.UnidentifiedImageError("no page")
+    return pages
+
+
+def _choose(pages: Sequence[_Page]) -> tuple[_Page, list[str]]:
+    """The page that is read, and what is to be said about the others."""
+    whole = [page for page in pages if not page.value(_KIND, 0) & 1]  # others are reduced pictures of these
+    first, largest = pages[0], max(whole or pages, key=lambda page: page.area)
+    is_thumbnail = largest.area >= _THUMBNAIL_AREA * first.area and _is_alike(first, largest)
+    if is_thumbnail or first not in whole:
+        return largest, [f"page {largest.index + 1} of {len(pages)} was read, page 1 is its thumbnail"]
+    return first, [f"only the first of {len(whole)} pages was read"] if len(whole) > 1 else []
+
+
+def _is_alike(small: _Page, large: _Page) -> bool:
+    ratio = small.value(_WIDTH, 1) * large.value(_HEIGHT, 1) / (small.value(_HEIGHT, 1) * large.value(_WIDTH, 1))
+    return 0.85 < ratio < 1.18
+
+
+def _decode(data: bytes, page: _Page, photometric: int) -> Picture:
+    samples = page.value(_SAMPLES, 1)
+    bits, formats = set(page.values(_BITS, (1,))), set(page.values(_FORMAT, (1,)))
+    compression = page.value(_COMPRESSION, 1)
+    names = [f"{'/'.join(map(str, sorted(bits)))} bits", _FORMATS.get(min(formats), "unknown samples")]
+    names.append(_PHOTOMETRICS.get(photometric, f"photometric {photometric}"))
+    kind = ", ".join([*names, f"compression {_LOSSLESS.get(compression, compression)}"])
+    refusal = ImageError(f"a kind of TIFF that is not supported ({kind}); save it with 8 or 16 bits per sample")
+    letter = {1: "u", 2: "i", 3: "f", 4: "u"}.get(min(formats))
+    wide = {"u": (8, 16, 32, 64), "i": (8, 16, 32), "f": (16, 32, 64)}
+    if len(bits) > 1 or len(formats) > 1 or letter is None or min(bits) not in wide[letter]:
+        raise refusal
+    colours = {0: 1, 1: 1, 2: 3, 5: 4}.get(photometric, 0)
+    if not colours or samples < colours or compression not in _LOSSLESS or (photometric == 5 and letter != "u"):
+        raise refusal
+    order = ">" if data[:2] == b"MM" else "<"
+    stored = _samples(data, page, np.dtype(f"{order}{letter}{min(bits) // 8}"))
+    extras = page.values(_EXTRA, (0,) * (samples - colours)) if samples > colours else ()
+    alpha = next((colours + i for i, extra in enumerate(extras) if extra in (1, 2)), None)
+    if alpha is not None and alpha >= samples:
+        raise refusal
+    values, notes = _in_range(stored[..., :colours], photometric, alone=samples == 1)
+    if alpha is not None:
+        opacity, _ = _in_range(stored[..., alpha : alpha + 1], 1, alone=False)
+        if extras[alpha - colours] == 1:  # premultiplied
+            values = np.divide(values, opacity, out=np.zeros_like(values), where=opacity > 0).clip(0, 1)
+        values = np.concatenate([values, opacity], axis=2)
+    if photometric == 5:  # the plain formula, as there is no telling the inks
+        black = 1 - values[..., 3:4]
+        values = np.concatenate([(1 - values[..., :3]) * black, values[..., 4:]], axis=2)
+    depth = 8 if min(bits) == 8 else 16
+    return picture_of(values, colours == 1, page.value(_ORIENTATION, 1), bits=depth, notes=tuple(notes))
+
+
+def _in_range(stored: np.ndarray, photometric: int, alone: bool) -> tuple[np.ndarray, list[str]]:
+    """Samples as float32 in [0, 1], and a line for what had to be assumed. alone: one channel, as of a camera."""
+    low, high = stored.min(), stored.max()
+    notes = []
+    if stored.dtype.kind == "f":
+        missing = int((~np.isfinite(stored)).sum())
+        if missing:
+            stored = np.nan_to_num(stored, posinf=0, neginf=0)
+            notes.append(f"{missing} samples that are not numbers were read as 0")
+        top, said = float_range(stored)
+        notes += said
+    else:
+        if low < 0:
+            raise ImageError(f"a TIFF of signed samples from {low} to {high}, which has no black; shift it to 0 and up")
+        top = float(np.iinfo(stored.dtype).max)
+        used = next((bits for bits in (8, 16) if stored.dtype.itemsize > 2 and 0 < high < 2**bits), 0)
+        if alone and stored.dtype.itemsize == 2:  # cameras of 10 and 12 bits
+            used = next((bits for bits in (10, 12) if 2 ** (bits - 2) <= high < 2**bits), 0)
+        if used:
+            top = float(2**used - 1)
+            notes.append(f"values up to {high} in {8 * stored.dtype.itemsize} bits: read as {used} bits per sample")
+    values = (stored / top).astype(np.float32).clip(0, 1)
+    return (1 - values if photometric == 0 else values), notes
+
+
+def float_range(values: np.ndarray) -> tuple[float, list[str]]:
+    """What is white among floats, and the line that says so if it is not 1. Raises ImageError if that is uncertain."""
+    low, high = float(values.min()), float(values.max())
+    if low >= -0.1 and high <= 1.1:  # a little beyond is the overshoot of a resize
+        return 1.0, []
+    for top in (255, 65535):
+        if low >= 0 and top / 16 < high <= top:
+            return float(top), [f"floats up to {high:g}: read as 0 to {top}"]
+    raise ImageError(f"floats from {low:g} to {high:g}, of which white is not known; scale them to 0 to 1")
+
+
+def _samples(data: bytes, page: _Page, dtype: np.dtype[Any]) -> np.ndarray:
+    """Samples of a page as stored, [H, W, samples], in the machine's byte order."""
+    width, height, count = page.value(_WIDTH, 0), page.value(_HEIGHT, 0), page.value(_SAMPLES, 1)
+    planar = page.value(_PLANAR, 1) == 2 and count > 1
+    within = 1 if planar else count  # samples that lie side by side
+    tiled = _TILES in page.tags
+    block = page.value(_TILE_WIDTH, width) if tiled else width
+    block_rows = page.value(_TILE_HEIGHT, height) if tiled else min(page.value(_STRIP_ROWS, height), height)
+    if not (block > 0 and block_rows > 0):
+        raise ImageError("damaged TIFF: tiles without a size; get it again")
+    wide = -(-width // block) * block
+    rows = -(-height // block_rows) * block_rows if tiled else height
+    if wide * rows > 4 * width * height + 2**20:
+        raise ImageError("damaged TIFF: tiles that are larger than the picture; get it again")
+    offsets = page.values(_TILES if tiled else _STRIPS)
+    lengths = page.values(_TILE_BYTES if tiled else _STRIP_BYTES, (len(data),) * len(offsets))
+    planes = count if planar else 1
+    each = (wide // block) * (-(-rows // block_rows))
+    if len(offsets) < planes * each or len(lengths) < planes * each:
+        raise ImageError("damaged TIFF: parts of the picture are missing; get it again")
+    row_bytes = wide * within * dtype.itemsize
+    parts = []
+    for plane in range(planes):
+        span = slice(plane * each, (plane + 1) * each)
+        tags = {
+            _WIDTH: row_bytes, _HEIGHT: rows, _BITS: 8, _COMPRESSION: page.value(_COMPRESSION, 1), _PHOTOMETRIC: 1,
+            _SAMPLES: 1, _FILL: page.value(_FILL, 1),
+        }  # fmt: skip
+        if tiled:
+            tags |= {_TILE_WIDTH: block * within * dtype.itemsize, _TILE_HEIGHT: block_rows,
+                     _TILES: offsets[span], _TILE_BYTES: lengths[span]}  # fmt: skip
+        else:
+            tags |= {_STRIP_ROWS: block_rows, _STRIPS: offsets[span], _STRIP_BYTES: lengths[span]}
+        raw = _unpacked(data, tags, row_bytes, rows)
+        part = _unpredicted(raw, page.value(_PREDICTOR, 1), dtype, block, within)
+        parts.append(part[:height, :width])
+    return np.concatenate(parts, axis=2) if planar else parts[0]
+
+
+def _unpacked(data: bytes, tags: dict[int, Any], row_bytes: int, rows: int) -> np.ndarray:
+    """The decompressed bytes [rows, row bytes] of strips or tiles that `tags` describe as 8-bit grey."""
+    order = "little" if data[:2] == b"II" else "big"
+    header = data[:2] + (42).to_bytes(2, order) + (8).to_bytes(4, order)
+    directory = TiffImagePlugin.ImageFileDirectory_v2(header)
+    for tag, value in tags.items():
+        directory.tagtype[tag] = TiffTags.LONG
+        directory[tag] = value
+    length = len(directory.tobytes(8))
+    if _TILES in tags:
+        directory[_TILES] = tuple(value + length for value in tags[_TILES])
+    else:  # of strips Pillow wants positions after the directory
+        directory[_STRIPS] = tuple(value - 8 for value in tags[_STRIPS])
+    file = io.BytesIO(b"".join([header, directory.tobytes(8), data[8:]]))
+    image = TiffImagePlugin.TiffImageFile(file)  # opened directly: the number of pixels was checked before
+    image.load()
+    values = np.asarray(image)
+    if values.shape != (rows, row_bytes) or values.dtype != np.uint8:
+        raise ImageError("damaged TIFF: the samples do not fill the picture; get it again")
+    return values
+
+
+def _unpredicted(raw: np.ndarray, predictor: int, dtype: np.dtype[Any], block: int, within: int) -> np.ndarray:
+    """Samples [H, W, within] from their bytes; differences are summed up within each row of a block."""
+    rows = len(raw)
+    blocks = raw.reshape(rows, -1, block * within * dtype.itemsize)
+    native = dtype.newbyteorder("=")
+    if predictor == 3 and dtype.kind == "f":
+        sums = np.cumsum(blocks.reshape(rows, blocks.shape[1], -1, within), axis=2, dtype=np.uint8)
+        planes = sums.reshape(rows, blocks.shape[1], dtype.itemsize, block * within)
+        values = np.ascontiguousarray(planes.swapaxes(2, 3)).view(dtype.newbyteorder(">")).astype(native)
+        return values.reshape(rows, -1, within)
+    values = np.ascontiguousarray(blocks).view(dtype).astype(native)
+    if predictor == 2:
+        whole = np.dtype(f"u{dtype.itemsize}")
+        steps = values.view(whole).reshape(rows, blocks.shape[1], block, within)
+        values = np.cumsum(steps, axis=2, dtype=whole).view(native)
+    elif predictor != 1:
+        raise ImageError(f"a kind of TIFF that is not supported (predictor {predictor}); save it without compression")
+    return values.reshape(rows, -1, within)
+
+
+def _metadata(data: bytes, page: _Page) -> Metadata:
+    tags = page.tags
+    block = Image.Exif()
+    for tag in _DESCRIPTIVE:
+        if tag in tags and tag != _ORIENTATION:
+            block[tag] = tags[tag]
+    for pointer in (exif_blocks.EXIF_IFD, exif_blocks.GPS_IFD):
+        inner = _sub_directory(data, tags.get(pointer), pointer)
+        if inner:
+            block[pointer] = inner
+    try:
+        exif = exif_blocks.bare(block.tobytes()) if len(block) else b""
+    except Exception:  # values of the wrong type for their tag
+        exif = b""
+    iptc = tags.get(_IPTC, b"")
+    if isinstance(iptc, tuple) and all(isinstance(v, int) for v in iptc):  # many writers call it 32-bit numbers
+        iptc = b"".join(v.to_bytes(4, "big" if data[:2] == b"MM" else "little") for v in iptc).rstrip(b"\0")
+    iptc = iptc if isinstance(iptc, bytes) else b""
+    resources = tags.get(_PHOTOSHOP, b"")
+    iptc = iptc or iptc_of_resources(resources if isinstance(resources, bytes) else b"")
+    xmp = tags.get(_XMP, b"")
+    xmp = bytes(v for v in xmp) if isinstance(xmp, tuple) else xmp if isinstance(xmp, bytes) else b""
+    return Metadata(exif, xmp.rstrip(b"\0"), iptc, _dpi(page), exif_blocks.texts(exif) if exif else {})
+
+
+def _sub_directory(data: bytes, offset: Any, pointer: int) -> dict[int, Any]:
+    if not isinstance(offset, int):
+        return {}
+    inner = TiffImagePlugin.ImageFileDirectory_v2(data[:8] if b"*" in data[:4] else data[:16], group=pointer)
+    try:
+        file = io.BytesIO(data)
+        file.seek(offset)
+        inner.load(file)
+        return dict(inner)
+    except Exception:  # a damaged directory says nothing
+        return {}
+
+
+def _dpi(page: _Page) -> tuple[float, float] | None:
+    factor = {2: 1.0, 3: 2.54}.get(page.value(_DPI_UNIT, 2))
+    try:
+        x, y = float(page.tags[_X_DPI]), float(page.tags[_Y_DPI])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    if factor is None or not (1 < x < 1e6 and 1 < y < 1e6):
+        return None
+    turned = page.value(_ORIENTATION, 1) >= 5
+    return (y * factor, x * factor) if turned else (x * factor, y * factor)
+
+
+def write_tiff(pixels: np.ndarray, metadata: Metadata, icc: bytes | None) -> bytes:
+    """A TIFF of uint8 or uint16 [H, W, C], C = 1 grey, 2 grey + alpha, 3 RGB or 4 RGBA, compressed without loss."""
+    height, width, channels = pixels.shape
+    colours = 1 if channels < 3 else 3
+    directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\x08\0\0\0")
+    rows = max(1, _STRIP_SIZE // pixels[0].nbytes)
+    strips = [_packed(pixels[start : start + rows]) for start in range(0, height, rows)]
+    positions = np.cumsum([0, *map(len, strips)])
+    tags: dict[int, Any] = {
+        _WIDTH: width, _HEIGHT: height, _BITS: (8 * pixels.itemsize,) * channels, _COMPRESSION: 8,
+        _PHOTOMETRIC: 1 if colours == 1 else 2, _SAMPLES: channels, _STRIP_ROWS: rows, _PLANAR: 1, _PREDICTOR: 2,
+        _STRIPS: tuple(map(int, positions[:-1])), _STRIP_BYTES: tuple(map(len, strips)), _ORIENTATION: 1,
+        _FORMAT: (1,) * channels,
+    }  # fmt: skip
+    if channels > colours:
+        tags[_EXTRA] = 2
+    if metadata.dpi:
+        tags |= {_X_DPI: metadata.dpi[0], _Y_DPI: metadata.dpi[1], _DPI_UNIT: 2}
+    binary = {_ICC: icc, _XMP: metadata.xmp, _IPTC: metadata.iptc}
+    for tag, value in binary.items():
+        if value:
+            directory.tagtype[tag] = TiffTags.BYTE if tag == _XMP else TiffTags.UNDEFINED
+            directory[tag] = value
+    exif = exif_blocks.completed(metadata.exif, metadata.text, workflow=False)
+    if exif:
+        block = Image.Exif()
+        block.load(b"Exif\0\0" + exif)
+        tags |= {tag: block[tag] for tag in _DESCRIPTIVE if tag in block and tag != _ORIENTATION}
+        tags |= {pointer: dict(inner) for pointer in (exif_blocks.EXIF_IFD, exif_blocks.GPS_IFD)
+                 if (inner := block.get_ifd(pointer))}  # fmt: skip
+    for tag, value in tags.items():
+        if tag in (_STRIPS, _STRIP_BYTES):
+            directory.tagtype[tag] = TiffTags.LONG
+        directory[tag] = value
+    file = io.BytesIO()
+    directory.save(file)
+    file.write(b"".join(strips))
+    return file.getvalue()
+
+
+def _packed(rows: np.ndarray) -> bytes:
+    """Rows as differences between neighbours, deflated."""
+    rows = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
+    steps = rows.copy()
+    steps[:, 1:] -= rows[:, :-1]
+    return zlib.compress(steps.tobytes(), 6)

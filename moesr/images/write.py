@@ -1,0 +1,137 @@
+"""Pictures into files: whole or not at all, with all that travels with them."""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from ..errors import ImageError, NumericsError, SettingError
+from . import metadata as translate
+from . import png, profile
+from .picture import Metadata, Picture, on_white, samples
+from .read import reason, to_pil
+from .tiff import write_tiff
+
+WRITE_SUFFIXES = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP", ".tif": "TIFF",
+    ".tiff": "TIFF",
+}  # fmt: skip
+FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP", "tif": "TIFF", "tiff": "TIFF"}
+#: The quality of JPEG and WebP, 1 to 100.
+QUALITY = 95
+_LARGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383, "TIFF": 2**31 - 1}
+
+
+def write_image(
+    target: str | os.PathLike[str] | BinaryIO,
+    picture: Picture,
+    *,
+    format: str | None = None,
+    quality: int | None = None,
+    metadata: bool = True,
+) -> tuple[str, ...]:
+    """Writes PNG, JPEG (4:4:4), WebP or TIFF; a failed write leaves nothing behind, and the old file as it was.
+
+    target: a path, or a file open for writing. format: png, jpg, webp or tiff; by default what the suffix of the path
+    says, PNG if it says nothing. Values are rounded to nearest, to 16 bits where `picture.bits` and the kind (PNG,
+    TIFF) have them. quality: 1 to 100, of JPEG and WebP. JPEG has no alpha: the picture is laid on white. metadata:
+    False strips all but what tells the colours. Returns one line for each thing that has no place in that kind. Raises
+    SettingError for a kind or quality that cannot be, NumericsError for NaN, ImageError where writing fails.
+    """
+    file = cast("BinaryIO | None", target if hasattr(target, "write") else None)
+    path = None if file is not None else Path(cast("str | os.PathLike[str]", target))
+    name = path if path is not None else getattr(file, "name", "the picture")
+    kind = _kind(path, format)
+    quality = QUALITY if quality is None else quality
+    if not 1 <= quality <= 100:
+        raise SettingError(f"quality {quality}: give 1 to 100")
+    height, width = picture.rgb.shape[:2]
+    check_size(name, kind, height, width)
+    if picture.rgb.dtype.kind == "f" and not np.isfinite(picture.rgb).all():
+        raise NumericsError(f"{name}: the picture has NaN or infinite values; it was not written")
+    colours = picture.metadata.colour_chunks
+    kept = translate.for_result(picture.metadata, width, height) if metadata else Metadata(colour_chunks=colours)
+    try:
+        data, notes = _encode(replace(picture, metadata=kept), kind, quality)
+        if file is not None:
+            file.write(data)
+        elif path is not None:
+            _replace(path, data)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name}: cannot be written ({reason(error)}); check the folder and its space") from error
+    return tuple(notes)
+
+
+def check_size(name: object, kind: str, height: int, width: int) -> None:
+    """Raises ImageError if files of that kind (PNG, JPEG, WEBP, TIFF) hold no pictures as large, in pixels."""
+    if max(height, width) > _LARGEST_SIDE[kind]:
+        limit = f"{kind} holds at most {_LARGEST_SIDE[kind]} pixels per side"
+        raise ImageError(f"{name}: {width} x {height} pixels, {limit}; use .png")
+
+
+def _kind(path: Path | None, format: str | None) -> str:
+    if format is not None:
+        if format.lower() not in FORMATS:
+            raise SettingError(f"format {format!r} is unknown: choose png, jpg, webp or tiff")
+        return FORMATS[format.lower()]
+    suffix = path.suffix.lower() if path is not None else ""
+    if suffix and suffix not in WRITE_SUFFIXES:
+        raise SettingError(f"{path}: cannot write {suffix}; use .png, .jpg, .webp or .tif")
+    return WRITE_SUFFIXES[suffix or ".png"]
+
+
+def _encode(picture: Picture, kind: str, quality: int) -> tuple[bytes, list[str]]:
+    kept = picture.metadata
+    if kind == "PNG":
+        return _png(picture), []
+    if profile.is_hdr(kept.colour_chunks):
+        picture = profile.hdr_to_srgb(picture)
+    if kind == "TIFF":
+        return write_tiff(samples(picture, picture.bits), kept, picture.icc), []
+    if kind == "WEBP" and picture.grey and picture.icc:  # WebP has no grey, and a grey profile no place in it
+        picture = profile.grey_to_srgb(picture)
+    image = to_pil(on_white(picture) if kind == "JPEG" else picture)
+    image.info.clear()
+    options, notes = translate.pillow_options(kept, kind)
+    options |= {"quality": quality, **({"subsampling": 0} if kind == "JPEG" else {})}
+    if picture.icc:
+        options["icc_profile"] = picture.icc
+    return _saved(image, kind, options), notes
+
+
+def _png(picture: Picture) -> bytes:
+    """A PNG; the colours are told as they were, by chunks or by a profile."""
+    pixels = samples(picture, picture.bits)
+    if picture.bits == 16:
+        data = png.encode(pixels)
+    else:
+        image = to_pil(picture)
+        image.info.clear()
+        data = _saved(image, "PNG", {})
+    kept = picture.metadata
+    same = profile.of_chunks(kept.colour_chunks, picture.grey) == picture.icc or profile.is_hdr(kept.colour_chunks)
+    chunks = kept.colour_chunks if same else png.icc_chunk(picture.icc) if picture.icc else b""
+    return png.insert(data, chunks + translate.png_chunks(kept))
+
+
+def _saved(image: Any, kind: str, options: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Puts data at path in one step, through a temporary file beside it that is gone whatever happens."""
+    path = Path(os.path.realpath(path))  # a link keeps pointing to the file it names
+    partial = path.with_name(f".moesr-{secrets.token_hex(8)}.part")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

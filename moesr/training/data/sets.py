@@ -1,0 +1,119 @@
+"""Validation: photographs that are never trained on, and fixed sets of HR pictures with their degraded LR."""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ...errors import ImageError
+from ...images.files import Picture, write_image
+from .degradation import degradation
+from .pack import measure_detail
+from .photos import Photos, pixels
+
+#: File names of the second validation set: what `split_validation` chose. Never trained on.
+VALIDATION = Path(__file__).parent / "validation.txt"
+#: LR sets by folder, and the degradation of each. `clean` is Pillow's bicubic.
+SETS = {"clean": None, "degraded": "web", "blind": "blind"}
+
+
+def read_names(path: Path) -> list[str]:
+    """File names, one per line. Lines that start with # do not count."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}); give a file with one name per line") from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a table of photographs (tab-separated, with file, source, author, licence and kind)."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}); give a table of photographs") from error
+    missing = {"file", "source", "author", "licence", "kind"} - set(rows[0] if rows else {})
+    if missing:
+        raise ImageError(f"{path}: no column {sorted(missing)[0]!r}; give a tab-separated table with this heading")
+    return rows
+
+
+def split_validation(
+    rows: list[dict[str, str]], *, count: int = 40, minimum: Mapping[str, int] | None = None, seed: int = 0
+) -> list[str]:
+    """File names of `count` photographs of all kinds: in proportion, at least one per kind, and at least `minimum`.
+
+    minimum: 10 faces and 5 with text by default. The same for the same rows and seed, in any order of the rows.
+    """
+    minimum = {"face": 10, "text": 5} if minimum is None else minimum
+    kinds = Counter(row["kind"] for row in rows)
+    least = {kind: max(1, minimum.get(kind, 1)) for kind in kinds}
+    quota = {kind: max(least[kind], round(count * n / len(rows))) for kind, n in kinds.items()}
+    while sum(quota.values()) > count and any(quota[k] > least[k] for k in quota):
+        quota[max((k for k in sorted(quota) if quota[k] > least[k]), key=lambda k: quota[k])] -= 1
+    while sum(quota.values()) < min(count, len(rows)):
+        quota[max(sorted(quota), key=lambda k: kinds[k] - quota[k])] += 1
+    rng = np.random.default_rng(seed)
+    chosen: list[str] = []
+    for kind in sorted(quota):
+        files = sorted(row["file"] for row in rows if row["kind"] == kind)
+        chosen += [files[k] for k in rng.permutation(len(files))[: quota[kind]]]
+    return sorted(chosen)
+
+
+def write_sets(
+    photos: Photos, folder: Path, *, only: Collection[str] = (), scale: int = 4, side: int = 512, seed: int = 0
+) -> int:
+    """Write FOLDER/hr, /clean, /degraded and /blind (see SETS) as PNG, and return how many pictures each has.
+
+    An HR picture is the most detailed part of a photograph of at most side x side pixels, multiples of the scale. What
+    happens to a picture is a function of (seed, its name, the set) alone, so a set can be made again anywhere. only:
+    names of the files that count, all by default.
+    """
+    wanted, count = {Path(name).stem for name in only}, 0
+    for index in range(len(photos)):
+        stem = Path(photos.name(index)).stem
+        if wanted and stem not in wanted:
+            continue
+        hr = _most_detailed(pixels(photos.image(index), photos.name(index)), side // scale * scale, scale)
+        _save(folder / "hr" / f"{stem}.png", hr)
+        for name, recipe in SETS.items():
+            key = zlib.crc32(f"{name}/{stem}".encode())
+            _save(folder / name / f"{stem}.png", _reduce(hr, recipe, scale, (seed, key)))
+        count += 1
+    if not count:
+        raise ImageError(f"{folder}: none of the {len(wanted)} photographs is there; check the names")
+    return count
+
+
+def _reduce(hr: np.ndarray, recipe: str | None, scale: int, seed: tuple[int, int]) -> np.ndarray:
+    if recipe is None:
+        size = hr.shape[1] // scale, hr.shape[0] // scale
+        return np.asarray(Image.fromarray(hr).resize(size, Image.Resampling.BICUBIC))
+    degrade, rng = degradation(recipe, scale), np.random.default_rng(seed)
+    numbers = degrade.draw(rng, 1)
+    images = torch.from_numpy(hr).permute(2, 0, 1)[None].float() / 255
+    lr = degrade.apply(images, numbers, torch.Generator().manual_seed(int(rng.integers(2**32))))
+    return (lr[0] * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def _most_detailed(image: np.ndarray, side: int, multiple: int) -> np.ndarray:
+    height, width = (min(n // multiple * multiple, side) for n in image.shape[:2])
+    sums = np.pad(measure_detail(image).cumsum(0, np.float64).cumsum(1), ((1, 0), (1, 0)))
+    h, w = height - 1, width - 1
+    total = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
+    y, x = np.unravel_index(int(total.argmax()), total.shape)
+    return image[y : y + height, x : x + width]
+
+
+def _save(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, Picture(np.ascontiguousarray(image)))

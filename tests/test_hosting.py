@@ -1,0 +1,123 @@
+"""The plan for networks in a host's memory manager (moesr/hosting), with a keeper that only counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from moesr.hosting.networks import Networks, NetworkSource, NetworkView
+
+SIZE = 100
+
+
+class CountingKeeper:
+    """A device with room for `room` networks of 100 bytes, and a host that moves them."""
+
+    device = offload_device = torch.device("cpu")
+
+    def __init__(self, room: int) -> None:
+        self.room, self.loaded, self.built = room, [], 0
+
+    def choose_dtype(self, parameters: int, *, decoder: bool) -> torch.dtype:
+        return torch.float32
+
+    def register(self, network: nn.Module) -> Any:
+        self.built += 1
+        return network
+
+    def load(self, handles: Sequence[Any], *, others: Sequence[Any], working: int) -> None:
+        assert not set(handles) & set(others)
+        self.loaded = [*handles, *(other for other in others if other in self.loaded)][: self.room]
+        assert len(handles) <= self.room
+
+    def make_room(self, needed: int) -> None:
+        self.asked = needed
+
+    def measure_free_memory(self) -> int:
+        return int(1.2 * SIZE * (self.room - len(self.loaded)))
+
+    def unload(self, handles: Sequence[Any]) -> None:
+        self.loaded = []
+
+    def end_run(self, handles: Sequence[Any]) -> None:
+        """They stay."""
+
+    def check(self) -> None:
+        raise KeyboardInterrupt
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, ArithmeticError)
+
+
+class Part(nn.Module):
+    def __init__(self, i: int) -> None:
+        super().__init__()
+        self.i = i
+
+
+def make(room: int, residency: str) -> tuple[Networks, CountingKeeper]:
+    """Three experts and a decoder."""
+    keeper = CountingKeeper(room)
+    sources = [NetworkSource(SIZE, lambda device, i=i: Part(i)) for i in range(4)]
+    return Networks(sources, keeper, residency), keeper
+
+
+def run(networks: Networks, keeper: CountingKeeper) -> list[list[int]]:
+    """What is loaded while each expert and then the decoder work; each tells the next, as an ExpertBank does."""
+    view, loaded = NetworkView(networks), []
+    for i in (2, 1, 0):
+        with view.use(i) as network:
+            if i:
+                view.prefetch(i - 1)
+            assert isinstance(network, Part)
+            assert network.i == i
+            loaded.append(sorted(part.i for part in keeper.loaded))
+    with NetworkView(networks, networks.decoder).use(0):
+        loaded.append(sorted(part.i for part in keeper.loaded))
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("residency", "room", "expected"),
+    [
+        ("auto", 1, [[2], [1], [0], [3]]),
+        ("auto", 2, [[1, 2], [1, 2], [0, 2], [2, 3]]),
+        ("all", 4, [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2, 3]]),
+        ("one at a time", 4, [[2], [1], [0], [3]]),
+    ],
+)
+def test_what_is_loaded_when(residency: str, room: int, expected: list[list[int]]) -> None:
+    networks, keeper = make(room, residency)
+    networks.begin_run(0)
+    assert run(networks, keeper) == expected
+    assert len(networks.handles()) == {"one at a time": 1}.get(residency, 4)
+
+
+def test_after_out_of_memory_networks_come_back_when_they_are_used() -> None:
+    networks, keeper = make(2, "auto")
+    networks.begin_run(30)
+    with networks.use(0):
+        networks.release()
+        assert keeper.loaded == []
+    with networks.use(0):
+        assert [part.i for part in keeper.loaded] == [0]
+    assert keeper.built == 1
+    networks.close()
+    with networks.use(0):
+        assert keeper.built == 2
+
+
+def test_a_run_asks_the_host() -> None:
+    networks, keeper = make(2, "auto")
+    networks.begin_run(30)
+    assert networks.free_memory(keeper.device) == 2.4 * SIZE - SIZE
+    assert keeper.asked == SIZE + 2 * 30
+    assert networks.is_out_of_memory(ArithmeticError())
+    assert networks.is_out_of_memory(MemoryError())
+    assert not networks.is_out_of_memory(ValueError())
+    with pytest.raises(KeyboardInterrupt):
+        networks.check()

@@ -1,0 +1,50 @@
+// Workflows saved by older versions. The Sampler's `scale` moved to Frequency-Compensated Decode, which also took
+// `wrap` from the Sampler when its own was off. Widget values are saved by position, so they are moved before loading.
+
+const OLD_LENGTH = 9; // seed, control, steps, sampler, eta, scale, batch_seed, tile, wrap
+const SCALE = 5;
+const WRAP = 7; // after `scale` is gone
+const DECODE = { scale: 3, wrap: 4 };
+
+const target = (link) => (Array.isArray(link) ? { id: link[3], slot: link[4] } : { id: link.target_id, slot: link.target_slot });
+
+function retarget(link, id, slot) {
+  if (Array.isArray(link)) [link[3], link[4]] = [id, slot];
+  else [link.target_id, link.target_slot] = [id, slot];
+}
+
+/** Changes a saved graph, and its subgraphs, into what this version would have saved. */
+export function migrate(graph) {
+  for (const inner of graph?.definitions?.subgraphs ?? []) migrate(inner);
+  const nodes = graph?.nodes ?? [];
+  const links = graph?.links ?? [];
+  const linkId = (link) => (Array.isArray(link) ? link[0] : link.id);
+  for (const sampler of nodes) {
+    const values = sampler.widgets_values;
+    if (sampler.type !== "MoESRSampler" || values?.length !== OLD_LENGTH) continue;
+    const [scale] = values.splice(SCALE, 1);
+    const fed = new Set(sampler.outputs?.[0]?.links ?? []);
+    const decodes = links
+      .filter((link) => fed.has(linkId(link)))
+      .map((link) => nodes.find((node) => String(node.id) === String(target(link).id)))
+      .filter((node) => node?.type === "FrequencyCompensatedDecode" && Array.isArray(node.widgets_values));
+    for (const decode of decodes) {
+      if (!decode.widgets_values[DECODE.scale]) decode.widgets_values[DECODE.scale] = scale;
+      if (values[WRAP] === true) decode.widgets_values[DECODE.wrap] = true;
+    }
+    const removed = (sampler.inputs ?? []).findIndex((input) => input.name === "scale");
+    if (removed < 0) continue;
+    const [{ link: driven }] = sampler.inputs.splice(removed, 1);
+    for (const link of links) {
+      const { id, slot } = target(link);
+      if (String(id) !== String(sampler.id)) continue;
+      if (slot > removed) retarget(link, id, slot - 1);
+      if (slot !== removed || linkId(link) !== driven || !decodes.length) continue;
+      // The scale came from another node: it goes to the Decode.
+      const place = (decodes[0].inputs ?? []).findIndex((input) => input.name === "scale");
+      if (place < 0) continue;
+      decodes[0].inputs[place].link = driven;
+      retarget(link, decodes[0].id, place);
+    }
+  }
+}
