@@ -284,7 +284,7 @@ class Run:
                 features = None
                 if fidelity or autoencoder.config.lr_skip:
                     large = torch.cat([self.condition.upsampled(image, w) for w in wanted])
-                    features = autoencoder.features(large.to(self.model.dtype))
+                    features = autoencoder.window_features(large.to(self.model.dtype))
                 latents = torch.cat([_crop(z, image, w) for w in wanted]).to(self.model.device)
                 pictures = dict(zip(wanted, autoencoder.decode(latents, features, fidelity)))
             return [pictures[w] if w in pictures else self.condition.upsampled(image, w)[0] for w in windows]

@@ -410,7 +410,7 @@ def test_the_command_line_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[
     command = ["upscale", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--model", str(path)]
     assert main([*command, "--sampler", "auto", "--eta", "0"]) == 0
     assert Image.open(tmp_path / "out.png").size == (48, 40)
-    assert main([*command, "--steps", "5"]) == 1
+    assert main([*command, "--overwrite", "--steps", "5"]) == 1
     assert "4 timesteps" in capsys.readouterr().err
 
 

@@ -59,7 +59,7 @@ def test_several_tiles_at_a_time_only_on_a_device_with_room(model: SRModel) -> N
     config = model.config.autoencoder
     assert tiles.batch(config, torch.float16, CPU, 2**40) == 1
     assert tiles.batch(config, torch.float16, CARD, 2**40) == 16
-    assert tiles.batch(config, torch.float16, CARD, 2**30) == 2
+    assert tiles.batch(config, torch.float16, CARD, 2**30 + 2**29) == 3
     assert tiles.batch(config, torch.float16, CARD, 2**20) == 1
     assert plan_run(model, 500, 400, tile_batch=5).tile_batch == 5
 
@@ -133,7 +133,7 @@ def test_what_a_mask_does_not_touch_is_not_computed(model: SRModel, wrap: bool) 
         out = moesr.upscale(model, image, mask=given, tile=96, steps=2, wrap=wrap, callback=events.append)
         counts[name] = len(events)
         assert [e.tile for e in events if e.phase == "decode"][-1] == events[-1].tiles
-    assert counts["part"] <= 0.35 * counts["all"]
+    assert counts["part"] <= (0.5 if wrap else 0.35) * counts["all"]
     plain = moesr.upscale(model, image, mask=np.full((60, 80), 1e-6, np.float32), tile=96, steps=2, wrap=wrap)
     assert np.abs(out.astype(int) - plain)[60:, :].max() <= 1  # bicubic, far from the mask
     assert np.abs(out.astype(int) - plain)[24:44, 204:240].mean() > 0.5
@@ -157,7 +157,7 @@ def test_a_long_batch_streams_and_is_what_it_was(model: SRModel, monkeypatch: py
     mask[3, :, :6] = 0
     want = moesr.upscale(model, images, steps=2, seed=3, mask=mask)
     latents = moesr.sample_latents(model, images, steps=2, seed=3, mask=mask)
-    monkeypatch.setattr(runs, "GROUP_BYTES", 50_000)
+    monkeypatch.setattr(runs, "GROUP_BYTES", 30_000)
     events: list[Event] = []
     assert torch.equal(moesr.upscale(model, images, steps=2, seed=3, mask=mask, callback=events.append), want)
     assert {(e.image, e.images) for e in events} == {(1, 5), (3, 5), (5, 5)}
