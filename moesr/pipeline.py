@@ -256,7 +256,7 @@ class Run:
         def tile(autoencoder: Autoencoder, image: int, window: Window) -> Tensor:
             features = None
             if fidelity or autoencoder.config.lr_skip:
-                features = autoencoder.features(self._upsampled(image, window))
+                features = autoencoder.window_features(self._upsampled(image, window))
             return autoencoder.decode(_crop(z, image, window).to(self.model.device), features, fidelity)
 
         self.latest = z

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ImageError, SettingError
 from .alpha import fill_transparent
-from .assembly import Rows, Store, adain_rows, resized_rows, wavelet_rows
+from .assembly import Rows, Store, adain_rows, pinned_rows, resized_rows, wavelet_rows
 from .canvas import Canvas
 from .resize import resize_rows
 
@@ -61,7 +61,7 @@ def fix_colour(name: str, sr: Store, image: int, lr: Tensor, wrap: bool) -> Rows
     """
     rows = sr.rows(image)
     if name == "adain":
-        return adain_rows(rows, sr.moments[image], lr)
+        return pinned_rows(adain_rows(rows, sr.moments[image], lr), lr, (sr.height, sr.width))
     if name == "wavelet":
         style = resized_rows(_rows_of(lr), lr.shape[1], lr.shape[2], (sr.height, sr.width), wrap)
         return wavelet_rows(rows, lambda start, stop: style(start, stop).clamp(-1, 1), sr.height)
