@@ -99,7 +99,8 @@ def _measure(source: Any, options: argparse.Namespace) -> str:
     seconds, busy = (t / (done * options.batch) for t in (time.perf_counter() - start, time.process_time() - busy))
     what = f"{options.degradation} x{options.scale}, crop {options.crop}, batch {options.batch}"
     where = f"{options.device}, {torch.get_num_threads()} threads"
-    return f"{what} on {where}: {1 / seconds:.0f} images per second, {seconds * 1e3:.2f} ms per image ({busy * 1e3:.2f} ms of CPU)"
+    rate = f"{1 / seconds:.0f} images per second, {seconds * 1e3:.2f} ms per image"
+    return f"{what} on {where}: {rate} ({busy * 1e3:.2f} ms of CPU)"
 
 
 def _summarise(photos: Any) -> str:
