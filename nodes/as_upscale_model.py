@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..moesr.errors import SettingError
 from . import widgets
 from .comfyui import io, schema
 
@@ -47,6 +48,11 @@ class UpscaleModel:
     def __call__(self, image: Any) -> Any:
         from ..moesr.pipeline import upscale
 
+        if image.shape[1] != self.input_channels:
+            raise SettingError(
+                f"image: it has {image.shape[1]} channels, and this node of the host makes pictures with 3; take "
+                "MoESR Upscale, which keeps transparency"
+            )
         self._model.hosted.begin_run(image.shape[3] * self.scale, image.shape[2] * self.scale)
         result = upscale(
             self._model.sr,

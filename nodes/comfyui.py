@@ -26,6 +26,8 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 from torch import nn
 
+from ..moesr.settings import SETTINGS
+
 __all__ = ["ComfyExtension", "GraphBuilder", "io"]
 
 FOLDER = "moesr"
@@ -234,6 +236,8 @@ def schema(node_id: str, inputs: list[Any], outputs: list[Any], **more: Any) -> 
     described += [(put, words["outputs"][str(i)]) for i, put in enumerate(outputs)]
     for put, said in described:
         put.display_name, put.tooltip = said["name"], said["tooltip"]
+        if put.id in SETTINGS and SETTINGS[put.id].advanced and hasattr(put, "advanced"):  # newer hosts fold it away
+            put.advanced = True
     more |= {"display_name": words["display_name"], "description": words["description"]}
     known = {f.name for f in fields(io.Schema)}
     more = {name: value for name, value in more.items() if name in known}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from ..moesr.errors import SettingError
+from ..moesr.settings import SETTINGS
 from . import widgets
 from .comfyui import Progress, io, read_prompt_inputs, schema
 
@@ -20,20 +22,28 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         return schema(
             node_id="FrequencyCompensatedDecode",
             category=widgets.CATEGORY,
-            search_aliases=[*widgets.ALIASES, "vae decode", "fcd", "tiled decode"],
+            search_aliases=[*widgets.ALIASES, "vae decode", "fcd", "tiled decode", "tile"],
             inputs=[
                 widgets.model(),
                 io.Latent.Input("samples"),
                 io.Image.Input("image", optional=True),
                 widgets.fidelity(),
-                io.Combo.Input("color_fix", options=list(widgets.COLOUR_FIXES), default="adain"),
+                widgets.choice("color_fix"),
                 widgets.tile(),
-                widgets.scale(optional=True),
+                widgets.scale(),
                 widgets.wrap(optional=True),
                 io.Mask.Input("mask", optional=True),
             ],
             outputs=[io.Image.Output("image_out")],
         )
+
+    @classmethod
+    def validate_inputs(cls, color_fix: str | None) -> bool | str:
+        """Says before anything is sampled that there is no such colour fix; None stands for a link."""
+        choices = SETTINGS["color_fix"].choices
+        if color_fix is None or color_fix in choices:
+            return True
+        return f"color_fix: there is no {color_fix}; choose one of {', '.join(choices)}"
 
     @classmethod
     def execute(
@@ -49,10 +59,8 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         mask: Any = None,
     ) -> Any:
         """The pictures, float [B, H, W, C]."""
-        from ..moesr.errors import SettingError
         from ..moesr.halves import decode_latents
 
-        widgets.listed("color_fix", color_fix, widgets.COLOUR_FIXES)
         latents = samples["samples"]
         progress = Progress()
         if model.decoder is not None:
@@ -75,7 +83,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
             color_fix=color_fix,
             tile=tile or "auto",
             wrap=wrap,
-            mask=samples.get("noise_mask") if mask is None else mask,
+            mask=widgets.drop_unpainted(samples.get("noise_mask") if mask is None else mask),
             callback=progress,
         )
         progress.done()

@@ -60,11 +60,13 @@ def list_models() -> list[str]:
 def find_problem(name: str) -> str | None:
     """Why a model cannot be chosen, with the way out; None if it can."""
     known = _installed()
-    if name in known:
+    if isinstance(name, str) and name in known:
         return None
     from ..moesr.checkpoints.library import meant
 
-    return f"model: there is no {name}{meant(name, known)}; put it into {comfyui.model_folders()[0]} and press R"
+    if not name:
+        return "model: none is chosen; choose one of the list"
+    return f"model: there is no {name}{meant(str(name), known)}; put it into {comfyui.model_folders()[0]} and press R"
 
 
 def fingerprint(name: str) -> str:

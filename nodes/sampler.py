@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..moesr.errors import SettingError
+from ..moesr.settings import SETTINGS
 from . import widgets
 from .comfyui import Progress, io, read_prompt_inputs, schema
 from .plan import plan_of
@@ -18,15 +20,15 @@ class MoESRSampler(io.ComfyNode):
         return schema(
             node_id="MoESRSampler",
             category=widgets.CATEGORY,
-            search_aliases=[*widgets.ALIASES, "ksampler", "tiled diffusion", "seamless", "resshift"],
+            search_aliases=[*widgets.ALIASES, "ksampler", "tiled diffusion", "tile", "seamless", "resshift"],
             inputs=[
                 widgets.model(),
                 io.Image.Input("image"),
                 widgets.seed(),
                 widgets.steps(),
-                widgets.sampler(),
-                io.Float.Input("eta", default=1.0, min=0.0, max=2.0, step=0.05),
-                io.Combo.Input("batch_seed", options=list(widgets.BATCH_SEEDS), default=widgets.BATCH_SEEDS[0]),
+                widgets.choice("sampler"),
+                widgets.number("eta"),
+                io.Combo.Input("batch_seed", options=list(widgets.BATCH_SEED_WORDS), default="per image"),
                 widgets.tile(),
                 widgets.wrap(),
                 io.Mask.Input("mask", optional=True),
@@ -49,14 +51,14 @@ class MoESRSampler(io.ComfyNode):
         mask: Any = None,
     ) -> Any:
         """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
-        from ..moesr.errors import SettingError
         from ..moesr.halves import sample_latents
 
-        widgets.listed("sampler", sampler, widgets.SAMPLERS)
-        widgets.listed("batch_seed", batch_seed, widgets.BATCH_SEEDS)
+        widgets.check_choice("sampler", sampler, SETTINGS["sampler"].choices)
+        widgets.check_choice("batch_seed", batch_seed, list(widgets.BATCH_SEED_WORDS))
         sr = model.sr
         if read_prompt_inputs().get("scale", 0) not in (0, sr.scale):  # of an older prompt; the host leaves it out
             raise SettingError("scale: the Sampler has none any more; set it in Frequency-Compensated Decode")
+        mask = widgets.drop_unpainted(mask)
         plan = plan_of(sr, steps, sampler)
         progress = Progress(plan.experts, plan.noise)
         model.hosted.begin_run(image.shape[2] * sr.scale, image.shape[1] * sr.scale, tile)
@@ -67,7 +69,7 @@ class MoESRSampler(io.ComfyNode):
             sampler=sampler,
             eta=eta,
             seed=seed,
-            batch_seed="same" if batch_seed == widgets.BATCH_SEEDS[1] else "per_image",
+            batch_seed=widgets.BATCH_SEED_WORDS[batch_seed],
             tile=tile or "auto",
             wrap=wrap,
             mask=mask,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..moesr.settings import SETTINGS
 from . import widgets
 from .comfyui import io, schema
 from .plan import plan_of
@@ -22,7 +23,7 @@ class MoESRExpertTimeline(io.ComfyNode):
             node_id="MoESRExpertTimeline",
             category=widgets.CATEGORY,
             search_aliases=["moesr", "mixture of experts", "schedule", "sigmas", "noise schedule"],
-            inputs=[widgets.model(), widgets.steps(), widgets.sampler()],
+            inputs=[widgets.model(), widgets.steps(), widgets.choice("sampler")],
             outputs=[io.Image.Output("picture"), io.String.Output("plan")],
         )
 
@@ -35,7 +36,7 @@ class MoESRExpertTimeline(io.ComfyNode):
 
         from ..moesr.images.timeline import timeline
 
-        widgets.listed("sampler", sampler, widgets.SAMPLERS)
+        widgets.check_choice("sampler", sampler, SETTINGS["sampler"].choices)
         plan = plan_of(model.sr, steps, sampler)
         bars = timeline(plan.experts, plan.noise, plan.timesteps, size=SIZE, ink=(200, 204, 212))
         picture = Image.new("RGBA", SIZE, (*GROUND, 255))
