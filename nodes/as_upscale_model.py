@@ -6,7 +6,7 @@ from typing import Any
 
 from ..moesr.errors import SettingError
 from . import widgets
-from .comfyui import io, schema
+from .comfyui import io, make_schema
 
 
 class UpscaleModel:
@@ -20,7 +20,7 @@ class UpscaleModel:
 
     def __init__(self, model: Any, steps: int, seed: int, fidelity: float) -> None:
         self._model, self._steps, self._seed, self._fidelity = model, steps, seed, fidelity
-        self.scale = model.sr.scale
+        self.scale = model.hosted.sr.scale
 
     @property
     def model(self) -> Any:
@@ -55,7 +55,7 @@ class UpscaleModel:
             )
         self._model.hosted.begin_run(image.shape[3] * self.scale, image.shape[2] * self.scale)
         result = upscale(
-            self._model.sr,
+            self._model.hosted.sr,
             image.movedim(1, -1),
             steps=self._steps or None,
             seed=self._seed,
@@ -71,7 +71,7 @@ class MoESRAsUpscaleModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Inputs and outputs."""
-        return schema(
+        return make_schema(
             node_id="MoESRAsUpscaleModel",
             category=widgets.CATEGORY,
             search_aliases=[*widgets.ALIASES, "upscale model", "ultimate sd upscale"],

@@ -8,7 +8,7 @@ from typing import Any
 from ..moesr.errors import SettingError
 from ..moesr.settings import SETTINGS
 from . import widgets
-from .comfyui import Progress, io, read_prompt_inputs, schema
+from .comfyui import Progress, io, make_schema, read_prompt_inputs
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Inputs and outputs."""
-        return schema(
+        return make_schema(
             node_id="FrequencyCompensatedDecode",
             category=widgets.CATEGORY,
             search_aliases=[*widgets.ALIASES, "vae decode", "fcd", "tiled decode", "tile"],
@@ -63,19 +63,19 @@ class FrequencyCompensatedDecode(io.ComfyNode):
 
         latents = samples["samples"]
         progress = Progress()
-        if model.decoder is not None:
-            factor = model.decoder.autoencoder.config.factor
+        if model.hosted.decoder is not None:
+            factor = model.hosted.decoder.autoencoder.config.factor
             model.hosted.begin_run(latents.shape[-1] * factor, latents.shape[-2] * factor, tile)
-            picture = model.decoder.decode(latents, tile=tile or "auto", callback=progress)
-            progress.done()
+            picture = model.hosted.decoder.decode(latents, tile=tile or "auto", callback=progress)
+            progress.finish()
             return io.NodeOutput(picture)
         if image is None:
             raise SettingError("image: connect the source, the image that the MoESR Sampler was given")
         if not wrap and read_prompt_inputs("samples").get("wrap") is True:
             log.warning("MoESR: wrap is on in the Sampler and off in the Decode, so borders may not match")
-        model.hosted.begin_run(image.shape[2] * model.sr.scale, image.shape[1] * model.sr.scale, tile)
+        model.hosted.begin_run(image.shape[2] * model.hosted.sr.scale, image.shape[1] * model.hosted.sr.scale, tile)
         picture = decode_latents(
-            model.sr,
+            model.hosted.sr,
             latents,
             image,
             scale=scale or None,
@@ -86,5 +86,5 @@ class FrequencyCompensatedDecode(io.ComfyNode):
             mask=widgets.drop_unpainted(samples.get("noise_mask") if mask is None else mask),
             callback=progress,
         )
-        progress.done()
+        progress.finish()
         return io.NodeOutput(picture)

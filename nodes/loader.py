@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import model as models
-from .comfyui import io, schema
+from .comfyui import io, make_schema
 from .widgets import ALIASES, CATEGORY, check_choice
 
 
@@ -15,7 +15,7 @@ class MoESRLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Inputs and outputs."""
-        return schema(
+        return make_schema(
             node_id="MoESRLoader",
             category=CATEGORY,
             search_aliases=[*ALIASES, "load upscale model", "resshift", "ldm super resolution"],

@@ -7,8 +7,8 @@ from typing import Any
 from ..moesr.errors import SettingError
 from ..moesr.settings import SETTINGS
 from . import widgets
-from .comfyui import Progress, io, read_prompt_inputs, schema
-from .plan import plan_of
+from .comfyui import Progress, io, make_schema, read_prompt_inputs
+from .plan import make_plan
 
 
 class MoESRSampler(io.ComfyNode):
@@ -17,7 +17,7 @@ class MoESRSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Inputs and outputs."""
-        return schema(
+        return make_schema(
             node_id="MoESRSampler",
             category=widgets.CATEGORY,
             search_aliases=[*widgets.ALIASES, "ksampler", "tiled diffusion", "tile", "seamless", "resshift"],
@@ -55,11 +55,11 @@ class MoESRSampler(io.ComfyNode):
 
         widgets.check_choice("sampler", sampler, SETTINGS["sampler"].choices)
         widgets.check_choice("batch_seed", batch_seed, list(widgets.BATCH_SEED_WORDS))
-        sr = model.sr
+        sr = model.hosted.sr
         if read_prompt_inputs().get("scale", 0) not in (0, sr.scale):  # of an older prompt; the host leaves it out
             raise SettingError("scale: the Sampler has none any more; set it in Frequency-Compensated Decode")
         mask = widgets.drop_unpainted(mask)
-        plan = plan_of(sr, steps, sampler)
+        plan = make_plan(sr, steps, sampler)
         progress = Progress(plan.experts, plan.noise)
         model.hosted.begin_run(image.shape[2] * sr.scale, image.shape[1] * sr.scale, tile)
         samples = sample_latents(
@@ -75,7 +75,7 @@ class MoESRSampler(io.ComfyNode):
             mask=mask,
             callback=progress,
         )
-        progress.done()
+        progress.finish()
         latent = {"samples": samples.cpu()}
         if mask is not None:
             latent["noise_mask"] = mask

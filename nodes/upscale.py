@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import model as models
-from .comfyui import GraphBuilder, io, schema
+from .comfyui import GraphBuilder, io, make_schema
 from .widgets import ALIASES, CATEGORY, number
 
 #: What people type who want a larger picture, and find this node first.
@@ -21,7 +21,7 @@ class MoESRUpscale(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Inputs and outputs."""
-        return schema(
+        return make_schema(
             node_id="MoESRUpscale",
             category=CATEGORY,
             search_aliases=[*ALIASES, *WORDS],
