@@ -154,8 +154,8 @@ def test_one_pixel(comfy: Comfy) -> None:
 
 
 def test_mask_keeps_the_rest_as_it_is(comfy: Comfy, photo: np.ndarray) -> None:
-    plain, saved = three_nodes()
-    prompt = Prompt(plain)
+    prompt, saved = three_nodes()
+    (whole,) = comfy.images(comfy.run(prompt), saved)
     black = prompt.add("SolidMask", value=0.0, width=36, height=24)
     white = prompt.add("SolidMask", value=1.0, width=18, height=24)
     mask = prompt.add("MaskComposite", destination=black, source=white, x=0, y=0, operation="add")
@@ -166,7 +166,6 @@ def test_mask_keeps_the_rest_as_it_is(comfy: Comfy, photo: np.ndarray) -> None:
     assert difference[76:].mean() < 1
     assert difference[:68].mean() > 3
     # Load Image has a black mask for a picture without alpha: nobody painted it.
-    (whole,) = comfy.images(comfy.run(plain), saved)
     prompt["3"]["inputs"]["mask"] = black
     assert_same(comfy.images(comfy.run(prompt), saved)[0], whole)
 
@@ -273,7 +272,7 @@ def test_widgets_have_the_ranges_and_words_of_the_table_of_settings(comfy: Comfy
             setting = SETTINGS.get(name)
             if setting is None:
                 continue
-            begin = re.split(r"[,;.]", setting.sentence)[0]
+            begin = re.split(r"[,:;.]", setting.sentence)[0]
             assert options["tooltip"].startswith(begin), (node, name)
             if setting.kind in ("int", "float"):
                 assert options["max"] == setting.maximum
