@@ -22,7 +22,7 @@ from .leftovers import create_part, remove_abandoned_parts
 #: Names for `--format`, with the suffix that they stand for. `same` is the input's own, where it can be written.
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "same": ""}
 #: Bytes per pixel of a result in 8 bits per sample, about.
-_BYTES_PER_PIXEL = {".png": 1.5, ".jpg": 0.5, ".jpeg": 0.5, ".webp": 0.25, ".tif": 3.0, ".tiff": 3.0}
+_BYTES_PER_PIXEL = {"PNG": 1.5, "JPEG": 0.5, "WEBP": 0.25, "TIFF": 2.0}
 #: Bytes that file systems take for a name.
 _LONGEST_NAME = 255
 #: Suffixes of pictures and films that Pillow does not list, for the refusal of an OUT that looks like one.
@@ -327,6 +327,8 @@ def _estimate_bytes(target: Target, scale: float) -> float:
     """About as large as the result will be; 0 if the input's header does not say its size."""
     from PIL import Image
 
+    from .images.files import WRITE_SUFFIXES
+
     try:
         with Image.open(target.source.path) as image:
             pixels = image.width * image.height * scale * scale
@@ -334,7 +336,7 @@ def _estimate_bytes(target: Target, scale: float) -> float:
             channels = {"1": 1, "L": 1, "LA": 2}.get(image.mode, 3)
     except Exception:  # said when it is read
         return 0.0
-    return pixels * _BYTES_PER_PIXEL.get(target.path.suffix.lower(), 1.5) * deep * channels / 3
+    return pixels * _BYTES_PER_PIXEL[WRITE_SUFFIXES[target.path.suffix.lower()]] * deep * channels / 3
 
 
 def _as_size(count: float) -> str:

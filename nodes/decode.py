@@ -59,7 +59,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         mask: Any = None,
     ) -> Any:
         """The pictures, float [B, H, W, C]."""
-        from ..moesr.halves import decode_latents
+        from ..moesr.pipeline import decode_latents
 
         latents = samples["samples"]
         progress = Progress()

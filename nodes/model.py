@@ -47,13 +47,12 @@ def find_problem(name: str) -> str | None:
     known = _installed()
     if isinstance(name, str) and name in known:
         return None
-    from ..moesr.checkpoints.library import meant
+    from ..moesr.library import suggest
 
     if not name:
         return "model: none is chosen; choose one of the list"
-    return (
-        f"model: there is no {name}{meant(str(name), known)}; put it into {comfyui.find_model_folders()[0]} and press R"
-    )
+    folder = comfyui.find_model_folders()[0]
+    return f"model: there is no {name}{suggest(str(name), known)}; put it into {folder} and press R"
 
 
 def fingerprint(name: str) -> str:
@@ -78,7 +77,7 @@ def load(name: str, dtype: str, residency: str) -> Model:
 
 
 def _installed() -> dict[str, Path]:
-    from ..moesr.checkpoints.library import add_folder, installed
+    from ..moesr.library import add_folder, installed
 
     for folder in comfyui.find_model_folders():
         add_folder(folder)

@@ -51,7 +51,7 @@ class MoESRSampler(io.ComfyNode):
         mask: Any = None,
     ) -> Any:
         """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
-        from ..moesr.halves import sample_latents
+        from ..moesr.pipeline import sample_latents
 
         widgets.check_choice("sampler", sampler, SETTINGS["sampler"].choices)
         widgets.check_choice("batch_seed", batch_seed, list(widgets.BATCH_SEED_WORDS))

@@ -129,7 +129,7 @@ def test_a_model_on_lr_files(nano: Path, hr: Path, lr: Path, weights: Path, caps
         assert all(np.isfinite(values))
         assert facts["mean"][key] == pytest.approx(np.mean(values), abs=2e-6)
     assert facts["mean"]["niqe"] is None  # the images are too small for it
-    assert [line.split()[0] for line in facts["left_out"]] == ["LPIPS-vgg", "MUSIQ", "FID"]
+    assert [line.split()[0] for line in facts["left_out"]] == ["LPIPS-vgg", "DISTS", "MUSIQ", "FID"]
     small = np.array(Image.open(lr / "b_x4.png"))
     result = moesr.upscale(moesr.load(nano, dtype="fp32"), small, steps=1, seed=3)
     expected = psnr_y(planes(result), planes(picture(1))).item()
@@ -144,7 +144,7 @@ def test_the_table(nano: Path, hr: Path, tmp_path: Path, capsys: Shown) -> None:
     assert [row[0] for row in rows[1:]] == ["a", "b", "mean"]
     psnr = [float(row[1]) for row in rows[1:]]
     assert psnr[2] == pytest.approx((psnr[0] + psnr[1]) / 2, abs=0.011)
-    assert [line.split()[1] for line in lines] == ["LPIPS-alex", "LPIPS-vgg", "NIQE", "MUSIQ", "FID"]
+    assert [line.split()[1] for line in lines] == ["LPIPS-alex", "LPIPS-vgg", "DISTS", "NIQE", "MUSIQ", "FID"]
 
 
 @pytest.mark.parametrize("reduction", ["pillow", "matlab"])

@@ -7,21 +7,33 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from moesr import pipeline
 from moesr.cli import main
-from moesr.images.files import Picture
+from moesr.images.files import Picture, read_image
 from moesr.inputs import Source
+from moesr.leftovers import TemporaryFolder, remove_abandoned_parts
+from moesr.model import load
 from moesr.outputs import open_new, plan_targets, save_new
 from tests.small_models import save_nano
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" dc:creator="Somebody"/>'
+    "</rdf:RDF></x:xmpmeta>"
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +46,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixels repeated twice in place of the networks: these tests are about files."""
 
     def repeat(_: Any, picture: Picture, **settings: Any) -> Picture:
-        return Picture(picture.rgb.repeat(2, axis=0).repeat(2, axis=1) * 0.9)
+        return replace(picture, rgb=picture.rgb.repeat(2, axis=0).repeat(2, axis=1) * 0.9)
 
     monkeypatch.setattr(pipeline, "upscale", repeat)
+    monkeypatch.setattr("moesr.commands.upscale.open_model", _open_model)
+
+
+@lru_cache
+def _load(path: str) -> Any:
+    return load(path)
+
+
+def _open_model(options: Any) -> Any:
+    return _load(options.model)
 
 
 def draw(path: Path, seed: int = 0, size: tuple[int, int] = (6, 4)) -> Path:
@@ -132,6 +154,24 @@ def test_results_are_found_again(model: str, tmp_path: Path, capsys: pytest.Capt
     assert main([*command, "--overwrite", "--strip-metadata", "--seed", "1"]) == 0
     assert main([*command, "--strip-metadata", "--seed", "2"]) == 0
     assert main(command) == 1
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("kind", ["jpg", "webp", "tiff"])
+def test_results_of_every_format_say_what_they_are(model: str, tmp_path: Path, kind: str) -> None:
+    source = draw(tmp_path / "in" / "a.png")
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", XMP)
+    Image.open(source).save(source, pnginfo=info)
+    command = ["upscale", str(source), "-o", str(tmp_path / "out"), "--model", model, "--format", kind]
+    assert main(command) == 0
+    assert main([*command, "--skip-existing"]) == 0
+    assert main([*command, "--skip-existing", "--scale", "3"]) == 1
+    (result,) = (tmp_path / "out").iterdir()
+    assert main(["upscale", str(result), "-o", str(tmp_path / "more"), "--model", model, "--format", kind]) == 0
+    (result,) = (tmp_path / "more").iterdir()
+    assert read_image(result).metadata.xmp.count(b"moesr:record") == 1
+    assert b"Somebody" in read_image(result).metadata.xmp
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".BMP", ".jxl", ".mp4", ".avif", ".psd", ".mkv", ".pdf"])
@@ -295,3 +335,39 @@ def test_killed_thirty_times_all_is_done_in_the_end(model: str, tmp_path: Path) 
         with Image.open(tmp_path / "out" / f"{number}.png") as result:
             result.load()
             assert result.size == (96, 96)
+
+
+HOLDER = """
+import time
+from moesr.leftovers import Path, TemporaryFolder, create_part
+folder = TemporaryFolder('moesr-t-', Path({0!r}))
+part = create_part(Path({0!r}))
+print(flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["folder", "part"])
+def test_what_a_killed_process_left_is_removed(tmp_path: Path, kind: str) -> None:
+    strange = [tmp_path / "moesr-t-other", tmp_path / ".moesr-0.partial"]
+    strange[0].mkdir()
+    strange[1].touch()
+    code = HOLDER.format(str(tmp_path))
+    holders = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    for holder in holders:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+    holders[0].kill()
+    holders[0].wait()
+    if kind == "folder":
+        TemporaryFolder("moesr-t-", tmp_path).close()
+        left = [path for path in tmp_path.glob("moesr-t-*") if path not in strange]
+    else:
+        remove_abandoned_parts(tmp_path)
+        left = list(tmp_path.glob(".moesr-*.part"))
+    holders[1].kill()
+    holders[1].wait()
+    assert len(left) == 1
+    assert all(path.exists() for path in strange)

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from moesr.config import AutoencoderConfig
+from moesr.evaluation.lpips import _vgg16
 from moesr.networks.autoencoder import Autoencoder
 from moesr.training.config import TrainingConfig, from_dict
 from moesr.training.decoder import FCD
@@ -73,18 +74,22 @@ def write_photos(folder: Path) -> Path:
     return folder
 
 
-def write_metrics(folder: Path) -> Path:
-    """Random weights in the shape of LPIPS's files."""
+def write_metrics(folder: Path, vgg: bool = False) -> Path:
+    """Random weights in the shape of LPIPS's files, with or without those of VGG."""
     folder.mkdir()
     torch.manual_seed(0)
     shapes = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
     features = {f"features.{i}.weight": torch.randn(o, c, k, k) / (c * k * k) ** 0.5 for i, (o, c, k) in shapes.items()}
     features |= {f"features.{i}.bias": torch.zeros(o) for i, (o, _, _) in shapes.items()}
     save_file(features, folder / "alexnet_features.safetensors")
-    widths = enumerate((64, 192, 384, 256, 256))
-    save_file(
-        {f"alex.lin{i}.model.1.weight": torch.rand(1, w, 1, 1) for i, w in widths}, folder / "lpips_heads.safetensors"
-    )
+    widths = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
+    heads = {
+        f"{net}.lin{i}.model.1.weight": torch.rand(1, w, 1, 1) for net in widths for i, w in enumerate(widths[net])
+    }
+    save_file(heads, folder / "lpips_heads.safetensors")
+    if vgg:
+        convolutions = {f"features.{k}": v for k, v in _vgg16().state_dict().items()}
+        save_file({k: v.half() for k, v in convolutions.items()}, folder / "vgg16_features.safetensors")
     return folder
 
 

@@ -57,6 +57,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def positive_number(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0")
+    return value
+
+
 def fail(line: str) -> int:
     """Say what went wrong, on one line of stderr; the exit code."""
     print(f"error: {line}", file=sys.stderr)

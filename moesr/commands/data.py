@@ -92,14 +92,15 @@ def _measure(source: Any, options: argparse.Namespace) -> str:
         device=options.device, seed=options.seed,
     )  # fmt: skip
     batches.next(0)
-    done, start = 0, time.perf_counter()
+    done, start, busy = 0, time.perf_counter(), time.process_time()
     while done < 3 or time.perf_counter() - start < 5:
         batches.next(done)["restore"].sum().item()  # waits for the device
         done += 1
-    seconds = (time.perf_counter() - start) / (done * options.batch)
+    seconds, busy = (t / (done * options.batch) for t in (time.perf_counter() - start, time.process_time() - busy))
     what = f"{options.degradation} x{options.scale}, crop {options.crop}, batch {options.batch}"
     where = f"{options.device}, {torch.get_num_threads()} threads"
-    return f"{what} on {where}: {1 / seconds:.0f} images per second, {seconds * 1e3:.2f} ms per image"
+    rate = f"{1 / seconds:.0f} images per second, {seconds * 1e3:.2f} ms per image"
+    return f"{what} on {where}: {rate} ({busy * 1e3:.2f} ms of CPU)"
 
 
 def _summarise(photos: Any) -> str:

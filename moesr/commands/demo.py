@@ -72,7 +72,10 @@ def _demo(options: argparse.Namespace) -> int:
     )
     print(f"MoESR is at {page.url} (Ctrl-C ends it)", flush=True)
     ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    for name in ("SIGTERM", "SIGHUP"):  # SIGHUP: the terminal was closed; nohup has it ignored
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: ended.set())
     try:
         while not ended.wait(1):
             pass

@@ -1,4 +1,4 @@
-"""`train`: the three stages, and the export of a finished run."""
+"""`train`: a small model by one command, or a large one stage by stage; and the export of a finished run."""
 
 from __future__ import annotations
 
@@ -7,23 +7,36 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
-from .common import verbose
+from .common import positive_number, verbose
+
+STAGES = ("first-stage", "experts", "decoder", "export")
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser's."""
-    train = commands.add_parser("train", help="train a model, stage by stage")
-    train.add_argument("stage", choices=["first-stage", "experts", "decoder", "export"])
-    train.add_argument("config", help="a name (tiny) or a .json file")
-    train.add_argument("--data", help="folder of photographs")
+    train = commands.add_parser("train", help="train a model")
+    train.add_argument(
+        "what", nargs="+", metavar="[STAGE] CONFIG",
+        help=f"a config by name (tiny) or .json file; before it one stage, if not all: {', '.join(STAGES)}",
+    )  # fmt: skip
     train.add_argument("--out", required=True, help="folder of the run; an interrupted run goes on from it")
     train.add_argument("--metrics", help="folder of the LPIPS weights (default: MOESR_METRICS)")
-    train.add_argument(
+    train.add_argument("--override", action="append", metavar="KEY=VALUE", help="as unrolled.loop.steps=100")
+    train.add_argument("--threads", type=int, help="CPU threads")
+    whole = train.add_argument_group("all stages by one command")
+    whole.add_argument("--pack", metavar="FILE", help="a pack of photographs, see `data --pack`; or a folder of them")
+    whole.add_argument("--minutes", type=positive_number, help="time for all of it (default: the steps of the config)")
+    whole.add_argument("--start", help="go on from a model of this config: a name, a file, or a folder of its parts")
+    whole.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    whole.add_argument("--seed", type=int, default=0, help="another seed, another run")
+    whole.add_argument("--save-minutes", type=positive_number, default=10.0, help="between states (default: 10)")
+    whole.add_argument("--evaluate", action="append", metavar="DIR", help="sets to measure the result on: hr/ and LRs")
+    single = train.add_argument_group("one stage")
+    single.add_argument("--data", help="folder of photographs")
+    single.add_argument(
         "--expert", action="append", metavar="I", help="of experts: train only number I, or trunk; may be repeated"
     )
-    train.add_argument("--override", action="append", metavar="KEY=VALUE", help="as decoder.loop.steps=100")
-    train.add_argument("--to", help="for export: the file to write")
-    train.add_argument("--threads", type=int, help="CPU threads")
+    single.add_argument("--to", help="for export: the file to write")
     train.set_defaults(run=_train)
     verbose(train)
 
@@ -32,23 +45,61 @@ def _train(options: argparse.Namespace) -> int:
     import torch
 
     from ..training.config import load as load_config
-    from ..training.export import export
-    from ..training.stages import train
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    config = load_config(options.config, options.override)
+    *stages, source = options.what
+    if len(stages) > 1 or not set(stages) <= set(STAGES):
+        raise SettingError(f"train {' '.join(options.what)}: give a config, and before it one of {', '.join(STAGES)}")
+    config = load_config(source, options.override)
     out = Path(options.out)
-    if options.stage == "export":
-        print(export(config, out, Path(options.to or out / f"{config.model.name or 'model'}.safetensors")))
-        return 0
-    if not options.data:
-        raise SettingError("no training images: give a folder with --data")
     metrics = Path(options.metrics) if options.metrics else None
     try:
-        train(options.stage, config, Path(options.data), out, metrics, options.expert or ())
+        return _stage(stages[0], config, out, metrics, options) if stages else _all(config, out, metrics, options)
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         where = error.filename or out
         raise SettingError(f"{where}: cannot be read or written ({reason}); check the folder") from error
+
+
+def _all(config: Any, out: Path, metrics: Path | None, options: argparse.Namespace) -> int:
+    from ..training.recipe import Recipe
+
+    if not options.pack:
+        raise SettingError("no training images: give a pack or a folder with --pack")
+    recipe = Recipe(
+        config, options.pack, out, minutes=options.minutes, start=options.start, device=options.device,
+        seed=options.seed, metrics=metrics, save_minutes=options.save_minutes,
+    )  # fmt: skip
+    path = recipe.run()
+    print(path)
+    for folder in options.evaluate or ():
+        _evaluate(path, Path(folder), out, options)
+    return 0
+
+
+def _evaluate(model: Path, folder: Path, out: Path, options: argparse.Namespace) -> None:
+    """Measure a model on every LR set beside folder/hr; a report each below the run."""
+    from ..cli import main
+
+    metrics = ["--metrics", options.metrics] if options.metrics else []
+    for lr in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "hr"):
+        report = out / f"{folder.name}_{lr.name}.html"
+        print(f"{folder.name}, {lr.name}:", flush=True)
+        main(
+            ["evaluate", "--model", str(model), "--hr", str(folder / "hr"), "--lr", str(lr), "--html", str(report),
+             "--device", options.device, *metrics]
+        )  # fmt: skip
+
+
+def _stage(stage: str, config: Any, out: Path, metrics: Path | None, options: argparse.Namespace) -> int:
+    from ..training.export import export
+    from ..training.stages import train
+
+    if stage == "export":
+        print(export(config, out, Path(options.to or out / f"{config.model.name or 'model'}.safetensors")))
+        return 0
+    if not options.data:
+        raise SettingError("no training images: give a folder with --data")
+    train(stage, config, Path(options.data), out, metrics, options.expert or ())
     return 0

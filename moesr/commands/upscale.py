@@ -168,13 +168,20 @@ class _Run:
     def upscale_one(self, target: Target) -> str | None:
         """Upscale a file; the line that says what went wrong, or None. Raises what is wrong for all: settings."""
         from ..images.compare import side_by_side
+        from ..images.files import WRITE_SUFFIXES
+        from ..images.write import check_size
         from ..pipeline import upscale
+        from ..settings import result_size
 
         options, name = self.options, target.source.path.name
         try:
             picture, digest = _read(target.source, options.allow_truncated)
             for note in picture.notes:
                 _say(f"{target.source.path}: {note}")
+            if options.output != inputs.STREAM:
+                height, width = picture.rgb.shape[:2]
+                height, width = result_size(height, width, self._record["scale"])
+                check_size(target.path, WRITE_SUFFIXES[target.path.suffix.lower()], height, width)
             if options.bits:
                 picture = replace(picture, bits=options.bits)
             with Bar(name) as bar:
@@ -195,13 +202,13 @@ class _Run:
         return None
 
     def _save(self, target: Target, path: Path, picture: Any, digest: str) -> None:
-        from ..images.files import write_image
-        from ..record import to_texts
+        from ..images.files import WRITE_SUFFIXES, write_image
+        from ..record import to_metadata
 
         strip, buffer = self.options.strip_metadata, io.BytesIO()
-        texts = to_texts({**self._record, "input_hash": digest})
-        picture = replace(picture, metadata=picture.metadata.with_text(texts))
-        kind = path.suffix.removeprefix(".")
+        kind = WRITE_SUFFIXES[path.suffix.lower()]
+        record = {**self._record, "input_hash": digest}
+        picture = replace(picture, metadata=to_metadata(picture.metadata, record, kind))
         for line in write_image(buffer, picture, format=kind, quality=self.options.quality, metadata=not strip):
             _say(f"{path}: {line}")
         data = buffer.getvalue()
@@ -232,15 +239,15 @@ class _Run:
     @cached_property
     def _record(self) -> dict[str, Any]:
         """What makes the result what it is, but for the input."""
-        from ..checkpoints.library import find
-        from ..record import digest_file, digest_model
+        from ..library import compute_fingerprint, find
+        from ..record import digest_file
         from ..settings import resolve
 
         path, mask, settings = find(self.options.model), self.options.mask, self._settings
         own = {name: settings[name] for name in ("scale", "steps", "sampler", "spacing", "fidelity", "restore")}
         return {
             "model": path.stem,
-            "model_hash": digest_model(path),
+            "model_hash": compute_fingerprint(path),
             **{name: settings[name] for name in ("restore", "seed", "color_fix", "wrap", "eta", "tile")},
             **asdict(resolve(self._model.config, **own)),
             "mask": digest_file(Path(mask)) if mask else None,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ImageError, MoESRError
+from .dists import DISTS
 from .fid import FID
 from .files import metrics_folder
 from .lpips import LPIPS
@@ -38,6 +39,7 @@ COLUMNS = (
     Column("ssim_y", "SSIM-Y", 4, "higher", "on Y, border of 4 pixels cut"),
     Column("lpips_alex", "LPIPS-alex", 4, "lower", "v0.1, whole image"),
     Column("lpips_vgg", "LPIPS-vgg", 4, "lower", "v0.1, whole image"),
+    Column("dists", "DISTS", 4, "lower", "structure and texture, whole image; never a training loss"),
     Column("niqe", "NIQE", 2, "lower", "without a reference, whole image"),
     Column("musiq", "MUSIQ", 2, "higher", "without a reference, whole image"),
     Column("lr_psnr", "LR-PSNR", 2, "higher", "dB, RGB of the result, reduced by MATLAB's bicubic, against the LR"),
@@ -65,6 +67,7 @@ class Suite:
         }
         for net in ("alex", "vgg"):
             self._try(f"LPIPS-{net}", lambda net=net: self._add_lpips(net, folder))
+        self._try("DISTS", lambda: self._add_dists(folder))
         self._try("NIQE", lambda: self._add_niqe(folder))
         self._try("MUSIQ", lambda: self._add_musiq(folder))
         self._fid: FID | None = None
@@ -113,6 +116,16 @@ class Suite:
             return network(a, b)
 
         self._measures[f"lpips_{net}"] = measure
+
+    def _add_dists(self, folder: Path) -> None:
+        network = DISTS(folder).to(self._device)
+
+        def measure(sr: Tensor, hr: Tensor, lr: Tensor) -> Tensor:
+            if min(sr.shape[-2:]) < _LPIPS_SIDE:
+                raise ImageError(f"DISTS: needs {_LPIPS_SIDE} x {_LPIPS_SIDE} pixels")
+            return network(sr.float().to(self._device), hr.float().to(self._device))
+
+        self._measures["dists"] = measure
 
     def _add_niqe(self, folder: Path) -> None:
         niqe = NIQE(folder)

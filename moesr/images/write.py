@@ -52,9 +52,7 @@ def write_image(
     if not 1 <= quality <= 100:
         raise SettingError(f"quality {quality}: give 1 to 100")
     height, width = picture.rgb.shape[:2]
-    if max(height, width) > _LARGEST_SIDE[kind]:
-        limit = f"{kind} holds at most {_LARGEST_SIDE[kind]} pixels per side"
-        raise ImageError(f"{name}: {width} x {height} pixels, {limit}; use .png")
+    check_size(name, kind, height, width)
     if picture.rgb.dtype.kind == "f" and not np.isfinite(picture.rgb).all():
         raise NumericsError(f"{name}: the picture has NaN or infinite values; it was not written")
     colours = picture.metadata.colour_chunks
@@ -68,6 +66,13 @@ def write_image(
     except (OSError, ValueError) as error:
         raise ImageError(f"{name}: cannot be written ({reason(error)}); check the folder and its space") from error
     return tuple(notes)
+
+
+def check_size(name: object, kind: str, height: int, width: int) -> None:
+    """Raises ImageError if files of that kind (PNG, JPEG, WEBP, TIFF) hold no pictures as large, in pixels."""
+    if max(height, width) > _LARGEST_SIDE[kind]:
+        limit = f"{kind} holds at most {_LARGEST_SIDE[kind]} pixels per side"
+        raise ImageError(f"{name}: {width} x {height} pixels, {limit}; use .png")
 
 
 def _kind(path: Path | None, format: str | None) -> str:

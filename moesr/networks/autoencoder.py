@@ -17,6 +17,8 @@ from .layers import NormResBlock, Upsample, added, attention, full_precision, gr
 
 #: Distances to codes that exist at a time (64 MiB of float32), whatever the size of the latent.
 DISTANCE_ENTRIES = 2**24
+#: Pixels by which windows are continued at the right and below: as far as the padding reaches into the features.
+_FUSION_MARGIN = 16
 
 
 class AttnBlock(nn.Module):
@@ -221,6 +223,16 @@ class Autoencoder(nn.Module):
         if self.config.lr_skip:
             parts.append(F.pixel_unshuffle(lr_up, 2))
         return torch.cat(parts, dim=1) if parts else None
+
+    def window_features(self, lr_up: Tensor) -> Tensor | None:
+        """`features` of a window whose right and lower borders are continued by their last pixels.
+
+        The encoder pads these two borders with zeros, which mean mid-grey: on black the fusion turned that into a brown
+        stripe of 12 pixels.
+        """
+        margin = _FUSION_MARGIN if self.config.lr_fusion else 0
+        found = self.features(F.pad(lr_up, (0, margin, 0, margin), mode="replicate"))
+        return None if found is None else found[..., : lr_up.shape[-2] // 2, : lr_up.shape[-1] // 2]
 
     def decode(
         self, z: Tensor, features: Tensor | None = None, fidelity: float | Tensor = 1.0, *, quantize: bool = True

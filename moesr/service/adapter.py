@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
-from ..checkpoints.library import DEFAULT
+from ..leftovers import TemporaryFolder
+from ..library import DEFAULT
 from ..model import SRModel, load
 from ..runtime import PlainRuntime, Runtime
 from .job import Job
@@ -53,14 +53,14 @@ class Adapter(Protocol):
 
 
 class Alone:
-    """A page with a process of its own. Its folder is new, for its owner only; `close` deletes it."""
+    """A page with a process of its own. Its folder is new, for its owner only; `close` deletes it, or the next page."""
 
     standalone = True
 
     def __init__(self, model: str = DEFAULT, prefix: str = "file=") -> None:
         self.models = Models(model)
-        self._temporary = tempfile.TemporaryDirectory(prefix="moesr-", ignore_cleanup_errors=True)
-        self.folder = Path(self._temporary.name).resolve()
+        self._temporary = TemporaryFolder("moesr-page-")
+        self.folder = self._temporary.path
         self.uploads = [self.folder / "uploads"]
         self.prefix = prefix
 
@@ -88,4 +88,4 @@ class Alone:
 
     def close(self) -> None:
         """Delete the folder with all uploads and results."""
-        self._temporary.cleanup()
+        self._temporary.close()

@@ -15,6 +15,7 @@ from .decoder import DecoderConfig
 from .experts import ExpertConfig
 from .first_stage import FirstStageConfig
 from .loop import LoopConfig
+from .unrolled import UnrolledConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -22,7 +23,10 @@ CONFIGS = Path(__file__).parent / "configs"
 _LAUNCHED = "ACCELERATE_MIXED_PRECISION"
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "a list"}
 _CHOICES = {"precision": ("fp32", "bf16", "fp16"), "train": ("fcd", "decoder", "joint")}
-_POSITIVE = ("steps", "batch", "save_every", "log_every", "accumulate", "crop", "cache", "sample_steps", "scale")
+_POSITIVE = (
+    "steps", "batch", "save_every", "log_every", "accumulate", "batch_gpu", "crop_gpu", "crop", "cache",
+    "sample_steps", "scale",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class TrainingConfig:
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     experts: ExpertConfig = field(default_factory=ExpertConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    unrolled: UnrolledConfig = field(default_factory=UnrolledConfig)
 
 
 def load(source: str, overrides: list[str] | None = None) -> TrainingConfig:
@@ -63,13 +68,14 @@ def load(source: str, overrides: list[str] | None = None) -> TrainingConfig:
 def from_dict(values: dict[str, Any]) -> TrainingConfig:
     """The config of plain values. Raises SettingError as `load` does."""
     stages = {"first_stage": FirstStageConfig, "experts": ExpertConfig, "decoder": DecoderConfig}
+    stages["unrolled"] = UnrolledConfig
     _known(TrainingConfig, values, "training")
     out = dict(values)
     out["model"] = ModelConfig.from_dict(_map(values.get("model", {}), "model"))
     for name, cls in stages.items():
         part = dict(_map(values.get(name, {}), name))
         _known(cls, part, name)
-        for loop in ("loop", "trunk"):
+        for loop in ("loop", "trunk", "estimator"):
             if loop in part and part[loop] is not None:
                 _known(LoopConfig, _map(part[loop], f"{name}.{loop}"), f"{name}.{loop}")
                 part[loop] = build(LoopConfig, part[loop], f"{name}.{loop}")
@@ -97,9 +103,7 @@ def launched(config: TrainingConfig) -> TrainingConfig:
         loops = {k: getattr(stage, k, None) for k in ("loop", "trunk")}
         return replace(stage, **{k: replace(v, precision=precision) for k, v in loops.items() if v is not None})
 
-    return replace(
-        config, first_stage=of(config.first_stage), experts=of(config.experts), decoder=of(config.decoder)
-    )
+    return replace(config, first_stage=of(config.first_stage), experts=of(config.experts), decoder=of(config.decoder))
 
 
 def _override(values: dict[str, Any], key: str, value: Any) -> None:

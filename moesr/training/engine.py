@@ -155,6 +155,37 @@ class Engine:
             self.accelerator.scaler.load_state_dict(state)
 
 
+class SingleProcess(Engine):
+    """An engine of one process on a given device, for which accelerate is not needed."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+
+    device = property(lambda self: self._device)
+    processes = property(lambda self: 1)
+    process = property(lambda self: 0)
+    main = property(lambda self: True)
+    parts = property(lambda self: 1)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, *optimisers: tuple[torch.optim.Optimizer, Sequence[nn.Parameter] | None]) -> bool:
+        for optimiser, parameters in optimisers:
+            if parameters is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        return True
+
+    def wait(self) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
 class _Calls(nn.Module):
     """Calls functions that use its modules: DDP needs to see only when they begin and what they give."""
 
@@ -213,4 +244,3 @@ class _Sum(torch.autograd.Function):
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
-

@@ -44,11 +44,12 @@ class Expert:
     """
 
     def __init__(
-        self, model: ModelConfig, config: ExpertConfig, loop: LoopConfig, span: tuple[int, int], name: str
-    ) -> None:
+        self, model: ModelConfig, config: ExpertConfig, loop: LoopConfig, span: tuple[int, int], name: str,
+        engine: Engine | None = None,
+    ) -> None:  # fmt: skip
         torch.manual_seed(loop.seed)
         self.config, self.loop, self.span, self.name = config, loop, span, name
-        self.engine = Engine(loop.accumulate, loop.precision)
+        self.engine = engine or Engine(loop.accumulate, loop.precision)
         self.process = from_config(model.process)
         self.network = denoiser(with_space_experts(model.unet, config.space_experts))
         _start_equal(self.network)
@@ -89,7 +90,8 @@ class Expert:
         x0, y, lr = batch["x0"], batch["y"], batch["lr"]
         z = self.process.add_noise(x0, y, noise, t)
         with autocast(self.loop, x0.device):
-            out = self.network(self.process.scale_input(z, t), t, lr)
+            told = (batch["settings"],) if "settings" in batch else ()
+            out = self.network(self.process.scale_input(z, t), t, lr, *told)
         target = {"eps": noise, "x0": x0, "residual": y - x0}[self.process.predict]
         return (out.float() - target).square().flatten(1).mean(1)
 

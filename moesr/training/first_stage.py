@@ -60,11 +60,13 @@ class FirstStage:
         config: FirstStageConfig,
         metrics: str | Path | None,
         guide: Tensor | None = None,
+        engine: Engine | None = None,
     ) -> None:
         torch.manual_seed(config.loop.seed)
         self.config = config
-        self.engine = Engine(config.loop.accumulate, config.loop.precision)
-        self.network = Autoencoder(replace(model, lr_fusion=False, lr_skip=False, refine=config.refine, scale_factor=1))
+        self.engine = engine or Engine(config.loop.accumulate, config.loop.precision)
+        alone = replace(model, lr_fusion=False, lr_skip=False, refine=config.refine, scale_factor=1, estimator=False)
+        self.network = Autoencoder(alone)
         self.guide = guide
         self.at = -1  # the step that was worked on last
         if model.kind == "kl":  # latents start nearly without noise

@@ -71,6 +71,16 @@ def update(**changes: Any) -> Any:
     return gradio().update(**changes)
 
 
+def refusal(text: str) -> Exception:
+    """The error that tells a client why its request cannot be; the log stays as it is, where Gradio can do that."""
+    return make(gradio().Error, text, print_exception=False)
+
+
+def silence_refusals() -> None:
+    """Let Gradio print no traceback for its own refusals either: values out of range, unknown choices."""
+    gradio().Error.print_exception = property(lambda _: False, lambda *_: None)
+
+
 def selected(function: Callable[[int], Any]) -> Callable[..., Any]:
     """A function of the index that was selected, for a component's `select` event."""
 

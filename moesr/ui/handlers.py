@@ -16,7 +16,7 @@ from ..service.job import Job
 from ..service.models import Plan
 from ..service.settings import CHOICES, Settings, checked, from_text
 from . import pieces
-from .compat import gradio, update, uploaded
+from .compat import refusal, update, uploaded
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Handlers:
         try:
             job = self.desk.submit(self._uploads(image), self._settings(values), preview=False, client=client)
         except MoESRError as error:
-            raise gradio().Error(str(error)) from error
+            raise refusal(str(error)) from error
         version = -1
         try:
             while not job.finished:
@@ -81,7 +81,7 @@ class Handlers:
         finally:
             job.cancel()
         if not job.results:
-            raise gradio().Error(job.error or "; ".join(job.failures))
+            raise refusal(job.error or "; ".join(job.failures))
         result, settings = job.results[0], job.settings
         told = from_text(read_text(result.path))
         yield (

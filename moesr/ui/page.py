@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from ..checkpoints.library import DEFAULT
 from ..errors import SettingError
+from ..library import DEFAULT
 from ..service.adapter import Alone
 from ..service.desk import Desk
 from ..service.guard import Guard
 from ..service.limits import LOCAL, Limits
 from .builder import Built, build, looks
-from .compat import file_prefix, fitting
+from .compat import file_prefix, fitting, silence_refusals
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class Page:
         """Raises SettingError for a port that is taken, an address of another machine, or a model that is not there."""
         self.adapter = Alone(options.model)
         _environment(str(self.adapter.uploads[0]))
+        silence_refusals()
         self.adapter.prefix = file_prefix()
         self.desk = Desk(self.adapter, options.limits, devices=options.devices, dtype=options.dtype)
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,14 @@ from urllib.parse import quote
 
 from ..errors import MoESRError
 from ..images.files import read_text
+from ..leftovers import TemporaryFolder
 from ..model import SRModel
-from ..pipeline import LARGEST_TILE
 from ..runtime import Runtime
 from ..service.intake import size
 from ..service.job import Job
 from ..service.limits import LOCAL
 from ..service.settings import KEYWORD, from_text
+from ..tiling import LARGEST_TILE
 from . import webui_api
 from .engine import engine
 from .infotext import facts, line
@@ -37,8 +37,8 @@ class Surroundings:
         self.models.default = engine().default()
         parent = webui_api.find_temporary_folder()
         parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = tempfile.TemporaryDirectory(prefix="moesr-", dir=parent, ignore_cleanup_errors=True)
-        self.folder = Path(self._temporary.name).resolve()
+        self._temporary = TemporaryFolder("moesr-tab-", parent)
+        self.folder = self._temporary.path
         self.received = self.folder / "received"
         self.received.mkdir()
         self.uploads = [parent]
@@ -83,7 +83,7 @@ class Surroundings:
 
     def close(self) -> None:
         """Delete what was received and made."""
-        self._temporary.cleanup()
+        self._temporary.close()
 
     def parameters(self, result: Path) -> str:
         """Generation parameters of the picture that a result was made from; empty if it had none."""

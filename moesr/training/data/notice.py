@@ -1,27 +1,28 @@
-"""Who made the photographs: the table of NOTICE, from tables of photographs."""
+"""Who made the photographs: a part of NOTICE, from tables of photographs."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection
 from pathlib import Path
 
 
 def credit_photographs(rows: list[dict[str, str]], *, leave_out: Collection[str] = ()) -> str:
-    """Text that names author, licence and file of every photograph, one line per author, by source.
+    """Author, licence and file name of every photograph: a paragraph per source and licence, 120 characters wide.
 
     rows: file, source, path, author and licence of each, see `read_table`. leave_out: file names that were not used.
     """
-    sources: dict[str, dict[tuple[str, str], list[str]]] = {}
+    sources: dict[str, dict[str, dict[str, list[str]]]] = {}
     for row in rows:
-        if row["file"] in leave_out:
-            continue
-        authors = sources.setdefault(row["source"], {})
-        author = " ".join(row["author"].split()) or "author not named"
-        authors.setdefault((author, row["licence"]), []).append(Path(row.get("path") or row["file"]).name)
+        if row["file"] not in leave_out:
+            author = " ".join(row["author"].split()) or "author not named"
+            authors = sources.setdefault(row["source"], {}).setdefault(row["licence"], {})
+            authors.setdefault(author, []).append(Path(row.get("path") or row["file"]).name)
     lines: list[str] = []
-    for source, authors in sorted(sources.items()):
+    for source, licences in sorted(sources.items()):
         lines.append(f"https://github.com/{source}")
-        for (author, licence), files in sorted(authors.items()):
-            lines.append(f"- {author}, {licence}: {', '.join(sorted(files))}")
+        for licence, authors in sorted(licences.items()):
+            text = "; ".join(f"{author} ({', '.join(sorted(files))})" for author, files in sorted(authors.items()))
+            lines += textwrap.wrap(f"{licence}: {text}", 120, subsequent_indent="  ", break_on_hyphens=False)
         lines.append("")
     return "\n".join(lines).rstrip()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -72,7 +74,7 @@ class BatchSource:
         """Batch `step`, from 0."""
         rng = np.random.default_rng((self.seed, step))
         generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), _full_precision():
             hr = self._adjust_colour(self._crops(rng), rng)
             numbers = self.degradation.draw(rng, self.batch)
             hr = self.degradation.target(hr, numbers)
@@ -102,18 +104,24 @@ class BatchSource:
             group = places[k * _PLACES : (k + 1) * _PLACES]
             good = [place for place in group if place[-1] <= self._hardest]
             chosen.append(max(good, key=lambda place: place[-1]) if good and prefer[k] else group[0])
-        sides = np.array([place[3] for place in chosen])
-        largest = int(sides.max())
-        canvas = torch.zeros(self.batch, 3, largest, largest, dtype=torch.uint8, device=self.device)
         flips = rng.integers(2, size=(self.batch, 3))
-        for k, (image, y, x, side, _) in enumerate(chosen):
+        each = 1 if self.device.type == "cpu" else self.batch  # a GPU cuts all at once, a CPU wastes nothing on edges
+        groups = [slice(k, k + each) for k in range(0, self.batch, each)]
+        return torch.cat([self._cut(chosen[group], flips[group]) for group in groups])
+
+    def _cut(self, places: list[tuple[int, int, int, int, float]], flips: np.ndarray) -> Tensor:
+        """Squares of images at crop size. flips [n, 3]: swap the axes, then mirror rows, mirror columns."""
+        sides = np.array([place[3] for place in places])
+        largest = int(sides.max())
+        canvas = torch.zeros(len(places), 3, largest, largest, device=self.device)
+        for k, (image, y, x, side, _) in enumerate(places):
             square = self.images[image][:, y : y + side, x : x + side]
             canvas[k, :, :side, :side] = square.transpose(1, 2) if flips[k, 0] else square
-        targets, modes = np.full(self.batch, self.crop), np.full(self.batch, SMOOTH_BICUBIC)
+        targets, modes = np.full(len(places), self.crop), np.full(len(places), SMOOTH_BICUBIC)
         shrink = matrices(sides, targets, modes, largest, device=self.device)
         mirrored = torch.as_tensor(flips[:, 1:, None, None], device=self.device) == 1
         rows, columns = (torch.where(mirrored[:, i], shrink.flip(1), shrink)[:, None] for i in (0, 1))
-        return (rows @ (canvas.float() / 255) @ columns.transpose(-1, -2)).clamp_(0, 1)
+        return (rows @ canvas @ columns.transpose(-1, -2)).div_(255).clamp_(0, 1)
 
     def _adjust_colour(self, hr: Tensor, rng: np.random.Generator) -> Tensor:
         count = len(hr)
@@ -131,6 +139,17 @@ class BatchSource:
         linear, added = (torch.as_tensor(v.astype(np.float32), device=hr.device) for v in (matrix, shift))
         flat = linear @ hr.flatten(2) + added[:, None, None]
         return flat.clamp_(0, 1).reshape(hr.shape)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products in float32, whatever training computes in: TF32 and bf16 would round away what JPEG steps hang on."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _sum_detail(image: Tensor) -> np.ndarray:

@@ -1,0 +1,339 @@
+"""The last stage of a small model: all experts and the decoder, through every sampling step, judged by the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..config import ModelConfig, with_space_experts
+from ..diffusion.process import from_config
+from ..diffusion.samplers import sample
+from ..errors import SettingError
+from ..evaluation.lpips import LPIPS
+from ..images.resize import resize
+from ..networks.autoencoder import Autoencoder
+from ..networks.denoiser import denoiser
+from ..networks.space_moe import average_experts, exchange_weights
+from . import losses
+from .adversary import FeatureDiscriminator, augment_pair
+from .ema import EMA
+from .engine import Engine
+from .loop import Batch, LoopConfig, Stateful, autocast, rate
+
+#: Taps of LPIPS's VGG whose features the adversary judges, at 1/2 to 1/8 of the resolution, and their widths.
+TAPS, VGG_WIDTHS = slice(1, 4), (128, 256, 512)
+
+
+@dataclass(frozen=True)
+class UnrolledConfig:
+    """Weights of the losses, at fidelity 0 unless something else is said; see docs/training.md."""
+
+    #: Steps are those of a run without a limit of time; with one they say when things happen: at which share of it.
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    #: The loop of the estimator of restore.
+    estimator: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=200, batch=32, lr=3e-3, warmup=5, final_lr=0.02)
+    )
+    #: Crops per batch on a GPU, where the learning rate grows with the square root of the batch.
+    batch_gpu: int = 32
+    #: Side of an HR crop in pixels, on a CPU and on a GPU.
+    crop: int = 96
+    crop_gpu: int = 128
+    #: Shares of a run's time for the estimator of restore, the first stage, and the trunk of the experts; this stage
+    #: has the rest.
+    estimator_share: float = 0.03
+    first_stage_share: float = 0.08
+    experts_share: float = 0.17
+    l1: float = 0.05
+    #: Weight of L1 at fidelity 1, where LPIPS and the adversary have none.
+    l1_faithful: float = 4.0
+    lpips: dict[str, float] = field(default_factory=lambda: {"alex": 1.4, "vgg": 2.4})
+    adversary: float = 0.12
+    #: Step from which the adversary counts.
+    adversary_start: int = 200
+    #: Between result and HR image, both reduced to the size of the LR image.
+    consistency: float = 0.15
+    frequency: float = 0.05
+    grid: float = 0.5
+    #: A bicubic image's own latent must be decoded to that image, so that detail comes from the experts alone.
+    smooth: float = 1.0
+    #: Shares of batches at fidelity 0 and at fidelity 1; the others have a random one between.
+    generative: float = 0.55
+    faithful: float = 0.15
+    #: Share of batches whose timesteps are random, one per expert, so that other numbers of steps work too.
+    jitter: float = 0.15
+    #: Step from which batch norms keep the statistics that they have.
+    freeze_norms: int = 0
+    ema: float = 0.995
+    space_experts: int = 4
+    gamma: float = 0.999
+
+
+class Unrolled:
+    """Trains every expert and the decoder. Batches hold hr, lr and restore. See loop.Task.
+
+    experts, autoencoder: averaged weights to start from. What they lack, because an older model has no such part,
+    starts as new: settings, LR fusion, refinement. estimator: the trained estimator of restore, which stays as it is.
+    Raises SettingError for weights of another model.
+    """
+
+    name = "unrolled"
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: UnrolledConfig,
+        *,
+        experts: Sequence[Mapping[str, Tensor]],
+        autoencoder: Mapping[str, Tensor],
+        estimator: Mapping[str, Tensor] | None,
+        metrics: str | Path | None,
+        engine: Engine,
+    ) -> None:
+        torch.manual_seed(config.loop.seed)
+        self.model, self.config, self.engine = model, config, engine
+        self.process = from_config(model.process)
+        self.autoencoder = Autoencoder(model.autoencoder)
+        _load(self.autoencoder, autoencoder, ("estimator.", "decoder.fusion_layer_1.", "decoder.unet_1."))
+        grouped = with_space_experts(model.unet, config.space_experts)
+        self.experts = nn.ModuleList([denoiser(grouped) for _ in model.stages])
+        for network, state in zip(self.experts, experts, strict=True):
+            _load(network, _grouped(state, config.space_experts), ("setting_embed.",))
+        self.autoencoder.requires_grad_(False)
+        if estimator is not None:
+            self.autoencoder.estimator.load_state_dict(dict(estimator))
+        for module in (self.autoencoder.decoder, self.autoencoder.post_quant_conv):
+            module.requires_grad_(True)
+        self.networks = nn.ModuleDict({"autoencoder": self.autoencoder, "experts": self.experts})
+        self.parameters = [p for p in self.networks.parameters() if p.requires_grad]
+        self.distances = {name: LPIPS(name, metrics) for name in config.lpips}
+        self.adversary = FeatureDiscriminator(VGG_WIDTHS) if "vgg" in config.lpips else None
+        self.optimiser = torch.optim.AdamW(self.parameters, config.loop.lr, betas=(0.9, 0.99), weight_decay=0)
+        self.ema = EMA(self.networks, config.ema)
+        self.parts: dict[str, Stateful] = {"networks": self.networks, "optimiser": self.optimiser, "ema": self.ema}
+        self.opponent: torch.optim.Optimizer | None = None
+        if self.adversary is not None:
+            self.opponent = torch.optim.AdamW(
+                self.adversary.parameters(), config.loop.lr, betas=(0.5, 0.9), weight_decay=0
+            )
+            self.parts |= {"adversary": self.adversary, "opponent": self.opponent}
+
+    def to(self, device: torch.device) -> None:
+        for module in (self.networks, *self.distances.values(), *([self.adversary] if self.adversary else [])):
+            module.to(device)
+        self.ema.to(device)
+
+    def step(self, batch: Batch, index: int) -> dict[str, float]:
+        config = self.config
+        optimisers = [self.optimiser, *([self.opponent] if self.opponent else [])]
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+            group["lr"] = rate(config.loop, index)
+        if index >= config.freeze_norms:
+            freeze_norms(self.autoencoder)
+        fidelity = self._draw_fidelity()
+        report: dict[str, float] = {}
+        restore = self._tell_restore(batch)
+        timesteps = self._timesteps(float(torch.rand(())) < config.jitter)
+        with autocast(config.loop, batch["hr"].device):
+            out, smooth = self.predict(batch, restore, fidelity, timesteps)
+        loss = config.smooth * smooth + self._pixel_loss(out, batch, fidelity, report)
+        report["smooth"] = smooth.item()
+        against = None
+        if fidelity < 1:
+            perceptual, against = self._perceptual_loss(out, batch["hr"], index, report)
+            loss = loss + (1 - fidelity) * perceptual
+        self.engine.backward(loss)
+        steps: list[tuple[torch.optim.Optimizer, list[nn.Parameter] | None]] = [(self.optimiser, self.parameters)]
+        if against is not None and self.opponent is not None:
+            report["adversary"] = self._oppose(*against)
+            steps.append((self.opponent, None))
+        if self.engine.step(*steps):
+            for expert in self.experts:
+                exchange_weights(expert, config.gamma)
+            self.ema.update(self.networks)
+        return report
+
+    def predict(self, batch: Batch, restore: Tensor, fidelity: float, timesteps: list[int]) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, H, W] as `upscale` makes them, and how far bicubic images are from their decoded latents.
+
+        The second is 0 at fidelity 1, where the decoder may make detail from the LR image.
+
+        restore: [B]. The noise of all steps is weaker by the fidelity, so that at 1 the result has no randomness.
+        """
+        lr = batch["lr"]
+        lr_up = enlarge(lr, batch["hr"])
+        with torch.no_grad():
+            y = self.autoencoder.encode(lr_up).float()
+            features = self.autoencoder.features(lr_up)
+        torch.clear_autocast_cache()  # weights that were cast there, without gradients, must not be used again
+        settings = torch.stack([restore, torch.full_like(restore, fidelity)], dim=1)
+        z = self._sample(y, _at_latent_size(lr, y), settings, 1 - fidelity, timesteps)
+        out = self.autoencoder.decode(z, features, fidelity).float()
+        if fidelity == 1:
+            return out, out.new_zeros(())
+        height, width = (side // 2 for side in y.shape[-2:])
+        factor = self.model.autoencoder.factor
+        part = lr_up[..., : height * factor, : width * factor]
+        with torch.no_grad():
+            features = self.autoencoder.features(part)
+        return out, F.l1_loss(self.autoencoder.decode(y[..., :height, :width], features, 0.0).float(), part)
+
+    def _sample(self, y: Tensor, lr: Tensor, settings: Tensor, noise_scale: float, timesteps: list[int]) -> Tensor:
+        def x0(z: Tensor, t: int) -> Tensor:
+            expert = self.experts[next(i for i, end in enumerate(self.model.stages) if t < end)]
+            time = torch.full((len(z),), t, device=z.device)
+            out = expert(self.process.scale_input(z, t), time, lr, settings)
+            return self.process.x0(out.float(), z, t, y)
+
+        def predict(z: Tensor, t: int) -> Tensor:
+            z = z.clone()  # the sampler goes on in place
+            if z.device.type == "cpu":  # memory is no problem there, time is
+                return x0(z, t)
+            return checkpoint(x0, z, t, use_reentrant=False)
+
+        def noise(_: int) -> Tensor:
+            return torch.randn_like(y) * noise_scale
+
+        z = self.process.prior(noise(-1), y, timesteps[0])
+        return sample("ddim", predict, self.process, timesteps, z, noise=noise, y=y)
+
+    def _timesteps(self, jitter: bool) -> list[int]:
+        """One per expert, from high to low: those that `upscale` takes, or random ones below the first."""
+        if not jitter and self.model.steps == len(self.model.stages):
+            return self.process.timesteps(self.model.steps, "trailing")
+        starts = (0, *self.model.stages[:-1])
+        lower = [int(torch.randint(low, high, ())) for low, high in zip(starts, self.model.stages[:-1])]
+        return [self.process.total - 1, *reversed(lower)]
+
+    def _draw_fidelity(self) -> float:
+        kind = float(torch.rand(()))
+        if kind < self.config.generative:
+            return 0.0
+        return 1.0 if kind < self.config.generative + self.config.faithful else float(torch.rand(()))
+
+    @torch.no_grad()
+    def _tell_restore(self, batch: Batch) -> Tensor:
+        """How degraded the LR images are, as the experts are told [B]: the truth, or for half an estimate."""
+        truth = batch["restore"].float()
+        if not self.model.autoencoder.estimator:
+            return truth
+        return torch.where(torch.rand_like(truth) < 0.5, truth, self.autoencoder.estimate_restore(batch["lr"]))
+
+    def _pixel_loss(self, out: Tensor, batch: Batch, fidelity: float, report: dict[str, float]) -> Tensor:
+        config, hr, size = self.config, batch["hr"], (batch["lr"].shape[-2], batch["lr"].shape[-1])
+        l1 = F.l1_loss(out, hr)
+        consistency = F.l1_loss(resize(out, size), resize(hr, size))
+        report[f"l1_{'faithful' if fidelity == 1 else 'other'}"] = l1.item()
+        weight = config.l1 + (config.l1_faithful - config.l1) * fidelity
+        loss = weight * l1 + config.consistency * consistency
+        if config.frequency:
+            loss = loss + config.frequency * losses.focal_frequency_loss(out, hr)
+        if config.grid and min(out.shape[-2:]) >= 64:
+            grid = losses.grid(out)
+            report["grid"] = grid.item()
+            loss = loss + config.grid * grid
+        return loss
+
+    def _perceptual_loss(
+        self, out: Tensor, hr: Tensor, index: int, report: dict[str, float]
+    ) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]] | None]:
+        """LPIPS at a random offset and what the adversary says; and the features that it is to tell apart, if any.
+
+        VGG sees both images in the same random colours, place and with the same hole (DiffAugment), so that the
+        adversary cannot learn the training images by heart; LPIPS-vgg is taken there too, which costs nothing more.
+        """
+        config, loss, against = self.config, out.new_zeros(()), None
+        shifted, real = losses.phase(out, hr)
+        with autocast(config.loop, hr.device):
+            for name, distance in self.distances.items():
+                pair = augment_pair(shifted, real) if name == "vgg" else (shifted, real)
+                fake = distance.embed(pair[0])
+                with torch.no_grad():
+                    true = distance.embed(pair[1])
+                value = distance.distance(fake, true).mean()
+                loss = loss + config.lpips[name] * value
+                report[name] = value.item()
+                if name == "vgg" and self.adversary is not None and index >= config.adversary_start:
+                    self.adversary.requires_grad_(False)
+                    loss = loss - config.adversary * self.adversary(fake[TAPS]).mean()
+                    self.adversary.requires_grad_(True)
+                    against = [x.detach() for x in fake[TAPS]], true[TAPS]
+        return loss, against
+
+    def _oppose(self, fake: list[Tensor], true: list[Tensor]) -> float:
+        """Gradients of the adversary; its hinge loss, 1 where it cannot tell."""
+        assert self.adversary is not None
+        with autocast(self.config.loop, fake[0].device):
+            scores = self.adversary([torch.cat(pair) for pair in zip(true, fake)])
+        loss = losses.hinge_discriminator(*scores.chunk(2))
+        self.engine.backward(loss)
+        return loss.item()
+
+    def pictures(self, batch: Batch) -> Tensor:
+        """LR images, results at fidelity 0 and 1 with the averaged weights, HR images: [B, 3, H, 4 W]."""
+        kept = {k: v.clone() for k, v in self.networks.state_dict().items()}
+        self.networks.load_state_dict(self.ema.weights(self.networks))
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                stack.enter_context(autocast(self.config.loop, batch["hr"].device))
+                restore = self.autoencoder.estimate_restore(batch["lr"])
+                timesteps = self._timesteps(False)
+                results = [self.predict(batch, restore, w, timesteps)[0] for w in (0.0, 1.0)]
+        finally:
+            self.networks.load_state_dict(kept)
+        lr = F.interpolate(batch["lr"], size=batch["hr"].shape[-2:], mode="nearest")
+        return torch.cat([lr, *(out.float().clamp(-1, 1) for out in results), batch["hr"]], dim=-1)
+
+    def weights(self) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Averaged weights as they are used: of each expert, its space experts averaged too, and of the autoencoder."""
+        state = self.ema.weights(self.networks)
+        parts = [*(f"experts.{i}." for i in range(len(self.experts))), "autoencoder."]
+        split = [{k.removeprefix(part): v for k, v in state.items() if k.startswith(part)} for part in parts]
+        return [average_experts(expert) for expert in split[:-1]], split[-1]
+
+
+def enlarge(lr: Tensor, hr: Tensor) -> Tensor:
+    """LR images [B, 3, h, w] in the size of HR images."""
+    return resize(lr, (hr.shape[-2], hr.shape[-1])).clamp(-1, 1)
+
+
+def freeze_norms(network: nn.Module) -> None:
+    """Batch norms use and keep the statistics they have."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+def _at_latent_size(lr: Tensor, z: Tensor) -> Tensor:
+    size = (z.shape[-2], z.shape[-1])
+    return lr if size == tuple(lr.shape[-2:]) else resize(lr, size).clamp(-1, 1)
+
+
+def _grouped(state: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The weights of an averaged network with every FFN expert `count` times."""
+    out: dict[str, Tensor] = {}
+    for key in state:
+        head, found, tail = key.partition(".moe_blocks.0.")
+        for name in [f"{head}.moe_blocks.{i}.{tail}" for i in range(count)] if found else [key]:
+            out[name] = state[key]
+    return out
+
+
+def _load(network: nn.Module, state: Mapping[str, Tensor], optional: tuple[str, ...]) -> None:
+    """Load weights as float32; what `optional` names may be missing. Raises SettingError for anything else."""
+    try:
+        plain = {k: state[k].float() if state[k].is_floating_point() else state[k] for k in state}
+        missing, unexpected = network.load_state_dict(plain, strict=False)
+    except RuntimeError as error:
+        raise SettingError(f"--start: weights of another model ({' '.join(str(error).split())[:160]})") from error
+    wrong = [*(k for k in missing if not k.startswith(optional)), *unexpected]
+    if wrong:
+        raise SettingError(f"--start: weights of another model ({wrong[0]}); start from one of this config")

@@ -1,0 +1,112 @@
+"""`train CONFIG`: one command from photographs to a model file, and on from its parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import moesr
+from moesr.cli import main
+from moesr.training import parts
+from moesr.training.adversary import augment_pair
+from tests.training_setup import values, write_metrics, write_photos
+
+
+def write_plan(path: Path, steps: int) -> Path:
+    """A config like that of `tiny`, of very small networks."""
+    plain = values("kl")
+    loop = {"steps": steps, "batch": 2, "lr": 1e-3, "warmup": 2, "log_every": 1}
+    plain["model"]["unet"]["restore"] = plain["model"]["autoencoder"]["estimator"] = True
+    plain["model"]["fidelity"] = 0.25
+    plain["degradation"] = "bicubic=1,web=1"
+    plain["first_stage"] |= {"loop": loop, "crop": 64, "gan_start": 100}
+    plain["experts"] |= {"trunk": loop}
+    plain["unrolled"] = {"loop": loop, "estimator": loop, "crop": 64, "adversary_start": 1, "space_experts": 2}
+    del plain["decoder"]
+    path.write_text(json.dumps(plain))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 20 steps per stage on two photographs, with `photos` and `metrics` beside it."""
+    folder = tmp_path_factory.mktemp("train")
+    photos = write_photos(folder / "photos")
+    (photos / "2.png").unlink()
+    metrics = write_metrics(folder / "metrics", vgg=True)
+    sets = folder / "val"
+    for name, size in (("hr", (64, 64)), ("clean", (16, 16))):
+        (sets / name).mkdir(parents=True)
+        Image.open(photos / "0.png").crop((0, 0, 64, 64)).resize(size).save(sets / name / "0.png")
+    out = folder / "run"
+    config = write_plan(folder / "nano.json", 20)
+    command = ["train", str(config), "--pack", str(photos), "--out", str(out), "--metrics", str(metrics)]
+    assert main([*command, "--device", "cpu", "--seed", "3", "--evaluate", str(sets)]) == 0
+    return out
+
+
+def test_a_run_ends_in_a_model_with_its_facts_log_sheets_and_figures(trained: Path) -> None:
+    path = trained / "seed.safetensors"
+    with safe_open(str(path), "pt") as file:
+        facts = json.loads(file.metadata()["moesr.training"])
+    assert (facts["seed"], facts["steps"], facts["device"]) == (3, 20, "cpu")
+    for stage in ("estimator", "first_stage", "trunk", "unrolled"):
+        rows = [json.loads(line) for line in (trained / stage / "log.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == list(range(1, 21)), stage
+    assert any("adversary" in row for row in rows)
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    assert Image.open(trained / "unrolled" / "sheets" / "000020.png").size == (4 * 64, 2 * 64)
+    assert (trained / "val_clean.html").is_file()
+
+
+def test_at_fidelity_1_seeds_do_not_matter_and_restore_does(trained: Path) -> None:
+    model = moesr.load(trained / "seed.safetensors", dtype="fp32")
+    image = np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8)
+
+    def run(**settings: float) -> np.ndarray:
+        return moesr.upscale(model, image, color_fix="none", **settings)  # type: ignore[arg-type]
+
+    assert np.array_equal(run(fidelity=1, seed=1), run(fidelity=1, seed=2))
+    assert not np.array_equal(run(fidelity=0, seed=1), run(fidelity=0, seed=2))
+    assert np.array_equal(run(), run(fidelity=0.25))
+    assert not np.array_equal(run(restore=0.0), run(restore=1.0))
+
+
+def test_the_same_command_goes_on_and_parts_are_a_start(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "LARGEST", 2**18 + 2**17)
+    pieces = parts.split_file(trained / "seed.safetensors", tmp_path / "parts")
+    assert len(pieces) > 1
+    config, folder = write_plan(tmp_path / "nano.json", 2), trained.parent
+    command = ["train", str(config), "--pack", str(folder / "photos"), "--metrics", str(folder / "metrics")]
+    command += ["--out", str(tmp_path / "run"), "--device", "cpu", "--start", str(tmp_path / "parts")]
+    assert main(command) == 0
+    before, after = (load_file(run / "seed.safetensors") for run in (trained, tmp_path / "run"))
+    assert before.keys() == after.keys()
+    changes = [(before[k].float() - after[k].float()).abs().max().item() for k in before if k.startswith("experts.3")]
+    assert all(change < 0.05 for change in changes)
+    log = tmp_path / "run" / "unrolled" / "log.jsonl"
+    write_plan(config, 3)
+    assert main(command) == 0
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3]
+    pieces[0].unlink()
+    assert main(command) == 1
+
+
+def test_a_pair_is_augmented_alike() -> None:
+    torch.manual_seed(0)
+    image = torch.rand(16, 3, 32, 32) * 2 - 1
+    a, b = augment_pair(image, image + 0.125)
+    assert (a != image).flatten(1).any(1).sum() > 8
+    inside = (a - b).abs() > 1e-6  # outside of holes and borders
+    change = (b - a)[inside]
+    assert change.min() > 0
+    assert change.max() < 0.25
