@@ -29,7 +29,7 @@ class MoESRFCDAsVAE(io.ComfyNode):
     def execute(cls, model: Any) -> Any:
         """The host's VAE with our network in it."""
         from ..moesr.errors import SettingError
-        from ..moesr.pipeline import working_memory
+        from ..moesr.tiling import estimate_tile_memory
 
         if model.decoder is None:
             raise SettingError(
@@ -38,4 +38,5 @@ class MoESRFCDAsVAE(io.ComfyNode):
             )
         parts = model.hosted.parts
         weights = {name: parts.weights[name] for name in parts.weights if not name.startswith(OURS)}
-        return io.NodeOutput(vae_of(weights, parts.autoencoder, lambda dtype: working_memory(parts.config, dtype, 1)))
+        vae = vae_of(weights, parts.autoencoder, lambda dtype: estimate_tile_memory(parts.config, dtype, 1))
+        return io.NodeOutput(vae)

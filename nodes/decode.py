@@ -50,7 +50,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
     ) -> Any:
         """The pictures, float [B, H, W, C]."""
         from ..moesr.errors import SettingError
-        from ..moesr.halves import decode_latents
+        from ..moesr.pipeline import decode_latents
 
         widgets.listed("color_fix", color_fix, widgets.COLOUR_FIXES)
         latents = samples["samples"]

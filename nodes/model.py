@@ -62,9 +62,9 @@ def find_problem(name: str) -> str | None:
     known = _installed()
     if name in known:
         return None
-    from ..moesr.checkpoints.library import meant
+    from ..moesr.library import suggest
 
-    return f"model: there is no {name}{meant(name, known)}; put it into {comfyui.model_folders()[0]} and press R"
+    return f"model: there is no {name}{suggest(name, known)}; put it into {comfyui.model_folders()[0]} and press R"
 
 
 def fingerprint(name: str) -> str:
@@ -89,7 +89,7 @@ def load(name: str, dtype: str, residency: str) -> Model:
 
 
 def _installed() -> dict[str, Path]:
-    from ..moesr.checkpoints.library import add_folder, installed
+    from ..moesr.library import add_folder, installed
 
     for folder in comfyui.model_folders():
         add_folder(folder)

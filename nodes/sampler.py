@@ -50,7 +50,7 @@ class MoESRSampler(io.ComfyNode):
     ) -> Any:
         """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
         from ..moesr.errors import SettingError
-        from ..moesr.halves import sample_latents
+        from ..moesr.pipeline import sample_latents
 
         widgets.listed("sampler", sampler, widgets.SAMPLERS)
         widgets.listed("batch_seed", batch_seed, widgets.BATCH_SEEDS)

@@ -18,9 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
-from moesr.checkpoints import library
 from moesr.config import AutoencoderConfig
 from moesr.errors import MoESRError
+from moesr.library import models as library
 from moesr.networks.autoencoder import Autoencoder
 from tests.webui_standins import ROOT, Component, Host, PostprocessedImage, wait_for
 

@@ -29,16 +29,20 @@ class Store:
     """Decoded pictures, [B, C, H, W] in about [-1, 1]: written in rows, read in rows.
 
     In float32, or for more than LARGE samples in 16-bit fixed point with steps of 8 / 65535, a sixtieth of an 8-bit
-    step; large ones in a temporary file, by the rules of `scratch`. `moments` has what AdaIN needs, from the rows as
-    they were put. Raises SettingError if the disk has no room for a huge one.
+    step; in system memory, large ones in a temporary file (scratch.py). `moments` has what AdaIN needs, from the rows
+    as they were put. Raises SettingError if the disk has no room for a huge one.
     """
 
-    def __init__(self, images: int, channels: int, height: int, width: int, device: torch.device) -> None:
+    def __init__(
+        self, images: int, channels: int, height: int, width: int, device: torch.device,
+        home: torch.device | None = None,
+    ) -> None:  # fmt: skip
+        """device: where rows are given. home: where they are stored, by default there too."""
         self.height, self.width, self.device = height, width, device
         shape = (images, channels, height, width)
         self._large = math.prod(shape) > LARGE
         dtype = torch.int16 if self._large else torch.float32
-        self._values = scratch.zeros(shape, scratch.home(shape, device), dtype)
+        self._values = scratch.zeros(shape, home or device, dtype)
         self.moments = [Moments() for _ in range(images)]
 
     def reset(self) -> None:

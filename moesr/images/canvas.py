@@ -34,6 +34,11 @@ class Canvas:
     neutral: tuple[bool, ...] = ()
     """Per image: its three channels are equal, as in most black-and-white pictures; so are those of the result."""
 
+    def part(self, start: int, stop: int) -> Canvas:
+        """Some of the images."""
+        alpha = None if self.alpha is None else self.alpha[start:stop]
+        return replace(self, rgb=self.rgb[start:stop], alpha=alpha, neutral=self.neutral[start:stop])
+
     def empty(self, height: int, width: int) -> np.ndarray:
         """The array for a result of that size."""
         channels = (1 if self.grey else 3) + (self.alpha is not None)
@@ -117,9 +122,11 @@ def _of_tensor(tensor: Tensor) -> Canvas:
             f"tensor of {tensor.dtype} {list(tensor.shape)}: give floats of B x H x W x 1, 3 or 4 in [0, 1]"
         )
     planes = tensor.detach().float().permute(0, 3, 1, 2)
-    if not bool(torch.isfinite(planes).all()):
+    # One by one: a long batch is neither copied nor checked as a whole.
+    if not all(bool(torch.isfinite(image).all()) for image in planes):
         raise ImageError("the image has NaN or infinite values: check what made it")
-    planes = planes.clamp(0, 1)
+    low, high = planes.aminmax()
+    planes = planes.clamp(0, 1) if low < 0 or high > 1 else planes
     channels = planes.shape[1]
     rgb = planes.expand(-1, 3, -1, -1) if channels == 1 else planes[:, :3]
     alpha = planes[:, 3:4] if channels == 4 else None

@@ -14,6 +14,7 @@ from torch import Tensor
 from moesr.config import ModelConfig
 from moesr.diffusion.experts import All, ExpertBank
 from moesr.diffusion.samplers import Noise, ddim, ddpm
+from moesr.evaluation.published import Average, published_windows, starts, upscale_published
 from moesr.images import resize
 from moesr.images.canvas import as_canvas
 from moesr.images.condition import RESIZES, Condition
@@ -21,7 +22,6 @@ from moesr.images.windows import Window
 from moesr.model import SRModel
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_unet import SwinUNet
-from moesr.published import Average, published_windows, starts, upscale_published
 from moesr.runtime import PlainRuntime
 from moesr.training.experts import Expert, ExpertConfig
 from moesr.training.first_stage import FirstStage, FirstStageConfig
