@@ -72,7 +72,9 @@ def _upscale(options: argparse.Namespace) -> int:
     if not to_stream:
         outputs.check_output_name(options.output, WRITE_SUFFIXES)
     output = Path(options.output)
-    to_file = output.suffix.lower() in WRITE_SUFFIXES and not output.is_dir() and not options.output.endswith("/")
+    to_file = (
+        output.suffix.lower() in WRITE_SUFFIXES and not output.is_dir() and not options.output.endswith(("/", os.sep))
+    )
     passed_over = inputs.PassedOver()
     sources, missing = inputs.find_sources(
         options.inputs,
