@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.files import open_model, save_model
-from ..checkpoints.library import find
 from ..config import ModelConfig
 from ..errors import NumericsError, SettingError
+from ..library import find
 from ..model import find_device
 from ..networks.autoencoder import Autoencoder
 from . import weights
