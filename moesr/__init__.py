@@ -13,7 +13,7 @@ from .errors import CheckpointError, ImageError, MoESRError, NumericsError, Sett
 
 if TYPE_CHECKING:
     from .model import SRModel, load
-    from .pipeline import upscale
+    from .pipeline import decode_latents, sample_latents, upscale
     from .progress import Event
 
 __version__ = "0.1.0"
@@ -25,17 +25,26 @@ __all__ = [
     "NumericsError",
     "SRModel",
     "SettingError",
+    "decode_latents",
     "load",
+    "sample_latents",
     "upscale",
 ]
 
-_HOMES = {"load": "model", "SRModel": "model", "upscale": "pipeline", "Event": "progress"}
+_MODULES = {
+    "load": "model",
+    "SRModel": "model",
+    "upscale": "pipeline",
+    "sample_latents": "pipeline",
+    "decode_latents": "pipeline",
+    "Event": "progress",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Late, so that a host can import the package without paying for torch's import or ours.
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

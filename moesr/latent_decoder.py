@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -16,11 +18,14 @@ from .checkpoints.reading import View, Weights
 from .config import AutoencoderConfig
 from .diffusion.experts import Residency
 from .errors import CheckpointError, NumericsError, SettingError
-from .images.windows import Blender, crop, tile_windows
+from .images.windows import Window, crop, tile_windows
 from .networks.autoencoder import Autoencoder
-from .pipeline import SMALLEST_TILE, largest_tile
-from .progress import Callback, Event
-from .runtime import Runtime, shrinking
+from .progress import Callback, Reporter
+from .run import is_finite
+from .runtime import Runtime
+from .scratch import place_canvases
+from .settings import check_settings
+from .tiling import SMALLEST_TILE, TileSize, decode_in_tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,34 +87,36 @@ class LatentDecoder:
                 f"latents of shape {list(latents.shape)}: this decoder draws latents of {config.embed_dim} channels, "
                 "those of Stable Diffusion 1.5; connect a sampler of such a model"
             )
+        check_settings(tile=tile)
         height, width = latents.shape[2:]
+        reporter, free = Reporter(callback), self.runtime.free_memory(self.device)
+        tiles = TileSize(
+            tile, whole=max(height, width), smallest=SMALLEST_TILE // config.factor, multiple=1, config=config,
+            dtype=self.dtype, runtime=self.runtime, free=free, reporter=reporter,
+        )  # fmt: skip
+        batch = tiles.batch(config, self.dtype, self.device, free)
         out = torch.empty(len(latents), 3, height * config.factor, width * config.factor)
+        home = place_canvases(4 * out[0].numel(), self.device, free)
 
-        def attempt(side: int) -> None:
+        def decode(network: Autoencoder, image: int, windows: Sequence[Window]) -> Tensor:
+            self.runtime.check()
+            reporter.advance(len(windows))
+            z = torch.cat([crop(latents[image : image + 1], window) for window in windows])
+            return network.decode(z.to(self.device, self.dtype))
+
+        def attempt(side: int, image: int) -> None:
             windows = tile_windows(height, width, side, max(2, side // 8))
-            blender = Blender([w.scaled(config.factor) for w in windows], *out.shape[2:])
-            total = len(windows) * len(latents)
-            out.zero_()
+            reporter.begin("decode", tile=image * len(windows), tiles=len(windows) * len(latents))
             with self.decoder() as network:
-                for done in range(total):
-                    image, window = done // len(windows), windows[done % len(windows)]
-                    self.runtime.check()
-                    if callback is not None:
-                        callback(Event("decode", tile=done + 1, tiles=total))
-                    z = crop(latents[image : image + 1], window).to(self.device, self.dtype)
-                    blender.add(out[image], network.decode(z)[0].float(), window.scaled(config.factor))
+                for start, rows in decode_in_tiles(
+                    partial(decode, network, image), windows, height=height, width=width, factor=config.factor,
+                    tile_batch=batch, home=home,
+                ):  # fmt: skip
+                    out[image, :, start : start + rows.shape[1]] = rows
 
         with torch.inference_mode():
-            first = self._first_tile(tile, max(height, width))
-            shrinking(self.runtime, first, min(first, SMALLEST_TILE // config.factor), attempt)
-        if not bool(torch.isfinite(out).all()):
+            for image in range(len(latents)):
+                tiles.attempt(partial(attempt, image=image))
+        if not is_finite(out):
             raise NumericsError("the decoded picture is not a number everywhere: load the decoder in fp32 or bf16")
         return ((out + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
-
-    def _first_tile(self, tile: int | str, whole: int) -> int:
-        if tile == 0:
-            return whole
-        config = self.autoencoder.config
-        if tile == "auto":
-            tile = largest_tile(config, self.dtype, self.runtime.free_memory(self.device))
-        return min(whole, max(SMALLEST_TILE, int(tile)) // config.factor)

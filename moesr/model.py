@@ -8,29 +8,32 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from .checkpoints.files import ModelFiles, build, open_model
-from .checkpoints.library import find
+from .checkpoints.reading import DTYPES
 from .config import ModelConfig
 from .diffusion.experts import All, ExpertBank, Residency, Stream
 from .diffusion.process import Process, from_config
 from .errors import SettingError
+from .library import find
 from .networks.autoencoder import Autoencoder
 from .networks.denoiser import denoiser
+from .networks.layers import prefers_channels_last
 from .runtime import PlainRuntime, Runtime
 
 log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=nn.Module)
 
 Source = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 #: Of torch.compile.
 BACKEND = "inductor"
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(eq=False)
@@ -78,12 +81,13 @@ class Parts:
     def expert(self, i: int, device: torch.device) -> nn.Module:
         """Time expert i. Raises CheckpointError if its file does not hold it any more."""
         what = f"expert {i} of {_name(self.files)}"
-        return build(denoiser, self.files.config.unet, self.files.expert(i), self.dtype, device, what)
+        return _lay_out(build(denoiser, self.files.config.unet, self.files.expert(i), self.dtype, device, what), device)
 
     def autoencoder(self, device: torch.device) -> Autoencoder:
         """First stage and decoder. Raises CheckpointError if their file does not hold them any more."""
         what = f"decoder of {_name(self.files)}"
-        return build(Autoencoder, self.files.config.autoencoder, self.files.autoencoder(), self.dtype, device, what)
+        config = self.files.config.autoencoder
+        return _lay_out(build(Autoencoder, config, self.files.autoencoder(), self.dtype, device, what), device)
 
     def assemble(
         self,
@@ -147,6 +151,17 @@ def load(
         "%s: %d experts, x%d, %s on %s, %s", _name(parts.files), len(experts), model.scale, parts.dtype, where, keeper
     )
     return model
+
+
+def _lay_out(network: M, device: torch.device) -> M:
+    """The network with its weights as the device convolves with them: else CUDA would copy them in every layer.
+
+    On a CPU they stay as they lie in their file, which they are mapped from.
+    """
+    dtype = next(network.parameters()).dtype
+    if device.type == "cuda" and prefers_channels_last(device, dtype):
+        cast(Any, network).to(memory_format=torch.channels_last)
+    return network
 
 
 def _locate(source: Source) -> Path | list[Path]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL import Image
+
+log = logging.getLogger(__name__)
 
 #: Where each phase begins and ends in the run of a picture, as fractions of it.
 PHASES = {"load": (0.0, 0.0), "encode": (0.0, 0.05), "sample": (0.05, 0.8), "decode": (0.8, 1.0), "save": (1.0, 1.0)}
@@ -63,3 +66,36 @@ class Event:
 
 #: Called with every event; what it raises stops the run.
 Callback = Callable[[Event], Any]
+
+
+class Reporter:
+    """Sends the events of a run: it keeps the counts, and notes until the next event takes them along."""
+
+    def __init__(self, callback: Callback | None) -> None:
+        self.event = Event("encode")
+        self._callback = callback
+        self._notes: list[str] = []
+
+    def begin(self, phase: str, **counts: Any) -> None:
+        """A phase begins, or one step of it. counts: fields of the event; images and shares stay as they are."""
+        kept = self.event
+        self.event = Event(
+            phase, image=kept.image, images=kept.images, done=kept.done, share=kept.share, **counts
+        )
+
+    def start_group(self, first: int, count: int, images: int) -> None:
+        """`count` of all `images` are at work together, from number `first` (0, 1, ...) on."""
+        share = count / images
+        self.event = replace(self.event, image=first + 1, images=images, done=first / images, share=share)
+
+    def advance(self, tiles: int) -> None:
+        """So many tiles are next."""
+        self.event = replace(self.event, tile=self.event.tile + tiles)
+        if self._callback is not None:
+            notes, self._notes = self._notes, []
+            self._callback(replace(self.event, note="; ".join(notes)) if notes else self.event)
+
+    def note(self, line: str) -> None:
+        """Something that the user should read. It is logged, and goes with the next event."""
+        log.warning("%s", line)
+        self._notes.append(line)

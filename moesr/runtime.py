@@ -1,20 +1,16 @@
-"""What the pipeline asks of the program it runs in: cancelled? how much memory is free? was that "out of memory"?"""
+"""What the pipeline asks of the process it runs in: cancelled? how much memory is free? was that "out of memory"?"""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import os
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from .errors import SettingError
-
-R = TypeVar("R")
-
-#: Assumed where the system does not tell how much memory is free.
+#: Bytes, assumed where the system does not tell how much memory is free.
 UNKNOWN_FREE = 4 * 2**30
 
 
@@ -27,7 +23,7 @@ OUT_OF_MEMORY = (
 
 
 class Runtime(Protocol):
-    """The surroundings of a run. ComfyUI and the WebUIs bring their own; PlainRuntime is the plain process."""
+    """What surrounds a run. ComfyUI and the WebUIs bring their own; PlainRuntime is a process without a host."""
 
     def check(self) -> None:
         """Raise if the user cancelled. Called before every tile of every step."""
@@ -77,28 +73,6 @@ class PlainRuntime:
         trim_memory()
 
 
-def shrinking(
-    runtime: Runtime, tile: int, smallest: int, attempt: Callable[[int], R], what: str = "tiles"
-) -> tuple[R, int]:
-    """The result of `attempt(tile)` and the tile it succeeded with: out of memory halves the tile and tries again.
-
-    Raises SettingError when the smallest tile does not fit either; other errors pass through.
-    """
-    while True:
-        try:
-            return attempt(tile), tile
-        except Exception as error:
-            if not runtime.is_out_of_memory(error):
-                raise
-            if tile <= smallest:
-                raise SettingError(
-                    f"out of memory even with {what} of {tile}: free some memory, or load the model in fp16"
-                ) from error
-        # Outside of the handler, so that the failed attempt's tensors are gone when memory is counted again.
-        runtime.release()
-        tile = max(smallest, tile // 2)
-
-
 def trim_memory() -> None:
     """Returns memory that was freed to the system where the C library otherwise keeps it (glibc), else does nothing."""
     try:
@@ -112,10 +86,21 @@ def _free_system_memory() -> int:
     try:
         with open("/proc/meminfo") as file:
             rows = dict(line.split(":", 1) for line in file)
-        return int(rows["MemAvailable"].split()[0]) * 1024
+        return min(int(rows["MemAvailable"].split()[0]) * 1024, _free_container_memory())
     except (OSError, KeyError, ValueError, IndexError):
         pass
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return UNKNOWN_FREE
+
+
+def _free_container_memory() -> int:
+    """Bytes until the limit of the container (cgroup v2) that this process may be in; 2^63 without one."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = int((folder / "memory.max").read_text())
+        cached = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())["inactive_file"]
+        return max(0, limit - int((folder / "memory.current").read_text()) + int(cached))
+    except (OSError, KeyError, ValueError):  # "max", another system, or an older cgroup
+        return 2**63

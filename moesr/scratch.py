@@ -1,4 +1,8 @@
-"""Room for canvases: a large one lies in a temporary file, and the system decides what of it is in memory."""
+"""Memory for canvases: where those of a run lie, and room for large ones in temporary files.
+
+On a device canvases stay there while they take a small part of what is free. In system memory a large one is mapped
+from a file, and the system decides what of it is in memory: all of it while there is room.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,20 @@ from torch import Tensor
 
 from .errors import SettingError
 
+#: Share of the device's free memory that the canvases of a run may take; tiles need most of the rest.
+DEVICE_SHARE = 0.25
 #: Canvases of more numbers than this (16 MiB in float32) are mapped from files, in system memory.
 MAPPED = 2**22
 #: Of those with more than this, none is made in memory where there is no room on the disk.
 HUGE = 2**30
 
-_CPU = torch.device("cpu")
 
+def place_canvases(size: int, device: torch.device, free: int) -> torch.device:
+    """The device that canvases of `size` bytes together lie on: the run's own if they are small beside `free` bytes.
 
-def home(shape: Sequence[int], device: torch.device) -> torch.device:
-    """Where a canvas of that shape lives: on the device, or, for large ones, in system memory.
-
-    A device then needs memory for networks and tiles only.
+    Asked once per run. Otherwise it is the CPU, and the device needs memory for networks and tiles only.
     """
-    return _CPU if math.prod(shape) > MAPPED else device
+    return device if size <= DEVICE_SHARE * free else torch.device("cpu")
 
 
 def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -53,13 +57,13 @@ def zeros(shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch
     return torch.frombuffer(room, dtype=dtype).view(tuple(shape))
 
 
-def like(tensor: Tensor) -> Tensor:
-    """Zeros of the same shape, kind and device."""
+def zeros_like(tensor: Tensor) -> Tensor:
+    """Zeros of the same shape, dtype and device."""
     return zeros(tensor.shape, tensor.device, tensor.dtype)
 
 
 def _reserve(handle: int, size: int) -> None:
-    """Makes a file that large; where the system can, with room on the disk, as later there is nobody to complain to."""
+    """Makes a file that large; where the system can, with room on the disk: a full disk would end the process later."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(handle, 0, size)
     else:

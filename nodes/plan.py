@@ -29,11 +29,12 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_of(sr: Any, steps: int, sampler: str) -> Plan:
+def make_plan(sr: Any, steps: int, sampler: str) -> Plan:
     """The plan of a run of a super-resolution model; 0 steps and "auto" are the model's own."""
-    from ..moesr.halves import timesteps
+    from ..moesr.settings import resolve
 
-    times = timesteps(sr, steps or None, sampler)
+    settings = resolve(sr.config, steps=steps or None, sampler=sampler)
+    times = sr.process.timesteps(settings.steps, settings.spacing)
     highest = max(sr.process.s.tolist())
     noise = [sr.process.s[t].item() / highest for t in times]
     return Plan(times, [sr.bank.index(t) for t in times], noise)

@@ -25,11 +25,11 @@ from moesr.diffusion.process import from_config
 from moesr.diffusion.samplers import sample
 from moesr.errors import SettingError
 from moesr.evaluation.speed.measure import peak
-from moesr.halves import decode_latents, sample_latents
 from moesr.images import assembly, colour, finish
 from moesr.images.assembly import Store
 from moesr.networks.autoencoder import Decoder, Encoder
 from moesr.networks.unet import UNet
+from moesr.pipeline import decode_latents, sample_latents
 from moesr.progress import Event
 from moesr.runtime import PlainRuntime
 
@@ -127,7 +127,7 @@ import numpy as np, torch
 torch.set_num_threads(1)
 import moesr
 from moesr import scratch
-from moesr import pipeline
+from moesr import tiling
 from moesr.runtime import trim_memory
 from tests.test_memory import photo
 
@@ -135,7 +135,7 @@ def status(key):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
 
-model, events, tiles, shrinking = moesr.load(sys.argv[1], residency="stream"), [], [], pipeline.shrinking
+model, events, tiles, shrinking = moesr.load(sys.argv[1], residency="stream"), [], [], tiling.retry_smaller
 
 def noted(host, tile, smallest, attempt, what="tiles"):
     result, tile = shrinking(host, tile, smallest, attempt, what)
@@ -144,7 +144,7 @@ def noted(host, tile, smallest, attempt, what="tiles"):
     return result, tile
 
 moesr.upscale(model, photo(16, 16), steps=4, color_fix="wavelet")  # libraries are loaded, threads exist
-pipeline.shrinking, levels = noted, []
+tiling.retry_smaller, levels = noted, []
 for _ in range(3):
     trim_memory()
     levels.append(status("RssAnon"))
@@ -265,14 +265,15 @@ def test_a_step_takes_no_canvas_beyond_the_four_it_is_made_of(
 
     def predict(z: Tensor, t: int) -> Tensor:
         seen.append(mapped_below(tmp_path))
-        return scratch.like(z)
+        return scratch.zeros_like(z)
 
     def noise(_: int) -> Tensor:
         return scratch.zeros(shape, torch.device("cpu"))
 
     timesteps = process.timesteps(4)
+    rest = {"noise": noise, "y": y, "allocate": scratch.zeros_like}
     with peak(torch.device("cpu")) as taken:
-        z = sample(sampler, predict, process, timesteps, process.prior(noise(-1), y), noise=noise, y=y)
+        z = sample(sampler, predict, process, timesteps, process.prior(noise(-1), y, out=scratch.zeros_like(y)), **rest)
     assert taken.bytes is not None
     assert taken.bytes < 8 * 2**20
     assert max(seen) <= 5

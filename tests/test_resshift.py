@@ -20,6 +20,7 @@ from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNet
 from moesr.diffusion.experts import All, ExpertBank
 from moesr.diffusion.process import from_config
 from moesr.errors import SettingError
+from moesr.evaluation.published import Average, published_windows, upscale_published
 from moesr.images.condition import Condition, pad
 from moesr.images.files import Picture, read_image, write_image
 from moesr.images.windows import Window, tile_windows
@@ -27,10 +28,10 @@ from moesr.model import SRModel
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin import APART, MASKS, WindowAttention, apart, position_index
 from moesr.networks.swin_unet import SwinUNet
-from moesr.pipeline import Run
 from moesr.progress import Event
-from moesr.published import Average, published_windows, upscale_published
+from moesr.run import Run, plan_run
 from moesr.runtime import PlainRuntime
+from moesr.settings import resolve
 
 UNET = SwinUNetConfig(
     model_channels=16, channel_mult=(1, 2), num_res_blocks=(1, 1), attention_downsamples=(1, 2), num_head_channels=8,
@@ -175,7 +176,7 @@ def test_fewer_steps_keep_the_noisiest_and_published_respacing_is_there() -> Non
 
 
 def test_the_deterministic_form_draws_nothing_but_its_start(model: SRModel) -> None:
-    run = Run(model, torch.rand(1, 3, 16, 16), False, 0, 1, None)
+    run = Run(plan_run(model, 16, 16, tile=0), torch.rand(1, 3, 16, 16))
     y = run.encode()
     assert y is not None
 
@@ -186,7 +187,7 @@ def test_the_deterministic_form_draws_nothing_but_its_start(model: SRModel) -> N
             drawn.append(i)
             return torch.full_like(y, 0.5 + i)
 
-        return run.sample(y, steps, "auto", "auto", eta, noise), drawn
+        return run.denoise(y, resolve(model.config, steps=steps), eta=eta, noise=noise), drawn
 
     assert sampled(0.0)[1] == [-1]
     assert sampled(1.0)[1] == [-1, 0, 1, 2]  # the last step adds none
@@ -381,7 +382,7 @@ def test_published_tiles_overlap_by_what_belongs_to_their_size(
         seen.append(sizes)
         return published_windows(height, width, *sizes)
 
-    monkeypatch.setattr("moesr.published.published_windows", windows)
+    monkeypatch.setattr("moesr.evaluation.published.published_windows", windows)
     upscale_published(model_of(SHIFT4, replace(UNET, lr_downsamples=halvings)), photo(4, 4), chop=chop, steps=1)
     assert seen == [(tile, stride)]
 
@@ -409,7 +410,7 @@ def test_the_command_line_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[
     command = ["upscale", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--model", str(path)]
     assert main([*command, "--sampler", "auto", "--eta", "0"]) == 0
     assert Image.open(tmp_path / "out.png").size == (48, 40)
-    assert main([*command, "--steps", "5"]) == 1
+    assert main([*command, "--overwrite", "--steps", "5"]) == 1
     assert "4 timesteps" in capsys.readouterr().err
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moesr.diffusion.tiled import tiled
 from moesr.errors import SettingError
 from moesr.images.windows import Blender, Window, crop, tile_windows
+from moesr.tiling import predict_in_tiles
 
 # height, width, tile, overlap, multiple
 SIZES = [(64, 64, 32, 8, 8), (104, 40, 48, 16, 8), (37, 91, 24, 7, 1), (16, 72, 16, 15, 1), (80, 80, 32, 0, 8)]
@@ -155,8 +155,8 @@ def test_a_gap_is_an_error() -> None:
 def test_identity_and_constants_are_exact(tile_batch: int, wrap: bool) -> None:
     windows = tile_windows(72, 40, 32, 8, 8, wrap)
     z = torch.randn(3, 3, 72, 40)
-    assert torch.allclose(tiled(identity, windows, tile_batch)(z, 5), z, rtol=1e-6, atol=1e-6)
-    constant = tiled(lambda z, *_: torch.full_like(z, 0.7), windows, tile_batch)(z, 5)
+    assert torch.allclose(predict_in_tiles(identity, windows, tile_batch)(z, 5), z, rtol=1e-6, atol=1e-6)
+    constant = predict_in_tiles(lambda z, *_: torch.full_like(z, 0.7), windows, tile_batch)(z, 5)
     assert torch.allclose(constant, torch.full_like(z, 0.7), rtol=0, atol=1e-6)
 
 
@@ -172,7 +172,7 @@ def test_a_network_that_sees_less_than_the_margin_is_as_if_untiled(height: int, 
     network, z = convolutions("zeros"), torch.randn(2, 3, height, width)
     windows = tile_windows(height, width, 32, 12, 8)
     assert len(windows) > 1
-    x0 = tiled(lambda z, *_: network(z), windows, 2)(z, 5)
+    x0 = predict_in_tiles(lambda z, *_: network(z), windows, 2)(z, 5)
     assert torch.allclose(x0, network(z), rtol=0, atol=1e-5)
 
 
@@ -181,7 +181,7 @@ def test_a_network_that_sees_less_than_the_margin_is_as_if_untiled(height: int, 
 def test_wrap_makes_the_border_a_place_like_any_other(height: int, width: int, tile: int) -> None:
     network, z = convolutions("zeros"), torch.randn(1, 3, height, width)
     ring = convolutions("circular")  # the same weights; its padding is the true continuation
-    x0 = tiled(lambda z, *_: network(z), tile_windows(height, width, tile, 12, 8, wrap=True), 3)(z, 5)
+    x0 = predict_in_tiles(lambda z, *_: network(z), tile_windows(height, width, tile, 12, 8, wrap=True), 3)(z, 5)
     assert torch.allclose(x0, ring(z), rtol=0, atol=1e-5)
     assert not torch.allclose(network(z), ring(z), rtol=0, atol=1e-2)
 
@@ -201,7 +201,7 @@ def test_predictor_is_told_which_window_of_which_image_it_gets() -> None:
         return tiles
 
     checks: list[int] = []
-    tiled(predict, windows, 5, lambda: checks.append(len(sizes)))(z, 123)
+    predict_in_tiles(predict, windows, 5, check=lambda: checks.append(len(sizes)))(z, 123)
     assert sorted(seen, key=str) == sorted(((image, window) for image in (0, 1) for window in windows), key=str)
     jobs = 2 * len(windows)
     assert sizes == [5] * (jobs // 5) + [jobs % 5] * (jobs % 5 > 0)
@@ -216,9 +216,9 @@ def test_one_window_of_the_whole_canvas_is_passed_through() -> None:
         assert list(images) == [0, 1]
         return tiles
 
-    assert tiled(predict, tile_windows(16, 24, 64, 8), 2, lambda: checks.append(0))(z, 1) is z
+    assert predict_in_tiles(predict, tile_windows(16, 24, 64, 8), 2, check=lambda: checks.append(0))(z, 1) is z
     assert len(checks) == 1
-    assert torch.equal(tiled(identity, tile_windows(16, 24, 64, 8), 1)(z, 1), z)  # two batches, still the whole canvas
+    assert torch.equal(predict_in_tiles(identity, tile_windows(16, 24, 64, 8), 1)(z, 1), z)
 
 
 def test_check_stops_the_run() -> None:
@@ -227,7 +227,7 @@ def test_check_stops_the_run() -> None:
 
     for tile in (16, 64):
         with pytest.raises(InterruptedError):
-            tiled(lambda *_: pytest.fail("ran on"), tile_windows(32, 32, tile, 8), 1, cancelled)(
+            predict_in_tiles(lambda *_: pytest.fail("ran on"), tile_windows(32, 32, tile, 8), 1, check=cancelled)(
                 torch.zeros(1, 3, 32, 32), 1
             )
 
@@ -235,13 +235,13 @@ def test_check_stops_the_run() -> None:
 def test_half_precision_is_blended_in_float32() -> None:
     z = torch.randn(1, 3, 32, 32).half()
     windows = tile_windows(32, 32, 16, 15)
-    x0 = tiled(identity, windows, 4)(z, 1)
+    x0 = predict_in_tiles(identity, windows, 4)(z, 1)
     assert x0.dtype == torch.float16
     assert torch.allclose(x0.float(), z.float(), rtol=1e-3, atol=1e-4)
 
 
 def test_bad_settings_are_named() -> None:
     with pytest.raises(SettingError, match="tile batch 0"):
-        tiled(identity, tile_windows(32, 32, 16, 8), 0)
+        predict_in_tiles(identity, tile_windows(32, 32, 16, 8), 0)
     with pytest.raises(SettingError, match="0 windows"):
-        tiled(identity, [], 1)
+        predict_in_tiles(identity, [], 1)

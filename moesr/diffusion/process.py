@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import scratch
 from ..config import ProcessConfig
 from ..errors import SettingError
 from ..settings import SETTINGS, choose_spacing
@@ -94,15 +93,18 @@ class Process:
         noise = out if self.predict == "eps_scale" else _at(self.s, t, z) * out
         return (z - self.shift(y, t, z) - noise) / _at(self.a, t, z)
 
-    def prior(self, noise: Tensor, y: Tensor | None = None, t: int | None = None) -> Tensor:
+    def prior(
+        self, noise: Tensor, y: Tensor | None = None, t: int | None = None, *, out: Tensor | None = None
+    ) -> Tensor:
         """The state that sampling starts from at timestep t (default T - 1) for standard normal noise.
 
         DDPM: the noise itself. Residual shift: y + s_t noise; the vanishing a_t (x0 - y) is dropped, as ResShift does.
+        out: takes the sum; it may be the noise itself.
         """
         if self.kind == "ddpm":
             return noise
         sigma = self.s[self.total - 1 if t is None else t].item()
-        return torch.add(_given(y), noise, alpha=sigma, out=scratch.like(noise))
+        return torch.add(_given(y), noise, alpha=sigma, out=out)
 
     def add_noise(self, x0: Tensor, y: Tensor | None, noise: Tensor, t: int | Tensor) -> Tensor:
         """The forward marginal z_t = a_t x0 + b_t y + s_t noise."""
@@ -115,7 +117,7 @@ class Process:
         return _at(self.b, t, like) * _given(y)
 
     def shift_(self, z: Tensor, y: Tensor | None, t: int, prev: int, keep: float) -> None:
-        """Adds (b_prev - keep b_t) y to z in place: the term in y of a step that keeps `keep` of z. As `shift` else."""
+        """Adds (b_prev - keep b_t) y to z in place: the term in y of a step that keeps `keep` of z."""
         if self.kind != "ddpm":
             z.add_(_given(y), alpha=self.b[prev].item() - keep * self.b[t].item())
 

@@ -3,7 +3,7 @@
 Everything here lives on the canvas: a sampler knows nothing of networks, experts, tiles or devices. Coefficients are
 float64 numbers, states keep their dtype. `noise(i)` is the standard normal noise of step i (0 is the first to run); it
 is asked for in order, and only where a step adds noise. Every step is a sum of canvases with a factor each, added up in
-place in a state that the sampler owns; callbacks get copies.
+place in a state that the sampler owns and has from `allocate`; callbacks get copies.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .. import scratch
 from ..errors import SettingError
 from ..settings import SAMPLERS
 from .process import CLEAN, Process
@@ -23,6 +23,7 @@ from .process import CLEAN, Process
 Predict = Callable[[Tensor, int], Tensor]  # canvas z, t -> predicted x0
 Noise = Callable[[int], Tensor]  # step index -> noise of the whole canvas
 Callback = Callable[[int, int, Tensor, Tensor], Any]  # step index, t, z after the step, predicted x0
+Allocate = Callable[[Tensor], Tensor]  # an empty canvas like this one
 
 
 def ddpm(
@@ -36,6 +37,7 @@ def ddpm(
     variance: str = "small",
     y: Tensor | None = None,
     callback: Callback | None = None,
+    allocate: Allocate = torch.empty_like,
 ) -> Tensor:
     """Ancestral sampling: z_prev = posterior mean(z, x0) + sigma n.
 
@@ -47,7 +49,7 @@ def ddpm(
     if variance not in ("small", "large"):
         raise SettingError(f"variance {variance!r} is unknown: choose small or large")
     a, s, carry = process.a.tolist(), process.s.tolist(), process.carry.tolist()
-    z = _copy(z)
+    z = allocate(z).copy_(z)
     for i, (t, prev) in enumerate(_steps(process, timesteps, last)):
         x0 = predict(z, t)
         keep = carry[t] / carry[prev] * (s[prev] / s[t]) ** 2
@@ -57,7 +59,7 @@ def ddpm(
         if sigma > 0:
             z.add_(noise(i), alpha=sigma)
         if callback is not None:
-            callback(i, t, _copy(z), x0)
+            callback(i, t, allocate(z).copy_(z), x0)
     return z
 
 
@@ -72,6 +74,7 @@ def ddim(
     eta: float = 1.0,
     y: Tensor | None = None,
     callback: Callback | None = None,
+    allocate: Allocate = torch.empty_like,
 ) -> Tensor:
     """DDIM (arXiv 2010.02502, eq. 12): z_prev = a_prev x0 + b_prev y + sqrt(s_prev^2 - sigma^2) eps + sigma n.
 
@@ -81,7 +84,7 @@ def ddim(
     if not 0.0 <= eta < math.inf:
         raise SettingError(f"eta {eta}: it must be 0 (deterministic) or more, 1 is ancestral sampling")
     a, s = process.a.tolist(), process.s.tolist()
-    z = _copy(z)
+    z = allocate(z).copy_(z)
     for i, (t, prev) in enumerate(_steps(process, timesteps, last)):
         x0 = predict(z, t)
         sigma = eta * process.step_std(t, prev)
@@ -91,7 +94,7 @@ def ddim(
         if sigma > 0:
             z.add_(noise(i), alpha=sigma)
         if callback is not None:
-            callback(i, t, _copy(z), x0)
+            callback(i, t, allocate(z).copy_(z), x0)
     return z
 
 
@@ -104,6 +107,7 @@ def dpmpp_2m(
     last: int = CLEAN,
     y: Tensor | None = None,
     callback: Callback | None = None,
+    allocate: Allocate = torch.empty_like,
 ) -> Tensor:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): second-order, deterministic, on w = z - b y.
 
@@ -112,7 +116,7 @@ def dpmpp_2m(
     """
     a, s = process.a.tolist(), process.s.tolist()
     before: tuple[Tensor, float] | None = None  # x0 and h of the step before
-    z = _copy(z)
+    z = allocate(z).copy_(z)
     for i, (t, prev) in enumerate(_steps(process, timesteps, last)):
         x0 = predict(z, t)
         h = math.inf if prev == CLEAN else math.log(a[prev] / s[prev]) - math.log(a[t] / s[t])
@@ -126,7 +130,7 @@ def dpmpp_2m(
             z.add_(x0, alpha=toward)
         before = (x0, h)
         if callback is not None:
-            callback(i, t, _copy(z), x0)
+            callback(i, t, allocate(z).copy_(z), x0)
     return z
 
 
@@ -142,13 +146,14 @@ def sample(
     last: int = CLEAN,
     y: Tensor | None = None,
     callback: Callback | None = None,
+    allocate: Allocate = torch.empty_like,
 ) -> Tensor:
     """Run the sampler called `name` from state z over `timesteps` (high to low) and on to `last`.
 
     `eta` is for ddim alone. Raises SettingError for an unknown name, listing the known ones, and for timesteps that are
     not descending or not the process's.
     """
-    rest: dict[str, Any] = {"last": last, "y": y, "callback": callback}
+    rest: dict[str, Any] = {"last": last, "y": y, "callback": callback, "allocate": allocate}
     if name in ("ddpm", "ddpm_large"):
         variance = "large" if name == "ddpm_large" else "small"
         return ddpm(predict, process, timesteps, z, noise=noise, variance=variance, **rest)
@@ -157,10 +162,6 @@ def sample(
     if name == "dpmpp_2m":
         return dpmpp_2m(predict, process, timesteps, z, **rest)
     raise SettingError(f"sampler {name!r} is unknown: choose one of {', '.join(SAMPLERS)}")
-
-
-def _copy(z: Tensor) -> Tensor:
-    return scratch.like(z).copy_(z)
 
 
 def _steps(process: Process, timesteps: Sequence[int], last: int) -> list[tuple[int, int]]:

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MoESRError
-from ..halves import sample_latents
 from ..model import DTYPES, SRModel, load
-from ..pipeline import upscale
+from ..pipeline import sample_latents, upscale
 from ..progress import Event
 from ..runtime import PlainRuntime
 from ..settings import SAMPLERS

@@ -16,8 +16,8 @@ from ..errors import SettingError
 from ..latent_decoder import DecoderParts, LatentDecoder, open_decoder
 from ..model import DTYPES, Parts, SRModel
 from ..networks.autoencoder import Autoencoder
-from ..pipeline import LARGEST_TILE, working_memory
 from ..runtime import Runtime
+from ..tiling import LARGEST_TILE, estimate_tile_memory
 from .networks import Keeper, Networks, NetworkSource, NetworkView
 
 
@@ -32,7 +32,7 @@ class HostedModel:
         self.parts = parts
         self._dtype = dtype
         config = parts.files.config.autoencoder if isinstance(parts, Parts) else parts.config
-        self._pixel = working_memory(config, dtype, 1)  # bytes per output pixel
+        self._pixel = estimate_tile_memory(config, dtype, 1)  # bytes per output pixel
 
     def assemble(self, runtime: Runtime | None = None) -> SRModel:
         """The super-resolution model. runtime: whom its runs ask, by default the networks.

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import scratch
@@ -28,16 +29,20 @@ class Store:
     """Decoded pictures, [B, C, H, W] in about [-1, 1]: written in rows, read in rows.
 
     In float32, or for more than LARGE samples in 16-bit fixed point with steps of 8 / 65535, a sixtieth of an 8-bit
-    step; large ones in a temporary file, by the rules of `scratch`. `moments` has what AdaIN needs, from the rows as
-    they were put. Raises SettingError if the disk has no room for a huge one.
+    step; in system memory, large ones in a temporary file (scratch.py). `moments` has what AdaIN needs, from the rows
+    as they were put. Raises SettingError if the disk has no room for a huge one.
     """
 
-    def __init__(self, images: int, channels: int, height: int, width: int, device: torch.device) -> None:
+    def __init__(
+        self, images: int, channels: int, height: int, width: int, device: torch.device,
+        home: torch.device | None = None,
+    ) -> None:  # fmt: skip
+        """device: where rows are given. home: where they are stored, by default there too."""
         self.height, self.width, self.device = height, width, device
         shape = (images, channels, height, width)
         self._large = math.prod(shape) > LARGE
         dtype = torch.int16 if self._large else torch.float32
-        self._values = scratch.zeros(shape, scratch.home(shape, device), dtype)
+        self._values = scratch.zeros(shape, home or device, dtype)
         self.moments = [Moments() for _ in range(images)]
 
     def reset(self) -> None:
@@ -68,6 +73,26 @@ def adain_rows(content: Rows, moments: Moments, style: Tensor) -> Rows:
     """AdaIN: `content`, whose statistics are `moments`, with those of the image `style` [C, h, w]."""
     target = Moments(style)
     return lambda start, stop: moved(content(start, stop), moments, target)
+
+
+def pinned_rows(content: Rows, lr: Tensor, size: tuple[int, int]) -> Rows:
+    """`content` [3, H, W] with pure black and white where all LR pixels around are: statistics would move these.
+
+    lr: [3, h, w] in [-1, 1]; size: H, W. A sample is pinned if 5 x 5 LR pixels around it are all -1, or all 1.
+    """
+    high, low = (F.max_pool2d(plane[None], 5, stride=1, padding=2)[0] for plane in (lr, -lr))
+    black, white = high <= -1, low <= -1
+    if not bool(black.any() or white.any()):
+        return content
+
+    def rows(start: int, stop: int) -> Tensor:
+        lines = torch.arange(start, stop, device=lr.device) * lr.shape[1] // size[0]
+        columns = torch.arange(size[1], device=lr.device) * lr.shape[2] // size[1]
+        values = content(start, stop)
+        values = torch.where(black[:, lines][:, :, columns], -torch.ones_like(values), values)
+        return torch.where(white[:, lines][:, :, columns], torch.ones_like(values), values)
+
+    return rows
 
 
 def wavelet_rows(content: Rows, style: Rows, height: int) -> Rows:

@@ -14,6 +14,9 @@ from torch import Tensor
 from ..errors import ImageError
 from .files import Picture, from_pil, luma, to_pil
 
+#: Between channels: the largest difference, and the largest mean one, of what counts as grey.
+_NEUTRAL_NOISE, _NEUTRAL_TINT = 6.5 / 255, 0.5 / 255
+
 
 @dataclass(frozen=True)
 class Canvas:
@@ -28,6 +31,13 @@ class Canvas:
     grey: bool
     samples: np.dtype[Any]
     restore: Callable[[np.ndarray], Any]
+    neutral: tuple[bool, ...] = ()
+    """Per image: its three channels are equal, as in most black-and-white pictures; so are those of the result."""
+
+    def part(self, start: int, stop: int) -> Canvas:
+        """Some of the images."""
+        alpha = None if self.alpha is None else self.alpha[start:stop]
+        return replace(self, rgb=self.rgb[start:stop], alpha=alpha, neutral=self.neutral[start:stop])
 
     def empty(self, height: int, width: int) -> np.ndarray:
         """The array for a result of that size."""
@@ -37,8 +47,8 @@ class Canvas:
     def put(self, out: np.ndarray, image: int, start: int, rgb: Tensor, alpha: Tensor | None) -> None:
         """Write rows of one image, [3, h, W] and [1, h, W] in [0, 1], rounded to the nearest sample."""
         pixels = rgb.permute(1, 2, 0).cpu().numpy()
-        if self.grey:
-            pixels = luma(pixels)
+        if self.grey or (self.neutral and self.neutral[image]):
+            pixels = luma(pixels) if self.grey else np.repeat(luma(pixels), 3, axis=2)
         if alpha is not None:
             pixels = np.concatenate([pixels, alpha.permute(1, 2, 0).cpu().numpy()], axis=2)
         if out.dtype.kind == "u":
@@ -52,14 +62,32 @@ def as_canvas(image: Any) -> Canvas:
     C is 1, 3 or 4. Raises ImageError for another kind, shape or dtype, or for values that are not numbers.
     """
     if isinstance(image, Image.Image):
-        return _of_picture(replace(from_pil(image), bits=8), to_pil)
-    if isinstance(image, Picture):
-        return _of_picture(image, lambda picture: picture)
-    if isinstance(image, np.ndarray):
-        return _of_array(image)
-    if isinstance(image, Tensor):
-        return _of_tensor(image)
+        canvas = _of_picture(replace(from_pil(image), bits=8), to_pil)
+    elif isinstance(image, Picture):
+        canvas = _of_picture(image, lambda picture: picture)
+    elif isinstance(image, np.ndarray):
+        canvas = _of_array(image)
+    elif isinstance(image, Tensor):
+        canvas = _of_tensor(image)
+    else:
+        canvas = None
+    if canvas is not None:
+        alphas = [None] * len(canvas.rgb) if canvas.alpha is None else list(canvas.alpha)
+        return replace(canvas, neutral=tuple(_is_neutral(rgb, alpha) for rgb, alpha in zip(canvas.rgb, alphas)))
     raise ImageError(f"{type(image).__name__} is no image: give a PIL image, a uint8 HWC array or a float BHWC tensor")
+
+
+def _is_neutral(rgb: Tensor, alpha: Tensor | None) -> bool:
+    """True if the channels [3, H, W] are equal wherever something is seen, but for what lossy compression does to them.
+
+    That is noise around grey; a tint, however faint, is to one side.
+    """
+    difference = (rgb[[0, 2]] - rgb[[1]]).flatten(1)
+    if alpha is not None:
+        difference = difference[:, alpha.flatten() > 0]
+    if not difference.numel():
+        return True
+    return bool(difference.abs().max() <= _NEUTRAL_NOISE and difference.mean(1).abs().max() <= _NEUTRAL_TINT)
 
 
 def _of_picture(picture: Picture, back: Callable[[Picture], Any]) -> Canvas:
@@ -94,9 +122,11 @@ def _of_tensor(tensor: Tensor) -> Canvas:
             f"tensor of {tensor.dtype} {list(tensor.shape)}: give floats of B x H x W x 1, 3 or 4 in [0, 1]"
         )
     planes = tensor.detach().float().permute(0, 3, 1, 2)
-    if not bool(torch.isfinite(planes).all()):
+    # One by one: a long batch is neither copied nor checked as a whole.
+    if not all(bool(torch.isfinite(image).all()) for image in planes):
         raise ImageError("the image has NaN or infinite values: check what made it")
-    planes = planes.clamp(0, 1)
+    low, high = planes.aminmax()
+    planes = planes.clamp(0, 1) if low < 0 or high > 1 else planes
     channels = planes.shape[1]
     rgb = planes.expand(-1, 3, -1, -1) if channels == 1 else planes[:, :3]
     alpha = planes[:, 3:4] if channels == 4 else None

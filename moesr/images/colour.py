@@ -31,7 +31,7 @@ def moved(part: Tensor, own: Moments, target: Moments) -> Tensor:
 class Moments:
     """Mean and standard deviation of each channel of an image that is seen in parts, as `adain` defines them.
 
-    Kept on the CPU: parts of one image may come from several devices, and not all of these know float64.
+    Kept where the parts are, so that no tile waits for a copy; on the CPU for devices that have no float64.
     """
 
     def __init__(self, image: Tensor | None = None) -> None:
@@ -47,7 +47,8 @@ class Moments:
             self._merge(rows)
 
     def _merge(self, part: Tensor) -> None:
-        variance, mean = torch.var_mean(part.cpu().double(), dim=(-2, -1), correction=0)
+        part = part if part.device.type in ("cpu", "cuda") else part.cpu()
+        variance, mean = torch.var_mean(part.double(), dim=(-2, -1), correction=0)
         n = part.shape[-2] * part.shape[-1]
         total = self._count + n
         delta = mean - self._mean.to(mean)

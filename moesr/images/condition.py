@@ -29,6 +29,12 @@ def _torch(image: Tensor, size: tuple[int, int]) -> Tensor:
 RESIZES: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {"matlab": _matlab, "torch": _torch}
 
 
+def latent_cells(height: int, width: int, *, scale: int, factor: int, multiple: int) -> tuple[int, int]:
+    """Height and width of the latent of an LR image, padded so that both are multiples and whole LR pixels."""
+    unit = multiple * factor // math.gcd(multiple * factor, scale)  # LR pixels that make whole multiples
+    return math.ceil(height / unit) * unit * scale // factor, math.ceil(width / unit) * unit * scale // factor
+
+
 class Condition:
     """LR images, padded so that every network takes them, as a value that windows are cut from.
 
@@ -45,12 +51,16 @@ class Condition:
     ) -> None:  # fmt: skip
         self.scale, self.factor, self.wrap, self.detail = scale, factor, wrap, detail
         self.size = (lr.shape[-2] * scale, lr.shape[-1] * scale)
-        unit = multiple * factor // math.gcd(multiple * factor, scale)  # LR pixels that make whole multiples
-        height, width = (math.ceil(side / unit) * unit for side in lr.shape[-2:])
+        self.cells = latent_cells(lr.shape[-2], lr.shape[-1], scale=scale, factor=factor, multiple=multiple)
+        height, width = (side * factor // scale for side in self.cells)
         self._lr = _sharp_mask(periodic_resize(lr, (height, width))) if wrap else pad(lr, (height, width))
         self._enlarge = RESIZES[lr_resize]
-        self.cells = (height * scale // factor, width * scale // factor)
         self._shown = self._resampled((self.cells[0] * detail, self.cells[1] * detail))
+
+    @property
+    def filled(self) -> tuple[int, int]:
+        """Sides of the latent's part that is no padding, in cells, rounded up."""
+        return self.cells if self.wrap else (-(-self.size[0] // self.factor), -(-self.size[1] // self.factor))
 
     def crop(self, image: int, window: Window) -> Tensor:
         """The condition of one window of one image, [1, 3 or 4, detail h, detail w]; windows are in latent cells."""
@@ -58,7 +68,7 @@ class Condition:
 
     def thumbnail(self, image: int) -> Tensor:
         """One LR image at latent size, [3, h, w]."""
-        return self._resampled(self.cells)[image, :3]
+        return (self._shown if self.detail == 1 else self._resampled(self.cells))[image, :3]
 
     def upsampled(self, image: int, window: Window) -> Tensor:
         """The same window of the LR image resized to output size, [1, 3, factor h, factor w] in [-1, 1].

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ImageError, SettingError
 from .alpha import fill_transparent
-from .assembly import Rows, Store, adain_rows, resized_rows, wavelet_rows
+from .assembly import Rows, Store, adain_rows, pinned_rows, resized_rows, wavelet_rows
 from .canvas import Canvas
 from .resize import resize_rows
 
@@ -33,25 +32,17 @@ def colours(canvas: Canvas, device: torch.device) -> Tensor:
     return rgb.to(device) * 2 - 1
 
 
-def masked(lr: Tensor, mask: Any) -> Tensor:
+def hide_masked(lr: Tensor, mask: Tensor | None) -> Tensor:
     """LR images [B, 4, H, W] for a network that fills in what is missing: hidden pixels are 0 (mid-grey), the last
     channel is 1 there and 0 elsewhere.
 
-    mask: as for `upscale`; a pixel is hidden if the mask is at least half there. Raises SettingError without one.
+    mask: from `read_mask`; a pixel is hidden if the mask is at least half there. Raises SettingError without one.
     """
     if mask is None:
         raise SettingError("this model fills in what a mask marks: give a mask, white where something is missing")
-    hidden = (F.adaptive_max_pool2d(_mask(mask, lr), (lr.shape[-2], lr.shape[-1])) >= 0.5).to(lr)
+    hidden = (F.adaptive_max_pool2d(mask.to(lr.device), (lr.shape[-2], lr.shape[-1])) >= 0.5).to(lr)
     hidden = hidden.expand(len(lr), -1, -1, -1)
     return torch.cat([lr * (1 - hidden), hidden], dim=1)
-
-
-def result_size(canvas: Canvas, sr: Store, scale: float | None) -> tuple[int, int]:
-    """Height and width of the result: LR size times the asked scale, to the nearest pixel."""
-    if scale is None:
-        return sr.height, sr.width
-    height, width = canvas.rgb.shape[-2:]
-    return max(1, math.floor(height * scale + 0.5)), max(1, math.floor(width * scale + 0.5))
 
 
 def fix_colour(name: str, sr: Store, image: int, lr: Tensor, wrap: bool) -> Rows:
@@ -61,39 +52,39 @@ def fix_colour(name: str, sr: Store, image: int, lr: Tensor, wrap: bool) -> Rows
     """
     rows = sr.rows(image)
     if name == "adain":
-        return adain_rows(rows, sr.moments[image], lr)
+        return pinned_rows(adain_rows(rows, sr.moments[image], lr), lr, (sr.height, sr.width))
     if name == "wavelet":
         style = resized_rows(_rows_of(lr), lr.shape[1], lr.shape[2], (sr.height, sr.width), wrap)
         return wavelet_rows(rows, lambda start, stop: style(start, stop).clamp(-1, 1), sr.height)
     return rows
 
 
-def finish(
-    canvas: Canvas, lr: Tensor, final: list[Rows], size: tuple[int, int], mask: Any, wrap: bool, band: int | None = None
-) -> Any:
-    """The result in the caller's kind: [0, 1], masked, with its alpha, in bands of `band` rows (default: band_rows)."""
+def finish_image(
+    canvas: Canvas, image: int, lr: Tensor, final: Rows, out: np.ndarray, *, mask: Tensor | None = None,
+    wrap: bool = False, band: int | None = None,
+) -> None:  # fmt: skip
+    """Writes one image of the result into `out` [B, H, W, C], in bands of `band` rows (default: band_rows).
+
+    lr: its colours [3, h, w]. final: its rows at the result's size. mask [1, h, w]: below 1 plain bicubic shows.
+    """
+    size = (out.shape[1], out.shape[2])
     band = band_rows(size[1]) if band is None else band
-    out = canvas.empty(*size)
-    weights = None if mask is None else _mask(mask, lr)
-    for image, small in enumerate(lr):
-        plain = resized_rows(_rows_of(small), small.shape[1], small.shape[2], size, wrap)
-        alpha = None
-        if canvas.alpha is not None:
-            alpha = _Alpha(canvas.alpha[image], (small.cpu() + 1) / 2, size, wrap)
-        for start in range(0, size[0], band):
-            stop = min(start + band, size[0])
-            rgb = ((final[image](start, stop) + 1) / 2).clamp(0, 1)
-            if weights is not None:
-                part = weights[image % len(weights)]
-                weight = resize_rows(_rows_of(part), part.shape[1], part.shape[2], size, start, stop).clamp(0, 1)
-                below = ((plain(start, stop) + 1) / 2).clamp(0, 1)
-                rgb = below + weight * (rgb - below)
-            opacity = None
-            if alpha is not None:
-                opacity = alpha.rows(start, stop)
-                rgb = alpha.settle(rgb.cpu(), opacity, start, stop)
-            canvas.put(out, image, start, rgb, opacity)
-    return canvas.restore(out)
+    plain = resized_rows(_rows_of(lr), lr.shape[1], lr.shape[2], size, wrap)
+    alpha = None
+    if canvas.alpha is not None:
+        alpha = _Alpha(canvas.alpha[image], (lr.cpu() + 1) / 2, size, wrap)
+    for start in range(0, size[0], band):
+        stop = min(start + band, size[0])
+        rgb = ((final(start, stop) + 1) / 2).clamp(0, 1)
+        if mask is not None:
+            weight = resize_rows(_rows_of(mask), mask.shape[1], mask.shape[2], size, start, stop).clamp(0, 1)
+            below = ((plain(start, stop) + 1) / 2).clamp(0, 1)
+            rgb = below + weight * (rgb - below)
+        opacity = None
+        if alpha is not None:
+            opacity = alpha.rows(start, stop)
+            rgb = alpha.settle(rgb.cpu(), opacity, start, stop)
+        canvas.put(out, image, start, rgb, opacity)
 
 
 class _Alpha:
@@ -139,12 +130,12 @@ def _rows_of(image: Tensor) -> Rows:
     return lambda start, stop: image[:, start:stop]
 
 
-def _mask(mask: Any, lr: Tensor) -> Tensor:
-    """[1 or B, 1, H, W] in [0, 1] on lr's device, from a PIL image, an array or a tensor [H, W] or [B, H, W]."""
+def read_mask(mask: Any, images: int) -> Tensor:
+    """[1 or images, 1, H, W] in [0, 1] from a PIL image, an array or a tensor [H, W] or [B, H, W]; else ImageError."""
     if isinstance(mask, Image.Image):
         mask = np.asarray(mask.convert("L"))
     values = torch.as_tensor(np.array(mask) if not isinstance(mask, Tensor) else mask)
     values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
-    if values.ndim not in (2, 3) or values.numel() == 0 or (values.ndim == 3 and values.shape[0] not in (1, len(lr))):
+    if values.ndim not in (2, 3) or values.numel() == 0 or (values.ndim == 3 and values.shape[0] not in (1, images)):
         raise ImageError(f"mask of shape {list(values.shape)}: give height x width, or one for each image of the batch")
-    return values.reshape(-1, 1, *values.shape[-2:]).to(lr.device)
+    return values.reshape(-1, 1, *values.shape[-2:])

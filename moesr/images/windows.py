@@ -23,6 +23,10 @@ class Window:
     h: int
     w: int
 
+    def moved(self, y: int, x: int) -> Window:
+        """The same rectangle so many cells further down and right."""
+        return Window(self.y0 + y, self.x0 + x, self.h, self.w)
+
     def scaled(self, factor: int) -> Window:
         """The same place on a canvas that is `factor` times as large (a latent's window in pixels)."""
         return Window(self.y0 * factor, self.x0 * factor, self.h * factor, self.w * factor)
@@ -73,26 +77,41 @@ class Blender:
 
     The weights are smooth (raised cosine) across every overlap, without a ramp at true borders of the canvas, and
     positive. The outer quarter of an overlap counts next to nothing, because that is where a tile has seen the least of
-    its surroundings. `windows` are those of `tile_windows`, all of them. Raises SettingError if they leave a gap.
+    its surroundings. `windows` are those of `tile_windows`, all of them; with `partial` any of them, and weights sum to
+    one wherever one of them is. Raises SettingError if they leave a gap that is not meant to be.
     """
 
-    def __init__(self, windows: Sequence[Window], height: int, width: int) -> None:
+    def __init__(self, windows: Sequence[Window], height: int, width: int, *, partial: bool = False) -> None:
         self._height, self._width = height, width
-        self._rows = _axis_weights(sorted({(w.y0, w.h) for w in windows}), height)
-        self._columns = _axis_weights(sorted({(w.x0, w.w) for w in windows}), width)
-        if len(set(windows)) != len(self._rows) * len(self._columns):
-            raise SettingError("the windows are not a full grid of rows and columns")
+        rows, columns = sorted({(w.y0, w.h) for w in windows}), sorted({(w.x0, w.w) for w in windows})
+        axes = (_axis_weights(rows, height, partial), _axis_weights(columns, width, partial))
+        self._axes = {torch.device("cpu"): axes}  # copies by device: tiles are weighted where they are
+        self._total: Tensor | None = None
+        if len(set(windows)) != len(rows) * len(columns):
+            if not partial:
+                raise SettingError("the windows are not a full grid of rows and columns")
+            total = torch.zeros(height, width)
+            for window in windows:
+                self.add(total, torch.ones(window.h, window.w), window)
+            self._total = torch.where((total - 1).abs() < 1e-6, 1, total)
 
-    def weight(self, window: Window) -> Tensor:
-        """The window's weights, float32 [h, w]."""
-        return self._rows[window.y0][:, None] * self._columns[window.x0][None, :]
+    def weight(self, window: Window, device: torch.device | None = None) -> Tensor:
+        """The window's weights, float32 [h, w], on a device (default: the CPU)."""
+        device = device or torch.device("cpu")
+        if device not in self._axes:
+            rows, columns = self._axes[torch.device("cpu")]
+            rows, columns = ({start: w.to(device) for start, w in axis.items()} for axis in (rows, columns))
+            self._axes[device] = (rows, columns)
+        rows, columns = self._axes[device]
+        weight = rows[window.y0][:, None] * columns[window.x0][None, :]
+        return weight if self._total is None else weight / crop(self._total, window).to(device)
 
     def add(self, canvas: Tensor, tile: Tensor, window: Window, top_row: int = 0) -> None:
         """canvas [..., H, W] += tile [..., h, w] * weight, in place; start from zeros, in float32.
 
         `canvas` may be a band of rows of the whole one, of which `top_row` is the first.
         """
-        part = (tile * self.weight(window).to(tile.device)).to(canvas.device, canvas.dtype)
+        part = (tile * self.weight(window, tile.device)).to(canvas.device, canvas.dtype)
         top = min(window.h, self._height - window.y0)  # rows before the border; the others start again at 0
         left = min(window.w, self._width - window.x0)
         for rows, y in ((part[..., :top, :], window.y0 - top_row), (part[..., top:, :], 0)):
@@ -128,8 +147,8 @@ def _starts(side: int, tile: int, overlap: int, multiple: int, alignment: int, w
     return [start * alignment for start in starts], size * alignment
 
 
-def _axis_weights(spans: Sequence[tuple[int, int]], side: int) -> dict[int, Tensor]:
-    """Weights of the windows (start, size) along one axis, by start, normalised to sum to one in every cell."""
+def _axis_weights(spans: Sequence[tuple[int, int]], side: int, partial: bool) -> dict[int, Tensor]:
+    """Weights of the windows (start, size) along one axis, by start, normalised to sum to one where there is one."""
     ring = any(start + size > side for start, size in spans)
     ends = [start + size for start, size in spans]
     previous = [ends[-1] - side if ring else 0, *ends]  # where the window before ends; 0: there is none
@@ -141,7 +160,7 @@ def _axis_weights(spans: Sequence[tuple[int, int]], side: int) -> dict[int, Tens
     total = torch.zeros(side, dtype=torch.float64)
     for index, weight in zip(cells, raw):
         total.index_add_(0, index, weight)
-    if bool((total == 0).any()):
+    if not partial and bool((total == 0).any()):
         raise SettingError(f"the windows do not cover a side of {side}")
     return {start: (w / total[index]).float() for (start, _), w, index in zip(spans, raw, cells)}
 

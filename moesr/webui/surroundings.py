@@ -12,12 +12,12 @@ from ..errors import MoESRError
 from ..images.files import read_text
 from ..leftovers import TemporaryFolder
 from ..model import SRModel
-from ..pipeline import LARGEST_TILE
 from ..runtime import Runtime
 from ..service.intake import size
 from ..service.job import Job
 from ..service.limits import LOCAL
 from ..service.settings import KEYWORD, from_text
+from ..tiling import LARGEST_TILE
 from . import webui_api
 from .engine import engine
 from .infotext import facts, line

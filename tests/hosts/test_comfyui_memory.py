@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import moesr
-from moesr.pipeline import working_memory
+from moesr.tiling import estimate_tile_memory
 from tests.hosts.comfyui import Comfy, running
 from tests.hosts.packs import put_moesr, put_pack
 from tests.hosts.prompts import Prompt, three_nodes
@@ -19,7 +19,7 @@ from tests.hosts.setup_comfyui import Installation
 from tests.small_models import save_nano
 
 #: The default model is 64 MB: 14 an expert, 7 the autoencoder. A run of this size wants 29 MB beside the weights.
-WORK = working_memory(moesr.load().config.autoencoder, torch.float32, 144)
+WORK = estimate_tile_memory(moesr.load().config.autoencoder, torch.float32, 144)
 CARD = WORK + 34 * 2**20
 LARGEST_TINY = 10 * 2**20  # between its autoencoder, 7.5 MB, and that of the other model, 14.2 MB
 

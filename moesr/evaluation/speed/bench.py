@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from ...checkpoints.reading import DTYPES
 from ..parity import synthetic_picture
 from .measure import DEVICE_MATRIX, MATRIX, Row, Run, Stopwatch, anonymous, matrix_product, peak, ratio, tmac
 from .parts import Decoder, Part, count_run, full_size_model, plain_run, step
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: Of square outputs, in pixels, from one tile to many.
 SIDES = (512, 1024, 2048, 4096)
 SECTIONS = ("matrix", "copy", "open", "step", "decode", "image", "scaling", "full")

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import SettingError
-from .images.canvas import as_canvas
-from .images.finish import colours, finish
-from .images.windows import Window
-from .model import SRModel
-from .pipeline import Run, generators, seen
-from .progress import Callback
+from ..diffusion.noise import make_generators
+from ..errors import SettingError
+from ..images.canvas import as_canvas
+from ..images.finish import colours, finish_image, hide_masked, read_mask
+from ..images.windows import Window, crop
+from ..model import SRModel
+from ..progress import Callback
+from ..run import Run, plan_run
+from ..settings import resolve
 
 #: Tile and seed of the published runs, and by how much tiles of their sizes overlap. Both count LR pixels of a model
 #: that enlarges four times; they are as many times larger as a model enlarges less.
@@ -55,23 +57,28 @@ def upscale_published(
     stride = chop - overlap(chop, wider) if stride is None else stride
     if not 1 <= stride <= chop:
         raise SettingError(f"tiles of {chop} every {stride} pixels: the step must be between 1 and the tile")
+    settings = resolve(model.config, steps=steps, sampler="ddpm", spacing="leading")
     canvas = as_canvas(image)
+    weights = None if mask is None else read_mask(mask, len(canvas.rgb)).to(model.device)
     with torch.inference_mode():
         lr = colours(canvas, model.device)
-        shown = seen(model, lr, mask)
+        hidden = hide_masked(lr, weights)[:, 3:] if model.config.unet.mask else None
         windows = published_windows(lr.shape[-2], lr.shape[-1], chop, stride)
-        final, size = [], (lr.shape[-2] * model.scale, lr.shape[-1] * model.scale)
-        for i, generator in enumerate(generators(seed, "per_image", len(lr))):
+        size = (lr.shape[-2] * model.scale, lr.shape[-1] * model.scale)
+        out = canvas.empty(*size)
+        for i, generator in enumerate(make_generators(seed, "per_image", range(len(lr)))):
             average = Average(3, *size, model.device)
             for k, window in enumerate(windows):
-                part = shown[i : i + 1, :, window.y0 : window.y0 + window.h, window.x0 : window.x0 + window.w]
-                run = Run(model, part, False, 0, 1, callback)
+                part = crop(lr[i : i + 1], window)
+                plan = plan_run(model, window.h, window.w, tile=0, tile_batch=1, callback=callback)
+                run = Run(plan, part, None if hidden is None else crop(hidden[i : i + 1], window))
                 drawn = run.noise([generator]) if noise is None else partial(_drawn, noise, k)
-                z = run.sample(run.encode(), steps or model.config.steps, "ddpm", "leading", 1.0, drawn)
-                tile = run.decode(z, 1.0).rows(0)(0, window.h * model.scale)
+                z = run.denoise(run.encode(), settings, eta=1.0, noise=drawn)
+                tile = run.decode(z, 0, 1.0).rows(0)(0, window.h * model.scale)
                 average.add(tile.clamp(-1, 1), window.scaled(model.scale))
-            final.append(average.rows)
-        return finish(canvas, lr, final, size, mask, False)
+            shown = None if weights is None else weights[i % len(weights)]
+            finish_image(canvas, i, lr[i], average.rows, out, mask=shown)
+    return canvas.restore(out)
 
 
 def overlap(chop: int, wider: int = 1) -> int:

@@ -1,0 +1,261 @@
+"""Tiles: how large, what they cost, predicting and decoding in them, and smaller ones where memory runs out.
+
+Geometry and blending are in images/windows.py. Sides are in output pixels or in latent cells, as each name says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import scratch
+from .config import AutoencoderConfig, NetworkConfig
+from .diffusion.samplers import Predict
+from .errors import SettingError
+from .images.windows import Blender, Window, covers, crop, tile_windows
+from .progress import Reporter
+from .runtime import Runtime
+
+R = TypeVar("R")
+
+#: Largest tile that "auto" takes, in output pixels: networks are trained on crops of this order.
+LARGEST_TILE = 768
+SMALLEST_TILE = 64
+#: Bytes that decoding takes whatever the tile: bands of wide features, distances to codes.
+FIXED_MEMORY = 256 * 2**20
+#: Most tiles at a time on a device, and output pixels that they may have together: more keeps no device busier.
+LARGEST_BATCH, BATCH_PIXELS = 16, 2 * LARGEST_TILE**2
+
+# tiles of z [n, C, h, w], t, the window of each tile, the index of its image in the batch -> predicted x0 [n, C, h, w]
+PredictTiles = Callable[[Tensor, int, Sequence[Window], Sequence[int]], Tensor]
+
+
+def estimate_tile_memory(config: AutoencoderConfig, dtype: torch.dtype, side: int) -> int:
+    """Bytes that grow with a tile of `side` output pixels while it is decoded, beside the weights.
+
+    Fitted to peaks measured on a CPU in float32 (docs/performance.md); a step of the experts takes less. In low
+    precision filters, codes and what torch makes of half precision on the way are float32 too, so it takes as much.
+    """
+    return (25 * config.ch * max(dtype.itemsize, 4) // 4 + 1250) * side**2
+
+
+def retry_smaller(
+    runtime: Runtime, size: int, smallest: int, attempt: Callable[[int], R], what: str = "tiles"
+) -> tuple[R, int]:
+    """The result of `attempt(size)` and the size it succeeded with: out of memory halves the size and tries again.
+
+    Raises SettingError when the smallest does not fit either; other errors pass through.
+    """
+    while True:
+        try:
+            return attempt(size), size
+        except Exception as error:
+            if not runtime.is_out_of_memory(error):
+                raise
+            if size <= smallest:
+                raise SettingError(
+                    f"out of memory even with {what} of {size}: free some memory, or load the model in fp16"
+                ) from error
+        # Outside of the handler, so that the failed attempt's tensors are gone when memory is counted again.
+        runtime.release()
+        size = max(smallest, size // 2)
+
+
+class TileSize:
+    """The side of a run's tiles, in latent cells: it gets smaller where memory runs out, and says so.
+
+    "auto" is LARGEST_TILE: it depends on the picture's size and the model alone, so that a seed gives the same picture
+    whatever else is in memory. Only a tile that cannot fit, because it needs more than all that is free, is halved
+    beforehand.
+    """
+
+    def __init__(
+        self, tile: int | str, *, whole: int, smallest: int, multiple: int, config: AutoencoderConfig,
+        dtype: torch.dtype, runtime: Runtime, free: int, reporter: Reporter,
+    ) -> None:  # fmt: skip
+        """tile: as asked, in pixels. whole, smallest, multiple: in cells. free: bytes free on the device."""
+        self._factor, self._runtime, self._reporter = config.factor, runtime, reporter
+        side = whole * self._factor if tile == 0 else LARGEST_TILE if tile == "auto" else int(tile)
+        if tile == "auto":
+            first = side = min(side, whole * self._factor)
+            while side > SMALLEST_TILE and FIXED_MEMORY + estimate_tile_memory(config, dtype, side) > free:
+                side //= 2
+            if side != first:
+                reporter.note(f"tiles of {side} instead of {first} pixels: {free / 2**20:.0f} MiB of memory are free")
+        self.side = whole if tile == 0 else min(whole, max(smallest, side // self._factor // multiple * multiple))
+        self._smallest = min(smallest, self.side)
+
+    def attempt(self, work: Callable[[int], R]) -> R:
+        """The result of `work(side)`, with a smaller side if memory runs out; later calls start with that one."""
+        first = self.side
+        result, self.side = retry_smaller(self._runtime, self.side, self._smallest, work)
+        if self.side != first:
+            sides = f"{self.side * self._factor} instead of {first * self._factor}"
+            self._reporter.note(f"tiles of {sides} pixels: memory ran out; details may differ")
+        return result
+
+    def batch(self, config: AutoencoderConfig, dtype: torch.dtype, device: torch.device, free: int) -> int:
+        """Tiles at a time that "auto" takes: one on a CPU; on a device as many as fit in half of the free memory."""
+        if device.type == "cpu":
+            return 1
+        side = self.side * self._factor
+        room = (free // 2 - FIXED_MEMORY) // estimate_tile_memory(config, dtype, side)
+        return max(1, min(LARGEST_BATCH, BATCH_PIXELS // side**2, room))
+
+
+def predict_in_tiles(
+    predict_tiles: PredictTiles,
+    windows: Sequence[Window],
+    tile_batch: int,
+    *,
+    blender: Blender | None = None,
+    check: Callable[[], Any] = lambda: None,
+) -> Predict:
+    """A predictor of the canvas [B, C, H, W] from a predictor of tiles: all tiles take a step together.
+
+    Tiles of all images are run `tile_batch` at a time and their predicted x0 is blended in float32, with weights that
+    sum to one; the result has the dtype of z. One window that is the whole canvas, in one batch, is passed through
+    untouched. `check` is called before every batch of tiles; what it raises stops the run. blender: that of the
+    windows, if it is at hand; with one that leaves gaps, x0 is 0 there. Raises SettingError without windows.
+    """
+    if tile_batch < 1 or not windows:
+        raise SettingError(f"tile batch {tile_batch} of {len(windows)} windows: both must be at least 1")
+
+    def predict(z: Tensor, t: int) -> Tensor:
+        images, _, height, width = z.shape
+        jobs = [(image, window) for image in range(images) for window in windows]
+        whole = all(covers(window, height, width) for window in windows)
+        if whole and len(jobs) <= tile_batch:
+            check()
+            return predict_tiles(z, t, [window for _, window in jobs], range(images)).to(z.device, z.dtype)
+
+        blend = blender or Blender(windows, height, width)
+        x0 = scratch.zeros(z.shape, z.device)
+        for start in range(0, len(jobs), tile_batch):
+            batch = jobs[start : start + tile_batch]
+            check()
+            tiles = torch.cat([crop(z[image : image + 1], window) for image, window in batch])  # [n, C, h, w]
+            predicted = predict_tiles(tiles, t, [window for _, window in batch], [image for image, _ in batch])
+            for tile, (image, window) in zip(predicted, batch):
+                blend.add(x0[image], tile, window)
+        return x0.to(z.dtype)
+
+    return predict
+
+
+def decode_in_tiles(
+    decode: Callable[[Sequence[Window]], Sequence[Tensor] | Tensor],
+    windows: Sequence[Window],
+    *,
+    height: int,
+    width: int,
+    factor: int,
+    wrap: bool = False,
+    tile_batch: int = 1,
+    home: torch.device,
+    partial: bool = False,
+) -> Iterator[tuple[int, Tensor]]:
+    """Decoded rows from the top, (first row, [3, h, W]), as soon as no tile to come reaches them.
+
+    decode: pictures [n, 3, h, w] of windows of the latent, which has height x width cells of `factor` pixels. Only a
+    band of tiles is in memory, on `home`. With wrap-around the last tiles reach the first rows, so all come at once.
+    partial: the windows leave some of the latent out.
+    """
+    blender = Blender([w.scaled(factor) for w in windows], height * factor, width * factor, partial=partial)
+    starts = sorted({w.y0 for w in windows})
+    tall = (height if wrap else windows[0].h) * factor
+    band = scratch.zeros((3, tall, width * factor), home)
+    for start, after in zip(starts, [*starts[1:], None]):
+        first = 0 if wrap else start * factor
+        row = [w for w in windows if w.y0 == start]
+        for i in range(0, len(row), tile_batch):
+            batch = row[i : i + tile_batch]
+            for picture, window in zip(decode(batch), batch):
+                blender.add(band, picture.float(), window.scaled(factor), first)
+        if after is None:
+            yield first, band
+        elif not wrap:
+            done = (after - start) * factor
+            yield first, band[:, :done]
+            band[:, : tall - done] = band[:, done:].clone()
+            band[:, tall - done :] = 0
+
+
+class Layout:
+    """Where the tiles of a run are: a grid over the latent, or, with a mask, over the part of it that the mask shows.
+
+    cells: height and width of the latent. inside: the cells that a mask shows, see `find_masked_cells`; None for all.
+    Tiles that show nothing are left out.
+    """
+
+    def __init__(self, cells: tuple[int, int], unet: NetworkConfig, wrap: bool, inside: Tensor | None = None) -> None:
+        self._cells, self._unet, self._wrap, self._inside = cells, unet, wrap, inside
+        self._made: dict[int, tuple[list[Window], list[Window], Blender | None]] = {}
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether there may be cells without a tile."""
+        return self._inside is not None
+
+    def grid(self, side: int) -> list[Window]:
+        """All windows for tiles of `side` cells, those that a mask leaves out too."""
+        return self._make(side)[0]
+
+    def windows(self, side: int) -> list[Window]:
+        """The windows that are computed."""
+        return self._make(side)[1]
+
+    def blender(self, side: int) -> Blender:
+        """The blender of `windows`, of which there is at least one."""
+        blender = self._make(side)[2]
+        assert blender is not None
+        return blender
+
+    def _make(self, side: int) -> tuple[list[Window], list[Window], Blender | None]:
+        if side not in self._made:
+            grid, inside = self._cut(side), self._inside
+            windows = [w for w in grid if inside is None or bool(crop(inside, w).any())]
+            blender = Blender(windows, *self._cells, partial=self.is_partial) if windows else None
+            self._made = {side: (grid, windows, blender)}
+        return self._made[side]
+
+    def _cut(self, side: int) -> list[Window]:
+        unet = self._unet
+        overlap = max(unet.alignment, side // 8)
+        rest = (side, overlap, unet.multiple, self._wrap, unet.alignment)
+        windows = tile_windows(*self._cells, *rest)
+        if self._inside is None or self._wrap or len(windows) == 1 or not bool(self._inside.any()):
+            return windows
+        region = _surround(self._inside, margin=overlap, multiple=unet.multiple)
+        fewer = [window.moved(region.y0, region.x0) for window in tile_windows(region.h, region.w, *rest)]
+        area, less = (sum(w.h * w.w for w in some) for some in (windows, fewer))
+        return fewer if less < area else windows
+
+
+def find_masked_cells(
+    mask: Tensor, size: tuple[int, int], filled: tuple[int, int], cells: tuple[int, int]
+) -> Tensor:  # fmt: skip
+    """The cells, bool [h, w] on the CPU, that show in a result: where any mask is above 0, and a little around it.
+
+    mask: [B, 1, h, w]. size: of the decoded image, which `filled` cells hold; the others of `cells` are padding.
+    """
+    reach = 3 + 2 * max(1, mask.shape[-1] // size[1], mask.shape[-2] // size[0])  # mask pixels that resizes mix
+    marked = (mask.cpu() > 0).any(dim=0).float()[None]
+    marked = F.max_pool2d(marked, 2 * reach + 1, stride=1, padding=reach)
+    found = F.max_pool2d(F.adaptive_max_pool2d(marked, filled), 5, stride=1, padding=2)[0, 0] > 0
+    return F.pad(found, (0, cells[1] - filled[1], 0, cells[0] - filled[0]))
+
+
+def _surround(inside: Tensor, *, margin: int, multiple: int) -> Window:
+    """The smallest window around the cells of `inside` [H, W] (bool) with a margin, whose sides are multiples."""
+    spans = []
+    for dim, side in ((1, inside.shape[0]), (0, inside.shape[1])):
+        cells = inside.any(dim=dim).nonzero()
+        low, high = max(0, int(cells.min()) - margin), min(side, int(cells.max()) + 1 + margin)
+        low = low // multiple * multiple
+        spans.append((low, min(side, -(-high // multiple) * multiple) - low))
+    return Window(spans[0][0], spans[1][0], spans[0][1], spans[1][1])

@@ -1,0 +1,181 @@
+"""What travels with a picture: EXIF, XMP, IPTC, resolution, texts, profiles and colour chunks."""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
+
+from moesr.images import exif, metadata, profile
+from moesr.images.files import Picture, read_image, read_text, write_image
+from tests.image_files import png_chunk, saved, scene
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6" exif:PixelXDimension="48" dc:title="Holiday"/>'
+IPTC = b"\x1c\x02\x78\x00\x05hello\x1c\x02\x50\x00\x04Anna"
+KINDS = ("png", "jpg", "webp", "tiff")
+
+
+def photo() -> bytes:
+    """A JPEG as a phone writes it: on its side, with everything, a maker note and a thumbnail."""
+    block = Image.Exif()
+    block[0x010F], block[0x0112], block[0x013B], block[0x0100] = "ExampleCam", 6, "A. Nonymous", 48
+    inner = block.get_ifd(0x8769)
+    inner[0x9003], inner[0xA002], inner[0xA003], inner[0x927C] = "2021:07:14 10:11:12", 48, 32, b"maker" * 9
+    block.get_ifd(0x8825).update({1: "N", 2: (10.0, 20.0, 30.0)})
+    data = bytearray(block.tobytes()[6:])
+    thumbnail = saved(Image.new("RGB", (8, 8), "red"), "JPEG")
+    first = struct.unpack_from(">I", data, 4)[0]
+    link = first + 2 + 12 * struct.unpack_from(">H", data, first)[0]
+    struct.pack_into(">I", data, link, len(data))
+    data += struct.pack(">HHHIIHHIII", 2, 0x201, 4, 1, len(data) + 30, 0x202, 4, 1, len(thumbnail), 0) + thumbnail
+    segment = b"Photoshop 3.0\0" + metadata.iptc_resources(IPTC)
+    extra = b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment
+    return saved(Image.fromarray(scene()), "JPEG", exif=b"Exif\0\0" + data, xmp=XMP, icc_profile=SRGB, dpi=(300, 200),
+                 comment=b"hello", extra=extra)  # fmt: skip
+
+
+def written(picture: Picture, kind: str, **options: Any) -> bytes:
+    """The file of a result 4 times as large."""
+    large = replace(picture, rgb=picture.rgb.repeat(4, 0).repeat(4, 1))
+    if large.alpha is not None:
+        large = replace(large, alpha=large.alpha.repeat(4, 0).repeat(4, 1))
+    buffer = io.BytesIO()
+    write_image(buffer, large, format=kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_that_a_photo_says_travels_to_every_kind(kind: str) -> None:
+    source = photo()
+    assert b"\xff\xd8\xff\xe0" in source[20:2000]  # the thumbnail
+    data = written(read_image(source), kind)
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        assert image.size == (128, 192)
+        block = image.getexif()
+        inner, place = block.get_ifd(0x8769), block.get_ifd(0x8825)
+        assert (block[0x0112], block[0x010F], block[0x013B]) == (1, "ExampleCam", "A. Nonymous")
+        assert (inner[0x9003], inner[0x927C]) == ("2021:07:14 10:11:12", b"maker" * 9)
+        assert (inner[0xA002], inner[0xA003]) == (128, 192)
+        assert (place[1], place[2]) == ("N", (10.0, 20.0, 30.0))
+        assert image.info["icc_profile"] == SRGB
+    again = read_image(data)
+    assert again.rgb.shape == (192, 128, 3)  # not turned twice
+    assert again.metadata.dpi == pytest.approx((200, 300), abs=0.01)
+    assert b'tiff:Orientation="1"' in again.metadata.xmp
+    assert b'PixelXDimension="128" dc:title="Holiday"' in again.metadata.xmp
+    assert again.metadata.iptc == (b"" if kind == "webp" else IPTC)
+    assert bytes(8 * 8) not in exif.of_result(b"", 1, 1)
+    assert saved(Image.new("RGB", (8, 8), "red"), "JPEG")[:200] not in data
+    if kind in ("png", "jpg"):
+        assert again.metadata.text["Comment"] == "hello"
+    bare = read_image(written(read_image(source), kind, metadata=False))
+    assert (bare.metadata.exif, bare.metadata.xmp, bare.metadata.iptc, bare.metadata.dpi) == (b"", b"", b"", None)
+    assert bare.icc == SRGB
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_texts_of_generated_pictures_travel(bits: int) -> None:
+    texts = {"parameters": "a lighthouse\nSteps: 20, Seed: 7 größer als 漢字", "prompt": '{"3": {}}', "workflow": "{}"}
+    info = PngInfo()
+    for keyword, text in texts.items():
+        info.add_text(keyword, text) if keyword != "parameters" else info.add_itxt(keyword, text, zip=True)
+    source = read_image(saved(Image.fromarray(scene()), "PNG", pnginfo=info))
+    source = replace(source, bits=bits, metadata=source.metadata.with_text({"moesr": "{}"}))
+    assert read_image(written(source, "png")).metadata.text == {**texts, "moesr": "{}"}
+    assert read_image(written(source, "jpg")).metadata.text["parameters"] == texts["parameters"]
+    in_webp = read_image(written(source, "webp"))
+    assert texts.items() <= in_webp.metadata.text.items()
+    assert texts.items() <= read_image(written(in_webp, "png")).metadata.text.items()  # and back
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_settings_travel_in_every_kind(tmp_path: Any, kind: str) -> None:
+    for source in (photo(), saved(Image.fromarray(scene()), "PNG")):
+        picture = read_image(source)
+        picture = replace(picture, metadata=picture.metadata.with_text({"moesr": '{"seed": 7}'}))
+        (tmp_path / "out").write_bytes(written(picture, kind))
+        assert read_text(tmp_path / "out")["moesr"] == '{"seed": 7}'
+        again = read_image(tmp_path / "out")  # the result of a result has its own
+        (tmp_path / "out").write_bytes(
+            written(replace(again, metadata=again.metadata.with_text({"moesr": '{"seed": 8}'})), kind)
+        )
+        assert read_text(tmp_path / "out")["moesr"] == '{"seed": 8}'
+
+
+def test_damaged_texts_are_no_texts(tmp_path: Any) -> None:
+    data = saved(Image.fromarray(scene()), "PNG")
+    (tmp_path / "endless.png").write_bytes(data[:33] + struct.pack(">I", 2**31 - 1) + b"tEXtmoesr\0x")
+    (tmp_path / "other.jpg").write_bytes(b"\xff\xd8 no PNG")
+    for name in ("endless.png", "other.jpg", "none.png"):
+        assert read_text(tmp_path / name) == {}
+    picture = read_image(data)
+    assert read_image(written(replace(picture, metadata=picture.metadata.with_text({"k" * 80: "x"})), "png"))
+
+
+# ---- colours
+
+
+def in_srgb(data: bytes) -> np.ndarray:
+    """What a colour-managed viewer shows, by the profile in the file."""
+    with Image.open(io.BytesIO(data)) as image:
+        icc = image.info.get("icc_profile")
+        image = image.convert("L" if image.mode == "L" else "RGB")
+        if not icc:
+            return np.asarray(image.convert("RGB")).astype(int)
+        source, target = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
+        return np.asarray(ImageCms.profileToProfile(image, source, target, outputMode="RGB")).astype(int)
+
+
+def linear(rgb: np.ndarray) -> np.ndarray:
+    values = rgb / 255
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+@pytest.mark.parametrize("cicp", [False, True])
+def test_a_linear_png_looks_the_same_in_every_kind(cicp: bool) -> None:
+    chunk = png_chunk(b"cICP", bytes([1, 8, 0, 1])) if cicp else png_chunk(b"gAMA", struct.pack(">I", 100000))
+    data = saved(Image.fromarray(np.rint(linear(scene()) * 255).astype(np.uint8)), "PNG")
+    source = read_image(data[:33] + chunk + data[33:])
+    for kind in ("jpg", "webp", "tiff"):
+        assert abs(in_srgb(written(source, kind)).mean() - scene().mean()) < 1.5, kind
+    for bits in (8, 16):
+        result = written(replace(source, bits=bits), "png")
+        assert chunk in result
+        assert b"iCCP" not in result
+    assert chunk in written(source, "png", metadata=False)
+
+
+def test_primaries_and_hdr() -> None:
+    data = saved(Image.fromarray(scene()), "PNG")
+    p3 = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+    chunks = png_chunk(b"gAMA", struct.pack(">I", 45455)) + png_chunk(b"cHRM", p3)
+    wide = in_srgb(written(read_image(data[:33] + chunks + data[33:]), "tiff"))
+    red = scene().reshape(-1, 3)[:, 0].argmax()
+    assert wide[::4, ::4].reshape(-1, 3)[red, 0] > scene().reshape(-1, 3)[red, 0] + 5  # a red beyond that of sRGB
+    pq = png_chunk(b"cICP", bytes([9, 16, 0, 1]))
+    hdr = read_image(data[:33] + pq + data[33:])
+    assert pq in written(hdr, "png")
+    white = replace(hdr, rgb=np.full((8, 8, 3), 0.5806, np.float32))  # 203 nits
+    assert read_image(written(white, "tiff")).rgb.min() > 0.98
+    assert read_image(written(replace(hdr, rgb=hdr.rgb * 0), "jpg")).rgb.max() == 0
+
+
+def test_a_profile_that_does_not_fit_is_converted_or_left_out() -> None:
+    grey = Image.fromarray(scene()).convert("L")
+    icc = profile._profile(profile._SRGB, lambda x: x, True)  # linear light
+    shown = in_srgb(saved(grey, "JPEG", icc_profile=icc, quality=95)).mean()
+    source = read_image(saved(grey, "JPEG", icc_profile=icc, quality=95))
+    assert shown > np.asarray(grey).mean() + 30
+    for kind in KINDS:
+        assert abs(in_srgb(written(source, kind)).mean() - shown) < 1.5, kind
+    assert read_image(saved(grey, "JPEG", icc_profile=SRGB)).icc is None
+    assert read_image(saved(Image.fromarray(scene()), "JPEG", icc_profile=icc)).icc is None
+    assert read_image(saved(Image.fromarray(scene()), "JPEG", icc_profile=SRGB[:200])).icc is None
