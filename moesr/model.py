@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from .checkpoints.files import ModelFiles, build, open_model
-from .checkpoints.library import find
+from .checkpoints.reading import DTYPES
 from .config import ModelConfig
 from .diffusion.experts import All, ExpertBank, Residency, Stream
 from .diffusion.process import Process, from_config
 from .errors import SettingError
+from .library import find
 from .networks.autoencoder import Autoencoder
 from .networks.denoiser import denoiser
 from .networks.layers import prefers_channels_last
@@ -33,7 +34,6 @@ Source = str | PathLike[str] | Sequence[str | PathLike[str]]
 #: Of torch.compile.
 BACKEND = "inductor"
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(eq=False)

@@ -95,16 +95,6 @@ def digest_bytes(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def digest_model(path: Path) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of a model's file, or of the files of its folder by name."""
-    sha = hashlib.sha256()
-    for part in model_files(path):
-        with part.open("rb") as file:
-            while block := file.read(_BLOCK):
-                sha.update(block)
-    return sha.hexdigest()[:16]
-
-
 def model_files(path: Path) -> list[Path]:
     """The files of a model, by name."""
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]

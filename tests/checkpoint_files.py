@@ -183,6 +183,7 @@ def zipped(path: Path, listing: bytes, storages: Mapping[str, bytes] | None = No
     """A zip file of torch with a pickle of one's own."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{root}/data.pkl", listing)
+        archive.writestr(f"{root}/version", b"3\n")
         for key, content in (storages or {}).items():
             archive.writestr(f"{root}/data/{key}", content)
 

@@ -196,6 +196,8 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     leaves = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     here = [x for x in leaves if isinstance(x, OnDevice)]
     others = [x for x in leaves if not isinstance(x, OnDevice) and x.dim() > 0]  # numbers of the CPU may join in
+    if func is aten._has_compatible_shallow_copy_type.default:
+        return False
     _device.operators[str(func)] += 1
     if func is aten._to_copy.default:
         return _move(args[0], kwargs.get("device"), kwargs.get("dtype"), True, kwargs.get("memory_format"))

@@ -11,12 +11,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from moesr.checkpoints.library import find
 from moesr.cli import main
 from moesr.evaluation import selftest
 from moesr.evaluation.nano import build_nano
 from moesr.evaluation.parity import largest_difference
 from moesr.evaluation.selftest import ROWS, SelfTest
+from moesr.library import find
 from moesr.networks import bands
 from moesr.settings import SAMPLERS
 

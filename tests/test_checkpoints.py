@@ -171,12 +171,11 @@ def entry(shape: object = (4,), offsets: object = (0, 16), dtype: object = "F32"
         header({"a": entry(), "b": entry()}, bytes(16)),
         header({"a": entry(offsets=[4, 20])}, bytes(20)),
         header({"a": entry(dtype=5)}, bytes(16)),
-        header({"a": entry(shape=[1] * 100 + [4])}, bytes(16)),
         header({"a": [1, 2]}, bytes(16)),
         header({"__metadata__": 5, "a": entry()}, bytes(16)),
         header([1]),
     ],
-    ids=range(21),
+    ids=range(20),
 )
 def test_headers_that_lie_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.safetensors"

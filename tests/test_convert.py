@@ -162,7 +162,7 @@ def test_damage_inside_of_a_source_is_found(release: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"dtype": "int8"}, "fp16, bf16, fp32"),
+        ({"dtype": "int8"}, "fp32, bf16, fp16"),
         ({"out": "model.ckpt"}, ".safetensors"),
         ({"out": "."}, ".safetensors"),
         ({"scale": 0}, "scale 0"),

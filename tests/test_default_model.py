@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 import moesr
-from moesr.checkpoints.library import EMBEDDED
 from moesr.config import UNetConfig
 from moesr.evaluation.ablation import without
 from moesr.evaluation.metrics import psnr_y
 from moesr.images.resize import resize
+from moesr.library import EMBEDDED
 from moesr.model import SRModel
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"

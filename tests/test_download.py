@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from moesr.checkpoints import library, transfer
-from moesr.checkpoints.catalogue import CATALOGUE, Entry, HubFile, RemoteFile
-from moesr.checkpoints.download import Downloaded, download
 from moesr.cli import main
 from moesr.errors import CheckpointError, SettingError
-from tests.local_server import DATA, OTHER, Server, digest, isolate, running, weights
+from moesr.library import download as downloads
+from moesr.library import models as library
+from moesr.library.catalogue import CATALOGUE, Entry, HubFile, RemoteFile
+from moesr.library.download import Downloaded, download, find_problem
+from tests.local_server import DATA, OTHER, Server, digest, isolate, running, serve, status, weights
 
 
 @pytest.fixture
@@ -29,13 +30,11 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An empty library, no pauses and no huggingface_hub."""
+    """An empty library."""
     isolate(monkeypatch)
     monkeypatch.setenv("MOESR_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setattr(library, "_added", [])
-    monkeypatch.setattr(transfer, "PAUSES", (0.0,))
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
 
 
 @pytest.fixture
@@ -58,10 +57,25 @@ def model(server: Server, monkeypatch: pytest.MonkeyPatch) -> Entry:
     return CATALOGUE["two-stages"]
 
 
+@pytest.fixture
+def at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of the server appear without a process and a connection, for tests of what lies around them."""
+
+    def fetch(file: RemoteFile, target: Path, progress: Any, timeout: float) -> None:
+        path = file.url.removeprefix(server.url(""))
+        server.seen.append((path, {}))
+        if progress:
+            progress(file.name, len(server.files[path]), file.size)
+        target.write_bytes(server.files[path])
+
+    monkeypatch.setattr(downloads, "_fetch", fetch)
+
+
 def held(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_model_is_fetched_once(server: Server, model: Entry, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="python -m moesr download two-stages"):
         library.find(model.name)
@@ -76,12 +90,14 @@ def test_a_model_is_fetched_once(server: Server, model: Entry, tmp_path: Path) -
     assert len(server.seen) == 3
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_model_of_one_file_is_a_file(server: Server, model: Entry, tmp_path: Path) -> None:
     done = download("single")
     assert done.path == library.find("single") == tmp_path / "home" / "single.safetensors"
     assert held(tmp_path / "home") == {"single.safetensors": server.files["/decoder.safetensors"]}
 
 
+@pytest.mark.usefixtures("at_once")
 def test_it_is_found_in_any_folder(server: Server, model: Entry, tmp_path: Path) -> None:
     library.add_folder(tmp_path / "host")
     placed = download(model.name, to=tmp_path / "host").path
@@ -96,6 +112,7 @@ def test_it_is_found_in_any_folder(server: Server, model: Entry, tmp_path: Path)
     assert held(again.path) == held(placed)
 
 
+@pytest.mark.usefixtures("at_once")
 def test_what_is_damaged_or_missing_is_fetched_alone(
     server: Server, model: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +129,7 @@ def test_what_is_damaged_or_missing_is_fetched_alone(
     assert held(tmp_path / "home") == {f"{model.name}/{name}": data for name, data in good.items()}
 
 
+@pytest.mark.usefixtures("at_once")
 def test_half_a_model_is_no_model(server: Server, model: Entry, tmp_path: Path) -> None:
     def cancel(name: str, done: int, total: int | None) -> None:
         if name == "stage1.safetensors" and done:
@@ -125,6 +143,7 @@ def test_half_a_model_is_no_model(server: Server, model: Entry, tmp_path: Path) 
     assert held(tmp_path / "home") == {f"{model.name}/{path[1:]}": data for path, data in server.files.items()}
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("linked", [True, False])
 def test_the_same_file_under_another_model_is_taken(
     server: Server, model: Entry, tmp_path: Path, linked: bool, monkeypatch: pytest.MonkeyPatch
@@ -143,6 +162,7 @@ def test_the_same_file_under_another_model_is_taken(
     }
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_licence_is_asked_for_before_anything_is_fetched(server: Server, model: Entry, tmp_path: Path) -> None:
     asked: list[Entry] = []
     for agree in (None, lambda entry: bool(asked.append(entry))):
@@ -155,6 +175,7 @@ def test_a_licence_is_asked_for_before_anything_is_fetched(server: Server, model
     assert download("closed").fetched == ()
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("name", ["MOESR_OFFLINE", "HF_HUB_OFFLINE"])
 def test_offline_is_a_lookup_only(server: Server, model: Entry, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "1")
@@ -168,6 +189,7 @@ def test_offline_is_a_lookup_only(server: Server, model: Entry, monkeypatch: pyt
     assert download(model.name) == Downloaded(path)
 
 
+@pytest.mark.usefixtures("at_once")
 def test_names_that_are_not_in_the_catalogue(server: Server, model: Entry, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="did you mean two-stages") as caught:
         download("two-stage")
@@ -181,17 +203,78 @@ def test_names_that_are_not_in_the_catalogue(server: Server, model: Entry, tmp_p
     assert download("own") == Downloaded(own)
 
 
+@pytest.mark.usefixtures("at_once")
 def test_no_room_and_no_rights(server: Server, model: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CheckpointError, match="file: cannot be written"):
         download(model.name, to=tmp_path / "file")
-    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10))
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10))
     with pytest.raises(CheckpointError, match="24 kB are needed, 10 bytes are free"):
         download(model.name)
     assert server.seen == []
 
 
-# Hugging Face
+# The process that fetches
+
+
+def remote(server: Server, data: bytes = DATA) -> RemoteFile:
+    return RemoteFile("m.safetensors", server.url(), len(data), digest(data))
+
+
+def test_a_plain_address(server: Server, tmp_path: Path) -> None:
+    seen: list[int] = []
+    downloads._fetch(remote(server), tmp_path / "m.safetensors", lambda _, done, total: seen.append(done), 60)
+    assert held(tmp_path) == {"m.safetensors": DATA}
+    assert seen == sorted(seen)
+    assert max(seen) <= len(DATA)
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (status(404), "404"),
+        (serve(OTHER), "hash"),
+        (serve(until=1000), "hash"),
+        (serve(stall=600), "no byte for 20 seconds"),
+    ],
+    ids=["refused", "another file", "broken off", "silent"],
+)
+def test_what_goes_wrong_is_one_line_and_leaves_nothing(server: Server, tmp_path: Path, act: Any, said: str) -> None:
+    server.acts = [act]
+    timeout = 20 if "no byte" in said else 60  # the process takes seconds to start
+    with pytest.raises(CheckpointError, match=said) as caught:
+        downloads._fetch(remote(server), tmp_path / "m.safetensors", None, timeout)
+    assert "\n" not in str(caught.value)
+    assert held(tmp_path) == {}
+
+
+def test_cancelling_ends_the_process(server: Server, tmp_path: Path) -> None:
+    server.acts = [serve(stall=600)]
+    started: list[Any] = []
+
+    def cancel(name: str, done: int, total: int | None) -> None:
+        if server.seen:
+            raise KeyboardInterrupt
+
+    real = downloads.subprocess.Popen
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(downloads.subprocess, "Popen", lambda *a, **k: started.append(real(*a, **k)) or started[-1])
+        with pytest.raises(KeyboardInterrupt):
+            downloads._fetch(remote(server), tmp_path / "m.safetensors", cancel, 60)
+    assert started[0].poll() is not None
+    assert held(tmp_path) == {}
+
+
+def test_a_file_that_is_not_the_one(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    unknown = RemoteFile("m.safetensors", "https://example.org/m")
+    path.write_bytes(DATA)
+    assert find_problem(path, unknown) is None
+    assert "instead of 5" in str(find_problem(path, RemoteFile("m", "https://example.org/m", 5)))
+    path.write_bytes(b"<html>quota</html>")
+    assert "a web page" in str(find_problem(path, unknown))
+    path.write_bytes(DATA[:-1])
+    assert "cut off" in str(find_problem(path, unknown))
 
 
 @pytest.fixture
@@ -205,72 +288,16 @@ def hub_model(server: Server, monkeypatch: pytest.MonkeyPatch) -> Entry:
     return entry
 
 
-def fake_hub(monkeypatch: pytest.MonkeyPatch, data: bytes | Exception, calls: list[dict[str, Any]]) -> None:
-    def hf_hub_download(repo_id: str, filename: str, *, local_dir: str, tqdm_class: Any, **more: Any) -> str:
-        calls.append({"repo": repo_id, "file": filename, **more})
-        if isinstance(data, Exception):
-            raise data
-        path = Path(local_dir) / filename
-        path.parent.mkdir(parents=True)
-        with tqdm_class(total=len(data), initial=0, unit="B", desc=filename, unit_scale=True) as bar:
-            path.write_bytes(data)
-            bar.update(len(data))
-        return str(path)
-
-    module = types.ModuleType("huggingface_hub")
-    module.hf_hub_download = hf_hub_download  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
-
-
-def test_through_the_hub(server: Server, hub_model: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[dict[str, Any]] = []
-    seen: list[tuple[str, int, int | None]] = []
-    fake_hub(monkeypatch, DATA, calls)
-    done = download(hub_model.name, progress=lambda *a: seen.append(a))
-    assert held(tmp_path / "home") == {"from-hub.safetensors": DATA}
-    assert done.fetched == ("m.safetensors",)
-    assert calls[0]["repo"] == "someone/models"
-    assert calls[0]["file"] == "Unet/m.safetensors"
-    assert calls[0]["revision"] == "c" * 40
-    assert seen == [("m.safetensors", len(DATA), len(DATA))]
-    assert server.seen == []
-
-
-@pytest.mark.parametrize("trouble", [RuntimeError("no\nluck"), OTHER, None])
-def test_without_the_hub(
-    server: Server, hub_model: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Any
-) -> None:
-    if trouble is not None:
-        fake_hub(monkeypatch, trouble, [])
-    download(hub_model.name)
-    assert held(tmp_path / "home") == {"from-hub.safetensors": DATA}
-    assert len(server.seen) == 1
-
-
-def test_cancelling_the_hub_is_no_reason_to_try_without(
-    server: Server, hub_model: Entry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_hub(monkeypatch, DATA, [])
-
-    def cancel(name: str, done: int, total: int | None) -> None:
-        raise RuntimeError("cancelled")
-
-    with pytest.raises(RuntimeError, match="cancelled"):
-        download(hub_model.name, progress=cancel)
-    assert server.seen == []
-
-
-def test_the_real_hub_library(
-    server: Server, hub_model: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(sys.modules, "huggingface_hub")
+def test_a_hub(server: Server, hub_model: Entry, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
-    seen: list[tuple[str, int, int | None]] = []
-    download(hub_model.name, progress=lambda *a: seen.append(a))
+    assert download(hub_model.name).fetched == ("m.safetensors",)
     assert held(tmp_path / "home") == {"from-hub.safetensors": DATA}
-    assert seen[-1] == ("m.safetensors", len(DATA), len(DATA))
-    (headers,) = (headers for path, headers in server.seen if "/resolve/" in path)
-    assert "hf_hub" in str(headers)  # so it was not the plain way
+
+
+def test_without_the_hub_library_it_says_what_to_install(hub_model: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match="pip install huggingface_hub"):
+        download(hub_model.name)
 
 
 # The catalogue and the command line
@@ -292,6 +319,7 @@ def test_the_catalogue_is_sound() -> None:
     )
 
 
+@pytest.mark.usefixtures("at_once")
 def test_the_commands(
     server: Server, model: Entry, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,6 +337,7 @@ def test_the_commands(
     assert capsys.readouterr().err.startswith("error: nothing: ")
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(
     ("typed", "terminal", "agreed"),
     [("y\n", True, True), ("n\n", True, False), ("", True, False), ("y\n", False, False)],

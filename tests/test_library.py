@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from moesr.checkpoints import library
 from moesr.errors import CheckpointError
+from moesr.library import models as library
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -196,7 +197,7 @@ def test_what_cannot_be_is_said_before_the_first_picture(
         assert len(errors(capsys)) == 1
     assert main(["upscale", str(source), "-o", "/proc/nope", "--model", model]) == 1
     assert "/proc/nope" in errors(capsys)[0]
-    monkeypatch.setattr("shutil.disk_usage", lambda _: os.terminal_size((0, 0)) and type("", (), {"free": 100}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
     assert main(["upscale", str(source), "-o", str(out), "--model", model]) == 1
     assert "free" in errors(capsys)[0]
     assert list(tmp_path.iterdir()) == [source]

@@ -18,9 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
-from moesr.checkpoints import library
 from moesr.config import AutoencoderConfig
 from moesr.errors import MoESRError
+from moesr.library import models as library
 from moesr.networks.autoencoder import Autoencoder
 from tests.webui_standins import ROOT, Component, Host, PostprocessedImage, wait_for
 
@@ -341,8 +341,8 @@ class Card:
                 assert len(card.there) <= room
                 return self
 
-        free = SimpleNamespace(free_memory=lambda device: 120 * (room - len(card.there)))
-        monkeypatch.setattr(keepers, "PlainRuntime", lambda: free)
+        free = lambda _: 120 * (room - len(card.there))  # noqa: E731
+        monkeypatch.setattr(keepers.A1111Keeper, "measure_free_memory", free)
         sources = [networks.NetworkSource(100, lambda device, i=i: Part(i)) for i in range(3)]
         self.networks = networks.Networks(sources, keepers.A1111Keeper(torch.device("meta")))
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..config import SwinUNetConfig
 from ..errors import CheckpointError, SettingError
+from ..library import find
 from .detect import FIRST_STAGE
 from .files import ModelFiles, open_model
 from .header import LICENCE, LICENCE_NOTE, NOTES, Source, sources_of, to_header
-from .library import find
-from .reading import BLOCK, View
+from .reading import DTYPES, View
 from .resshift import published_process
 from .writing import Entry, write
 from .wrong import one_line
@@ -25,7 +25,6 @@ from .wrong import one_line
 #: progress(bytes done, bytes in all, what is being done)
 Progress = Callable[[int, int, str], None]
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 #: Weights that are not numbers are named in the header up to this many.
 NAMED = 8
 
@@ -149,7 +148,7 @@ def _source(path: Path, advance: Callable[[int], None]) -> Source:
     digest, size = hashlib.sha256(), 0
     try:
         with path.open("rb") as file:
-            while block := file.read(BLOCK):
+            while block := file.read(2**20):
                 digest.update(block)
                 size += len(block)
                 advance(len(block))

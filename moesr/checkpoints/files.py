@@ -24,7 +24,6 @@ from ..networks.denoiser import denoiser
 from .detect import FIRST_STAGE, check, role
 from .header import model_config, notes_of, to_header
 from .parts import (
-    SUFFIXES,
     ModelFiles,
     autoencoder_in,
     decoder_alone,
@@ -33,7 +32,7 @@ from .parts import (
     short_name,
     view_of,
 )
-from .reading import View, Weights
+from .reading import SUFFIXES, View, Weights
 from .resshift import assemble, holds_swin
 from .stages import in_order, stage_view
 from .upload import on_device
@@ -68,6 +67,8 @@ def open_model(source: Path | Sequence[Path], scale: int | None = None, timestep
         raise CheckpointError(strange[0])
     # Notes go into converted files: they do not say where things are on this machine.
     notes = [f"left out: {line.removeprefix(f'{given[0]}{os.sep}')}" for line in strange]
+    bare = [w.path.name for w, _ in roles if w.is_safetensors and not w.metadata]
+    notes += [f"no metadata in the header of {', '.join(bare)}: what it is follows from its keys"] if bare else []
     whole = [w for w, kind in roles if kind == "model"]
     if len(whole) > 1 or (whole and len(named) > 1):
         some = ", ".join(w.path.name for w in whole)

@@ -13,11 +13,10 @@ from ..config import AutoencoderConfig, ModelConfig
 from ..errors import CheckpointError
 from ..networks.autoencoder import Autoencoder
 from .detect import autoencoder_config, check, network_shapes, role, under
-from .reading import View, Weights
+from .reading import SUFFIXES, View, Weights
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
 #: What a decoder or first stage beside a network is called, in part.
 DECODER_NAMES = ("vae", "decoder", "fcd", "vq")
 

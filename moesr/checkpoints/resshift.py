@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ..config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConfig
 from ..errors import CheckpointError, SettingError
+from ..library.catalogue import CATALOGUE
 from ..networks.swin_unet import SwinUNet
-from .catalogue import CATALOGUE
 from .detect import UNET, under
 from .parts import ModelFiles, autoencoder_in, decoder_alone, decoders_beside, expected_shapes, view_of
 from .reading import View, Weights

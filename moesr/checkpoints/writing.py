@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .formats import SAFETENSORS
-from .unpickle import DTYPES
+from .reading import SAFETENSORS
 from .wrong import one_line
 
-_NAMES = {DTYPES[name]: code for code, name in SAFETENSORS.items() if name in DTYPES}
+_NAMES = {dtype: code for code, dtype in SAFETENSORS.items()}
 
 
 @dataclass(frozen=True)

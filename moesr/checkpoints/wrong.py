@@ -69,6 +69,11 @@ _NETWORKS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((r".*text_model\.encoder\.layers\.0\.",), f"a text encoder (CLIP); {OURS}"),
     ((r"encoder\.block\.0\.layer\.0\.SelfAttention\.",), f"a text encoder (T5); {OURS}"),
     ((r"emb_params|string_to_param|clip_l$|clip_g$",), f"a textual inversion embedding; {OURS}"),
+    (
+        (r"experts\.0\.", r"first_stage_model\."),
+        "a converted model, but its header has lost the metadata that describes the networks; convert it anew, or copy "
+        "the metadata along when you save it",
+    ),
     ((r"features\.0\.weight",), f"a classifier such as VGG or AlexNet, used for metrics; {OURS}"),
 )  # fmt: skip
 

@@ -41,6 +41,7 @@ def add(commands: Any) -> None:
 def _data(options: argparse.Namespace) -> int:
     from ..errors import SettingError
     from ..images.files import write_image
+    from ..outputs import save_new
     from ..training.data.crops import PhotoCrops
     from ..training.data.degradation import degradation
     from ..training.data.notice import credit_photographs
@@ -74,9 +75,12 @@ def _data(options: argparse.Namespace) -> int:
         degrade = degradation(options.degradation, options.scale)
         crops = PhotoCrops(source, options.crop, options.scale, degrade, options.count, options.seed)
         if options.preview:
-            write_image(Path(options.preview), draw_sheet(crops, options.count))
+            path, sheet = Path(options.preview), draw_sheet(crops, options.count)
+            # A photograph that happens to be there is not replaced: the sheet gets a number.
+            kind = path.suffix.removeprefix(".") or "png"
+            path = save_new(path, lambda file: write_image(file, sheet, format=kind))
             pairs = f"{options.count} pairs of {options.degradation} x{options.scale}"
-            print(f"{options.preview}: {pairs} from {_summarise(crops.photos)}")
+            print(f"{path}: {pairs} from {_summarise(crops.photos)}")
         else:
             print(f"{', '.join(options.photos)}: {_summarise(crops.photos)}")
     return 0
@@ -92,14 +96,15 @@ def _measure(source: Any, options: argparse.Namespace) -> str:
         device=options.device, seed=options.seed,
     )  # fmt: skip
     batches.next(0)
-    done, start = 0, time.perf_counter()
+    done, start, busy = 0, time.perf_counter(), time.process_time()
     while done < 3 or time.perf_counter() - start < 5:
         batches.next(done)["restore"].sum().item()  # waits for the device
         done += 1
-    seconds = (time.perf_counter() - start) / (done * options.batch)
+    seconds, busy = (t / (done * options.batch) for t in (time.perf_counter() - start, time.process_time() - busy))
     what = f"{options.degradation} x{options.scale}, crop {options.crop}, batch {options.batch}"
     where = f"{options.device}, {torch.get_num_threads()} threads"
-    return f"{what} on {where}: {1 / seconds:.0f} images per second, {seconds * 1e3:.2f} ms per image"
+    rate = f"{1 / seconds:.0f} images per second, {seconds * 1e3:.2f} ms per image"
+    return f"{what} on {where}: {rate} ({busy * 1e3:.2f} ms of CPU)"
 
 
 def _summarise(photos: Any) -> str:

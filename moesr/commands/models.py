@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
 
 def _info(options: argparse.Namespace) -> int:
     from ..checkpoints.describe import as_text, describe
-    from ..checkpoints.library import find
+    from ..library import find
 
     facts = describe(find(options.file), options.model_scale, options.model_timesteps)
     print(json.dumps(facts, indent=2) if options.json else as_text(facts))
@@ -56,9 +56,9 @@ def _info(options: argparse.Namespace) -> int:
 def _models(options: argparse.Namespace) -> int:
     from os.path import isdir
 
-    from ..checkpoints.catalogue import CATALOGUE
-    from ..checkpoints.library import folders, installed
-    from ..checkpoints.whole import as_size
+    from ..library import folders, installed
+    from ..library.catalogue import CATALOGUE
+    from ..library.download import format_size
 
     there = installed()
     print("in the library:")
@@ -67,7 +67,7 @@ def _models(options: argparse.Namespace) -> int:
     print("to be had with `python -m moesr download NAME`:")
     for entry in CATALOGUE.values():
         if entry.name not in there:
-            size = f", more than {as_size(entry.size)}" if entry.size else ""
+            size = f", more than {format_size(entry.size)}" if entry.size else ""
             print(f"  {entry.name:<26} {entry.about}{size}; {entry.licence}")
     print("folders, in the order in which they are searched:")
     for folder in folders():
@@ -76,8 +76,8 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _download(options: argparse.Namespace) -> int:
-    from ..checkpoints.catalogue import CATALOGUE, Entry
-    from ..checkpoints.download import download
+    from ..library.catalogue import CATALOGUE, Entry
+    from ..library.download import download
 
     def agree(entry: Entry) -> bool:
         if options.yes:

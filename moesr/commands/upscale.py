@@ -72,7 +72,9 @@ def _upscale(options: argparse.Namespace) -> int:
     if not to_stream:
         outputs.check_output_name(options.output, WRITE_SUFFIXES)
     output = Path(options.output)
-    to_file = output.suffix.lower() in WRITE_SUFFIXES and not output.is_dir() and not options.output.endswith("/")
+    to_file = (
+        output.suffix.lower() in WRITE_SUFFIXES and not output.is_dir() and not options.output.endswith(("/", os.sep))
+    )
     passed_over = inputs.PassedOver()
     sources, missing = inputs.find_sources(
         options.inputs,
@@ -239,15 +241,15 @@ class _Run:
     @cached_property
     def _record(self) -> dict[str, Any]:
         """What makes the result what it is, but for the input."""
-        from ..checkpoints.library import find
-        from ..record import digest_file, digest_model
+        from ..library import compute_fingerprint, find
+        from ..record import digest_file
         from ..settings import resolve
 
         path, mask, settings = find(self.options.model), self.options.mask, self._settings
         own = {name: settings[name] for name in ("scale", "steps", "sampler", "spacing", "fidelity", "restore")}
         return {
             "model": path.stem,
-            "model_hash": digest_model(path),
+            "model_hash": compute_fingerprint(path),
             **{name: settings[name] for name in ("restore", "seed", "color_fix", "wrap", "eta", "tile")},
             **asdict(resolve(self._model.config, **own)),
             "mask": digest_file(Path(mask)) if mask else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -90,18 +89,6 @@ def text_chunk(keyword: str, text: str) -> bytes:
         except UnicodeEncodeError:
             pass
     return _chunk(b"iTXt", word + b"\0\0\0\0\0" + text.encode("utf-8", "replace"))
-
-
-def read_text(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The texts of a PNG by keyword, those before its pixels; none for a file that is no PNG or cannot be read.
-
-    Pixels are not decoded, and Pillow refuses texts that inflate beyond all measure.
-    """
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
-    except Exception:  # damaged files make Pillow raise nearly anything
-        return {}
 
 
 def colour_chunks(data: bytes) -> bytes:

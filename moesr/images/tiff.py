@@ -25,7 +25,7 @@ _STRIPS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 277, 27
 _X_DPI, _Y_DPI, _DPI_UNIT, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 282, 283, 296, 322, 323, 324, 325
 _EXTRA, _FORMAT, _XMP, _IPTC, _PHOTOSHOP, _ICC, _ORIENTATION = 338, 339, 700, 33723, 34377, 34675, 274
 #: Tags that say something about the picture, not about how it is stored.
-_DESCRIPTIVE = (269, 270, 271, 272, 274, 305, 306, 315, 316, 33432, *range(40091, 40096))
+_DESCRIPTIVE = (269, 270, 271, 272, 274, 305, 306, 315, 316, 33432, exif_blocks.HISTORY, *range(40091, 40096))
 #: Compressions that keep samples exactly, as Pillow's libtiff knows them.
 _LOSSLESS = {1: "none", 5: "LZW", 8: "deflate", 32946: "deflate", 32773: "PackBits", 34925: "LZMA", 50000: "Zstandard"}
 _PHOTOMETRICS = {0: "white is zero", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "CIELab"}
@@ -304,6 +304,11 @@ def _metadata(data: bytes, page: _Page) -> Metadata:
     xmp = tags.get(_XMP, b"")
     xmp = bytes(v for v in xmp) if isinstance(xmp, tuple) else xmp if isinstance(xmp, bytes) else b""
     return Metadata(exif, xmp.rstrip(b"\0"), iptc, _dpi(page), exif_blocks.texts(exif) if exif else {})
+
+
+def read_texts(data: bytes) -> dict[str, str]:
+    """The texts in the EXIF of a TIFF by keyword."""
+    return dict(_metadata(data, _choose(_pages(data))[0]).text)
 
 
 def _sub_directory(data: bytes, offset: Any, pointer: int) -> dict[int, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
-from ..checkpoints.library import DEFAULT
 from ..leftovers import TemporaryFolder
+from ..library import DEFAULT
 from ..model import SRModel, load
 from ..runtime import PlainRuntime, Runtime
 from .job import Job

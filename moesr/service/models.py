@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints.files import open_model
-from ..checkpoints.library import DEFAULT, installed, meant
 from ..config import ModelConfig
 from ..diffusion.process import from_config
 from ..errors import CheckpointError, SettingError
-from ..record import digest_model, model_files
+from ..library import DEFAULT, compute_fingerprint, installed, suggest
+from ..record import model_files
 from ..settings import resolve
 
 
@@ -48,7 +48,7 @@ class Models:
         there = installed()
         if name not in there:
             some = ", ".join(list(there)[:8])
-            raise SettingError(f"model {name!r} is not in the library ({some}){meant(name, there)}")
+            raise SettingError(f"model {name!r} is not in the library ({some}){suggest(name, there)}")
         return there[name]
 
     def config(self, name: str) -> ModelConfig:
@@ -60,12 +60,12 @@ class Models:
         return self._open(name)[1]
 
     def digest(self, name: str) -> str:
-        """The first 16 hexadecimal digits of the SHA-256 of a model's files, in order of name."""
+        """The fingerprint of a model's files: see library.compute_fingerprint."""
         path = self.path(name)
         key = _state(path)
         with self._lock:
             if key not in self._digests:
-                self._digests[key] = digest_model(path)
+                self._digests[key] = compute_fingerprint(path)
             return self._digests[key]
 
     def plan(self, name: str, steps: int | None = None, sampler: str = "auto") -> Plan:

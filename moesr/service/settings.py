@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from ..checkpoints.library import DEFAULT
 from ..errors import SettingError
+from ..library import DEFAULT
 from ..record import KEYWORD as KEYWORD
 from ..record import from_texts, to_texts
 from ..settings import COLOUR_FIXES, SAMPLERS

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.files import open_model, save_model
-from ..checkpoints.library import find
 from ..config import ModelConfig
 from ..errors import NumericsError, SettingError
+from ..library import find
 from ..model import find_device
 from ..networks.autoencoder import Autoencoder
 from . import weights
@@ -25,11 +25,12 @@ from .data import BatchSource
 from .engine import SingleProcess
 from .experts import Expert
 from .first_stage import FirstStage, detail_components
+from .latents import enlarge
 from .loop import Batch, LoopConfig, autocast
 from .parts import PARTS, find_parts, join_parts, split_file
 from .restore_estimator import EstimatorTask
 from .timed import Budget, Done, run_timed
-from .unrolled import Unrolled, enlarge
+from .unrolled import Unrolled
 
 log = logging.getLogger(__name__)
 

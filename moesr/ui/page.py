@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from ..checkpoints.library import DEFAULT
 from ..errors import SettingError
+from ..library import DEFAULT
 from ..service.adapter import Alone
 from ..service.desk import Desk
 from ..service.guard import Guard

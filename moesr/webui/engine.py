@@ -9,11 +9,11 @@ from functools import lru_cache
 
 import torch
 
-from ..checkpoints.library import DEFAULT, add_folder, installed
 from ..errors import CheckpointError, MoESRError, SettingError
 from ..hosting.models import HostedModel, open_hosted
 from ..hosting.networks import Keeper, Networks
 from ..latent_decoder import LatentDecoder, open_decoder
+from ..library import DEFAULT, add_folder, installed
 from ..model import DTYPES, SRModel
 from ..runtime import PlainRuntime, Runtime
 from ..service.models import Models

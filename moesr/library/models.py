@@ -1,14 +1,16 @@
-"""Models by name: the embedded one, and what the user keeps in the library's folders."""
+"""The folders of the library, and the models in them by name."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
 import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from ..checkpoints.reading import SUFFIXES
 from ..errors import CheckpointError, SettingError
 from .catalogue import CATALOGUE
 
@@ -18,7 +20,8 @@ _PACKAGE = Path(__file__).absolute().parent.parent
 
 EMBEDDED = _PACKAGE.resolve() / "weights"
 DEFAULT = "tiny"
-SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt")
+#: Blocks of a file that its fingerprint is made of, and bytes of each.
+SAMPLES, SAMPLE = 256, 4096
 
 #: Of a WebUI or ComfyUI: the folder that holds the pack, and where the host keeps models of this kind.
 _HOSTS = {"custom_nodes": ("models", "moesr"), "extensions": ("models", "MoESR")}
@@ -55,7 +58,7 @@ def find(name: str) -> Path:
     """The file or folder of a model: a file that exists, else a name in `folders`, else a folder that exists.
 
     A name is a file's stem, a file's name or a folder's name, and never leads out of its folder; the first folder that
-    has it wins. Raises CheckpointError that lists what is there, what was perhaps meant and how to get it.
+    has it wins. Raises CheckpointError that lists what is there, similar names and how to get it.
     """
     path = os.path.expanduser(name)
     if os.path.isfile(path):
@@ -83,10 +86,28 @@ def installed() -> dict[str, Path]:
     return dict(sorted(found.items(), key=lambda item: item[0] != DEFAULT))
 
 
-def meant(name: str, among: Collection[str]) -> str:
+def suggest(name: str, among: Collection[str]) -> str:
     """A question for an error line, "; did you mean X?", or nothing if no name is close."""
     close = difflib.get_close_matches(name.lower(), sorted(among), n=2)
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def compute_fingerprint(path: Path) -> str:
+    """16 hexadecimal digits that identify a model's files by content, without reading them whole.
+
+    SHA-256 of each file's size and of SAMPLES blocks of SAMPLE bytes, evenly spaced, the first and the last included.
+    Names, times and folders do not count, so it is the same on every machine. Reads at most 1 MiB per file.
+    """
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if _is_weights(p)) if path.is_dir() else [path]
+    for part in files:
+        size = part.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with part.open("rb") as file:
+            for i in range(SAMPLES):
+                file.seek(max(size - SAMPLE, 0) * i // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()[:16]
 
 
 def host_folders(package: Path) -> list[Path]:
@@ -164,7 +185,7 @@ def _missing(name: str) -> str:
     if name != os.path.basename(name):
         return f"{name}: no such file or folder; give a file, a folder, or a name: {_some(names())}"
     there = names()
-    hint = meant(os.path.splitext(name)[0], {*there, *CATALOGUE})
+    hint = suggest(os.path.splitext(name)[0], {*there, *CATALOGUE})
     return f"{name}: no such model among {_some(there)}; python -m moesr models lists what can be downloaded{hint}"
 
 

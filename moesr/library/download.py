@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
-import inspect
+import hashlib
+import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from tqdm import tqdm
-
+from ..checkpoints.reading import Weights
 from ..errors import CheckpointError, SettingError
-from . import library
+from . import models as library
 from .catalogue import CATALOGUE, Entry, HubFile, RemoteFile
-from .transfer import TIMEOUT, Progress, check_space, fetch
-from .whole import problem
 
 log = logging.getLogger(__name__)
 
-#: Told of every piece: the file's name, its bytes that are here, its bytes in all if known. Raising stops the download.
-FileProgress = Callable[[str, int, "int | None"], None]
+#: progress(file name, bytes that are here, bytes in all or None). Raising stops the download.
+Progress = Callable[[str, int, "int | None"], None]
+
+#: Seconds without a new byte after which a download is given up.
+TIMEOUT = 60.0
+#: Seconds between two looks at a download.
+_PAUSE = 0.2
+BY_HAND = "place the file by hand as docs/models.md says"
+
+#: Run in a process of its own, which can be ended at any time: neither library can be cancelled, or notices a server
+#: that falls silent.
+_CHILD = """
+import json, sys
+job = json.loads(sys.argv[1])
+try:
+    if job["repo"]:
+        from huggingface_hub import hf_hub_download
+        hf_hub_download(job["repo"], job["path"], revision=job["revision"], local_dir=job["folder"])
+    else:
+        from torch.hub import download_url_to_file
+        download_url_to_file(job["url"], job["target"], job["sha256"], progress=False)
+except Exception as error:
+    sys.exit(" ".join(str(error).split())[:300] or type(error).__name__)
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +62,7 @@ def download(
     to: str | os.PathLike[str] | None = None,
     agree: Callable[[Entry], bool] | None = None,
     force: bool = False,
-    progress: FileProgress | None = None,
+    progress: Progress | None = None,
     timeout: float = TIMEOUT,
 ) -> Downloaded:
     """A model of the catalogue is in the library, whole and checked, whatever interrupted earlier downloads of it.
@@ -81,7 +104,7 @@ def _known(name: str) -> Path:
     found = library.installed()
     if name in found:
         return found[name]
-    hint = library.meant(name, CATALOGUE)
+    hint = library.suggest(name, CATALOGUE)
     raise CheckpointError(
         f"{name}: no published model of that name is known{hint}; known are {', '.join(CATALOGUE)}; docs/models.md "
         "says how to place other files by hand"
@@ -100,15 +123,13 @@ def _installed(entry: Entry, roots: list[Path]) -> Path | None:
 def _is_right(path: Path, file: RemoteFile) -> bool:
     if not os.path.isfile(path):
         return False
-    reason = problem(path, file.size, file.sha256)
+    reason = find_problem(path, file)
     if reason:
         log.warning("%s: %s; not used", path, reason)
     return reason is None
 
 
-def _fetch_all(
-    entry: Entry, root: Path, roots: list[Path], progress: FileProgress | None, timeout: float
-) -> Downloaded:
+def _fetch_all(entry: Entry, root: Path, roots: list[Path], progress: Progress | None, timeout: float) -> Downloaded:
     """Gather the files in a hidden folder, so that half a model is never taken for one, and then move them."""
     gathering = root / f".{entry.name}.download"
     gathering.mkdir(parents=True, exist_ok=True)
@@ -119,7 +140,11 @@ def _fetch_all(
         if not (roots and _is_right(root / place, file)) and not _is_right(target, file)
     ]
     wanted = [(file, target) for file, target in missing if not _take(file, target, roots)]
-    check_space(gathering, sum((file.size or 0) - _length(target) for file, target in wanted))
+    needed, free = sum(file.size or 0 for file, _ in wanted), shutil.disk_usage(gathering).free
+    if free < needed:
+        raise CheckpointError(
+            f"{root}: {format_size(needed)} are needed, {format_size(free)} are free; make room or name another folder"
+        )
     for file, target in wanted:
         _fetch(file, target, progress, timeout)
     return Downloaded(_settle(entry, root, gathering), tuple(file.name for file, _ in wanted))
@@ -127,7 +152,6 @@ def _fetch_all(
 
 def _settle(entry: Entry, root: Path, gathering: Path) -> Path:
     """Move what was gathered to where the library finds it: in one step if nothing of the model is there yet."""
-    shutil.rmtree(gathering / "hub", ignore_errors=True)
     places = [root / place for place in entry.places()]
     model = places[0] if len(places) == 1 else places[0].parent
     if len(places) > 1 and not model.exists():
@@ -140,11 +164,6 @@ def _settle(entry: Entry, root: Path, gathering: Path) -> Path:
     return model
 
 
-def _length(target: Path) -> int:
-    part = target.with_name(target.name + ".part")
-    return part.stat().st_size if part.exists() else 0
-
-
 def _take(file: RemoteFile, target: Path, roots: list[Path]) -> bool:
     """Link or copy the file from where the library has it under another model's name."""
     for path in _elsewhere(file, roots):
@@ -153,7 +172,7 @@ def _take(file: RemoteFile, target: Path, roots: list[Path]) -> bool:
             try:
                 os.link(os.path.realpath(path), target)
             except OSError:
-                partial = target.with_name(target.name + ".part")
+                partial = target.with_name(target.name + ".partial")
                 shutil.copyfile(path, partial)
                 os.replace(partial, target)
             return True
@@ -171,58 +190,94 @@ def _elsewhere(file: RemoteFile, roots: list[Path]) -> Iterator[Path]:
             yield from sorted(root.glob(f"[!.]*/{file.name}"))
 
 
-def _fetch(file: RemoteFile, target: Path, progress: FileProgress | None, timeout: float) -> None:
-    def report(done: int, total: int | None) -> None:
+def _fetch(file: RemoteFile, target: Path, progress: Progress | None, timeout: float) -> None:
+    """Fetch one file to `target`, which appears whole and checked. Raises CheckpointError, one line."""
+    hub = file.address if isinstance(file.address, HubFile) else None
+    if hub and find_spec("huggingface_hub") is None:
+        raise CheckpointError(f"{file.url}: needs huggingface_hub; pip install huggingface_hub, or {BY_HAND}")
+    folder = target.with_name(f"{target.name}.fetching")
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    folder.mkdir()
+    arrived = folder / (hub.path if hub else file.name)
+    job = {
+        "repo": hub and hub.repo, "path": hub and hub.path, "revision": hub and hub.revision, "folder": str(folder),
+        "url": file.url, "target": str(arrived), "sha256": file.sha256,
+    }  # fmt: skip
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-c", _CHILD, json.dumps(job)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+        )  # fmt: skip
+        try:
+            _watch(child, file, folder, progress, timeout)
+        finally:
+            child.kill()
+            said = (child.communicate()[1] or "").strip().splitlines()
+        if child.returncode:
+            raise CheckpointError(f"{file.url}: {said[-1] if said else 'the download was ended'}; {BY_HAND}")
+        reason = find_problem(arrived, file)
+        if reason:
+            raise CheckpointError(f"{file.url}: {reason}; the file there is damaged or another one, {BY_HAND}")
+        os.replace(arrived, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _watch(
+    child: subprocess.Popen[str], file: RemoteFile, folder: Path, progress: Progress | None, timeout: float
+) -> None:
+    """Return when the child has ended. Raises CheckpointError if no byte arrives for `timeout` seconds."""
+    size, changed = -1, time.monotonic()
+    while child.poll() is None:
+        now = _measure(folder)
+        if now != size:
+            size, changed = now, time.monotonic()
+        elif time.monotonic() - changed > timeout:
+            raise CheckpointError(f"{file.url}: no byte for {timeout:.0f} seconds; run it again, or {BY_HAND}")
         if progress:
-            progress(file.name, done, total)
-
-    if isinstance(file.address, HubFile) and _through_hub(file.address, target, report):
-        if _is_right(target, file):
-            return
-        target.unlink()
-    fetch(file.url, target, size=file.size, sha256=file.sha256, progress=report, timeout=timeout)
+            progress(file.name, size, file.size)
+        time.sleep(_PAUSE)
 
 
-def _through_hub(address: HubFile, target: Path, report: Progress) -> bool:
-    """Fetch by huggingface_hub, which knows the user's login; False if it is not installed or does not succeed."""
+def _measure(folder: Path) -> int:
+    """Bytes of all files in a folder that another process writes to."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:  # renamed meanwhile
+            continue
+    return total
+
+
+def find_problem(path: Path, file: RemoteFile) -> str | None:
+    """Why a file on the disk is not the one that is wanted, in words; None if it is, as far as is known.
+
+    Compares size and SHA-256 where they are known, else reads the list of tensors.
+    """
     try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        return False
-    stopped: list[BaseException] = []
+        size = path.stat().st_size
+        if file.size is None or file.size != size:
+            Weights(path)  # says what the file is instead
+        if file.size not in (None, size):
+            return f"{size} bytes instead of {file.size}"
+        if file.sha256 is None:
+            return None
+        digest = hashlib.sha256()
+        with path.open("rb") as content:
+            while piece := content.read(2**20):
+                digest.update(piece)
+        found = digest.hexdigest()
+        return None if found == file.sha256 else f"its SHA-256 is {found[:12]}... instead of {file.sha256[:12]}..."
+    except CheckpointError as error:
+        return str(error).removeprefix(f"{path}: ").split("; ")[0]
+    except OSError as error:
+        return f"it cannot be read ({error.strerror or error})"
 
-    class Bar(tqdm):
-        """A silent bar that passes on what it is told."""
 
-        def __init__(self, *_: Any, total: int | None = None, initial: int = 0, **__: Any) -> None:
-            super().__init__(disable=True)
-            self.done, self.whole = initial, total
-
-        def update(self, n: float | None = 1) -> None:
-            self.done += int(n or 0)
-            try:
-                report(self.done, self.whole)
-            except BaseException as error:
-                stopped.append(error)
-                raise
-
-    options: dict[str, Any] = {"tqdm_class": Bar}
-    known = inspect.signature(hf_hub_download).parameters
-    try:
-        path = hf_hub_download(
-            address.repo,
-            address.path,
-            revision=address.revision,
-            local_dir=str(target.parent / "hub"),
-            endpoint=os.environ.get("HF_ENDPOINT") or None,
-            **{key: value for key, value in options.items() if key in known},
-        )
-    except Exception as error:  # its errors are of many kinds; the plain way says in one line what is wrong
-        if stopped:
-            raise stopped[0] from None
-        log.info("huggingface_hub: %s; trying without it", " ".join(str(error).split()))
-        return False
-    if stopped:
-        raise stopped[0]
-    os.replace(path, target)
-    return True
+def format_size(count: int) -> str:
+    """Bytes as people read them: 3.65 GB, 289 MB."""
+    for unit, factor, digits in (("GB", 1e9, 2), ("MB", 1e6, 0), ("kB", 1e3, 0)):
+        if count >= factor:
+            return f"{count / factor:.{digits}f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,263 @@
+"""A stand-in for Python's pickle module with which torch's own loader runs nothing that a file asks for.
+
+A pickle is a program: it looks names up and calls what it finds. The unpickler here finds the few functions that make
+tensors out of storages. Every other name becomes a `Placeholder`, and calling one makes another placeholder.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable, Mapping
+from types import FunctionType, SimpleNamespace
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+from torch.storage import TypedStorage
+
+#: Bytes of the longest pickle that is read. That of a released stage file has less than 1 MB.
+LONGEST_PICKLE = 2**23
+#: Largest number of dimensions of a tensor.
+MOST_DIMENSIONS = 16
+#: Bytes of a tensor whose entries repeat (stride 0) may exceed its storage up to this many bytes.
+REPEATED = 2**20
+#: Characters of a text that is used as a name.
+LONGEST_NAME = 120
+
+
+class Placeholder(dict[str, Any]):
+    """Stands for a class that is not looked up, and for its instances. Many of those are dicts: it keeps entries."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
+def make_pickle_module(size: int, storages: Mapping[str, int] | None) -> Any:
+    """A module for the argument `pickle_module` of torch.serialization.load, for one file.
+
+    size: of the file in bytes. storages: bytes of each storage by key, if the file lists them; without the list, all
+    storages together must fit into the file. The unpickler raises ValueError for a storage or tensor that is larger
+    than its place and for a pickle that is too long, EOFError for storages that do not fit into the file.
+    """
+    limits = _Limits(size, storages)
+
+    class Unpickler(_Unpickler):
+        def __init__(self, file: BinaryIO, **options: Any) -> None:
+            super().__init__(_Bounded(file), **options)
+
+        @property
+        def persistent_load(self) -> Callable[[Any], Any]:
+            return lambda saved: self._storage(saved)
+
+        @persistent_load.setter
+        def persistent_load(self, load: Callable[[Any], Any]) -> None:
+            self._load_storage = load
+
+        def _storage(self, saved: Any) -> Any:
+            return self._load_storage(saved) if limits.allow(saved) else Placeholder("storage")
+
+    def load(file: BinaryIO, **options: Any) -> Any:
+        value = Unpickler(file, **options).load()
+        if isinstance(value, dict) and value.get("little_endian") is False:  # torch's older files; torch ignores it
+            raise ValueError("saved on a big-endian machine")
+        return value
+
+    return SimpleNamespace(__name__="pickle", Unpickler=Unpickler, load=load)
+
+
+class _Limits:
+    """Which storages of a file may be loaded."""
+
+    def __init__(self, size: int, storages: Mapping[str, int] | None) -> None:
+        self._left = size
+        self._storages = storages
+        self._known: set[str] = set()
+
+    def allow(self, saved: Any) -> bool:
+        """Whether a persistent id is a plain storage's. Raises ValueError for one that is larger than its place."""
+        if not isinstance(saved, tuple) or len(saved) < 5 or saved[0] != "storage" or saved[5:] not in ((), (None,)):
+            return False
+        kind, key, count = saved[1], saved[2], saved[4]
+        dtype = torch.uint8 if kind is torch.UntypedStorage else getattr(kind, "dtype", None)
+        if not isinstance(dtype, torch.dtype) or not isinstance(key, str) or not _are_counts((count,)):
+            return False
+        size = count * dtype.itemsize
+        if self._storages is None and key not in self._known:
+            self._known.add(key)
+            self._left -= size
+        if self._left < 0:
+            raise EOFError("the file ends before its last storage")
+        if self._storages is not None and size > self._storages.get(key, -1):
+            raise ValueError(f"storage {key[:LONGEST_NAME]!r} is not where its list of tensors says")
+        return True
+
+
+class _Bounded:
+    """A file of which only so many bytes can be read, never more at a time than are left."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = LONGEST_PICKLE
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes. Raises ValueError behind the limit."""
+        self._left -= size
+        if self._left < 0:
+            raise ValueError("its list of tensors has no end")
+        return self._file.read(size)
+
+    def readline(self) -> bytes:
+        """The next line. Raises ValueError behind the limit."""
+        line = self._file.readline(4096)
+        self._left -= len(line)
+        if self._left < 0 or len(line) == 4096:
+            raise ValueError("its list of tensors has no end")
+        return line
+
+
+#: Operations that the base class may carry out. Text forms of protocol 0 and extension codes are not among them.
+_KEPT = (
+    pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.NONE,
+    pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.LONG4,
+    pickle.BINFLOAT, pickle.BINSTRING, pickle.SHORT_BINSTRING, pickle.BINUNICODE, pickle.SHORT_BINUNICODE,
+    pickle.BINUNICODE8, pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8, pickle.EMPTY_TUPLE, pickle.TUPLE,
+    pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.BINGET,
+    pickle.LONG_BINGET, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GLOBAL, pickle.BINPERSID,
+)  # fmt: skip
+
+
+#: The unpickler that is written in Python, whose operations can be replaced.
+_Base: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _Unpickler(_Base):
+    """Makes plain values and tensors. It calls no function but those of `_FOUND`, and hashes nothing but text."""
+
+    #: Only operations in this table are carried out.
+    dispatch = {code[0]: _Base.dispatch[code[0]] for code in _KEPT}  # noqa: RUF012  # as in the base class
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        """What a name stands for here; nothing is imported."""
+        dtype = getattr(torch, name, None) if module == "torch" and len(name) < LONGEST_NAME else None
+        if isinstance(dtype, torch.dtype):
+            return dtype
+        return _FOUND.get((module, name)) or Placeholder(f"{module[:LONGEST_NAME]}.{name[:LONGEST_NAME]}")
+
+    def _find(self) -> None:
+        name = self.stack.pop()
+        module = self.stack.pop()
+        if not all(isinstance(n, str) and len(n) < LONGEST_NAME for n in (module, name)):
+            raise ValueError("a name in its list of tensors")
+        self.stack.append(self.find_class(module, name))
+
+    def _call(self) -> None:
+        arguments = self.stack.pop()
+        self.stack[-1] = _call(self.stack[-1], arguments)
+
+    def _call_with_names(self) -> None:
+        del self.stack[-2:]
+        self.stack[-1] = _call(self.stack[-1], None)
+
+    def _ignore_state(self) -> None:
+        self.stack.pop()
+
+    def _make_object(self) -> None:
+        self.pop_mark()
+        self.stack.append(Placeholder("object"))
+
+    def _make_set(self) -> None:
+        self.stack.append(Placeholder("set"))
+
+    def _make_dict(self) -> None:
+        items = self.pop_mark()
+        self.stack.append(_fill({}, items))
+
+    def _add_items(self) -> None:
+        items = self.pop_mark()
+        _fill(self.stack[-1], items)
+
+    def _add_pair(self) -> None:
+        items = [self.stack.pop(-2), self.stack.pop()]
+        _fill(self.stack[-1], items)
+
+    def _add_item(self) -> None:
+        item = self.stack.pop()
+        _fill(self.stack[-1], [item])
+
+    def _make_list(self) -> None:
+        items = self.pop_mark()
+        self.stack.append(items)
+
+    dispatch.update({
+        pickle.STACK_GLOBAL[0]: _find, pickle.REDUCE[0]: _call, pickle.NEWOBJ[0]: _call,
+        pickle.NEWOBJ_EX[0]: _call_with_names, pickle.BUILD[0]: _ignore_state, pickle.OBJ[0]: _make_object,
+        pickle.EMPTY_SET[0]: _make_set, pickle.FROZENSET[0]: _make_object, pickle.DICT[0]: _make_dict,
+        pickle.LIST[0]: _make_list, pickle.SETITEMS[0]: _add_items, pickle.APPENDS[0]: _add_items,
+        pickle.ADDITEMS[0]: _add_items, pickle.SETITEM[0]: _add_pair, pickle.APPEND[0]: _add_item,
+    })  # fmt: skip
+
+
+def _fill(target: Any, items: list[Any]) -> Any:
+    """Append to a list, or take text keys and their values into a dict. Other keys are left out, not hashed."""
+    if isinstance(target, list):
+        target += items
+    elif isinstance(target, dict):
+        target.update((k, v) for k, v in zip(items[::2], items[1::2]) if isinstance(k, str))
+    return target
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    """The result of one of the functions of `_FOUND`, or a placeholder."""
+    if type(function) is FunctionType and isinstance(arguments, tuple):
+        return function(*arguments)
+    return Placeholder(getattr(function, "name", "object"))
+
+
+def _make_entries(*_: Any) -> dict[str, Any]:
+    return {}  # an OrderedDict: its entries follow
+
+
+def _make_parameter(tensor: Any, *_: Any) -> Any:
+    return tensor
+
+
+def _make_typed(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    return _call(function, arguments)
+
+
+def _make_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Any:
+    """A tensor as a window on a storage. offset, stride: in entries. Raises ValueError if it leaves the storage."""
+    if not isinstance(storage, TypedStorage):
+        return Placeholder("tensor")
+    dtype = rest[2] if len(rest) > 2 and isinstance(rest[2], torch.dtype) else storage.dtype
+    untyped = storage._untyped_storage
+    if not (_are_counts((offset,)) and _are_counts(shape) and _are_counts(stride) and len(shape) == len(stride)):
+        raise ValueError("a shape in its list of tensors")
+    entries = 0 if 0 in shape else offset + 1 + sum((n - 1) * s for n, s in zip(shape, stride))
+    size = untyped.nbytes()
+    if entries * dtype.itemsize > size or math.prod(shape) * dtype.itemsize > max(size, REPEATED):
+        raise ValueError("a tensor is larger than its place in the file")
+    if not entries:
+        return torch.empty(tuple(shape), dtype=dtype)
+    if (untyped.data_ptr() + offset * dtype.itemsize) % dtype.itemsize:  # only kernels for aligned numbers exist
+        untyped = untyped.clone()
+    return Tensor.set_(torch.empty(0, dtype=dtype), untyped, offset, tuple(shape), tuple(stride))
+
+
+def _are_counts(values: Any) -> bool:
+    few = isinstance(values, tuple) and len(values) <= MOST_DIMENSIONS
+    return few and all(type(v) is int and 0 <= v < 2**62 for v in values)
+
+
+_FOUND: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): _make_entries,
+    ("torch._utils", "_rebuild_tensor"): _make_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _make_tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _make_tensor,
+    ("torch._utils", "_rebuild_parameter"): _make_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _make_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _make_typed,
+    ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
+}
