@@ -205,12 +205,12 @@ class _Run:
 
     def _save(self, target: Target, path: Path, picture: Any, digest: str) -> None:
         from ..images.files import WRITE_SUFFIXES, write_image
-        from ..record import to_metadata
+        from ..record import to_texts
 
         strip, buffer = self.options.strip_metadata, io.BytesIO()
         kind = WRITE_SUFFIXES[path.suffix.lower()]
         record = {**self._record, "input_hash": digest}
-        picture = replace(picture, metadata=to_metadata(picture.metadata, record, kind))
+        picture = replace(picture, metadata=picture.metadata.with_text(to_texts(record)))
         for line in write_image(buffer, picture, format=kind, quality=self.options.quality, metadata=not strip):
             _say(f"{path}: {line}")
         data = buffer.getvalue()
