@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -136,7 +136,7 @@ def _to(tensor: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor
         where, dtype, layout = other.device, other.dtype, None
     else:
         kwargs = {k: v for k, v in kwargs.items() if v is not None}
-        where, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
+        where, dtype, _, layout = cast(Any, torch._C)._nn._parse_to(*args, **kwargs)
     return _move(tensor, where, dtype, copy, layout)
 
 
