@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .common import Bar, fail, of_model, open_model, positive, restore, size, verbose
+from .common import Bar, add_model_options, fail, open_model, positive, restore, size, verbose
 
 
 def add(commands: Any) -> None:
@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
     test.add_argument("--json", action="store_true", help="print JSON and nothing else")
     test.add_argument("--html", metavar="FILE", help="write a report with the images side by side")
     verbose(test)
-    of_model(test)
+    add_model_options(test)
     test.set_defaults(run=_evaluate, residency="auto")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import ImageError
-from ..images.files import READ_FORMATS, Picture, read_image, upright_size
+from ..images.files import READ_FORMATS, Picture, read_image, read_upright_size
 from .limits import Limits
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
@@ -52,7 +52,7 @@ def size(upload: Upload, limits: Limits) -> tuple[int, int]:
             with Image.open(upload.path, formats=READ_FORMATS) as image:
                 width, height = image.size
                 limits.check_input(upload.name, width, height)
-                return upright_size(image)
+                return read_upright_size(image)
     except ImageError:
         raise
     except FileNotFoundError as error:

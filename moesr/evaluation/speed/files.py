@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...checkpoints.detect import FIRST_STAGE
-from ...checkpoints.header import to_header
+from ...checkpoints.header import make_header
 from ...checkpoints.writing import Entry, write
 from ...config import ModelConfig
 from ...networks.autoencoder import Autoencoder
@@ -38,7 +38,7 @@ def full_size_file(path: Path, config: ModelConfig | None = None) -> Path:
     with torch.device("meta"):
         unet, autoencoder = denoiser(config.unet).state_dict(), Autoencoder(config.autoencoder).state_dict()
     experts = [entry for i in range(len(config.stages)) for entry in entries(f"experts.{i}.", unet)]
-    write(path, [*experts, *entries(FIRST_STAGE, autoencoder)], to_header(config))
+    write(path, [*experts, *entries(FIRST_STAGE, autoencoder)], make_header(config))
     return path
 
 

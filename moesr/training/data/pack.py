@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import ImageError, SettingError
-from ...images.files import explained
+from ...images.files import explain_errors
 from .photos import Photos, pixels
 
 #: Side of a part in pixels, and the step of places where one may begin.
@@ -65,7 +65,7 @@ class Pack:
     def image(self, index: int) -> Image.Image:
         with self._lock:
             data = self._archive.read(self._names[index])
-        with explained(self.name(index)), Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
+        with explain_errors(self.name(index)), Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
             return image.convert("RGB")
 
     @property

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...errors import ImageError, SettingError
 from ...images import png
-from ...images.files import READ_FORMATS, READ_SUFFIXES, explained, from_pil, on_white, read_image
+from ...images.files import READ_FORMATS, READ_SUFFIXES, explain_errors, from_pil, lay_on_white, read_image
 
 #: How whole files of a format end. Files that end otherwise (which is legal) are decoded once. WebP checks itself.
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
@@ -134,9 +134,9 @@ class Folder:
 
     def image(self, index: int) -> Image.Image | np.ndarray:
         path = self.paths[index]
-        with explained(path), path.open("rb") as file:
+        with explain_errors(path), path.open("rb") as file:
             if png.is_png16(file.read(26)):  # Pillow would cut its samples to 8 bits
-                picture = on_white(read_image(path))
+                picture = lay_on_white(read_image(path))
                 return picture.rgb * 2 - 1
             file.seek(0)
             with Image.open(file, formats=READ_FORMATS) as image:
@@ -176,7 +176,7 @@ class Wrapped:
             elif item.is_floating_point():
                 return item.detach().float().permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy()
         if isinstance(item, Image.Image):
-            with explained(self.name(index)):
+            with explain_errors(self.name(index)):
                 item.load()
                 return _upright(item)
         if _is_pixels(item):
@@ -197,8 +197,8 @@ def values(image: Image.Image | np.ndarray, name: str, box: tuple[int, int, int,
             low, high = float(part.min()), float(part.max())
             raise ImageError(f"{name}: values from {low:.3g} to {high:.3g}; floats must be in [-1, 1]")
         return part
-    with explained(name):
-        picture = on_white(from_pil(image.crop(box) if box else image))
+    with explain_errors(name):
+        picture = lay_on_white(from_pil(image.crop(box) if box else image))
     return picture.rgb * np.float32(255) / np.float32(127.5) - 1
 
 
@@ -210,7 +210,7 @@ def pixels(image: Image.Image | np.ndarray, name: str) -> np.ndarray:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    with explained(path), path.open("rb") as file:
+    with explain_errors(path), path.open("rb") as file:
         if not file.read(1):
             raise ImageError(f"{path}: the file is empty; get it again")
         file.seek(0)
