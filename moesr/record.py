@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, unescape
@@ -15,12 +15,14 @@ from xml.sax.saxutils import escape, unescape
 from PIL import Image
 
 from . import __version__
+from .config import ModelConfig
+from .errors import SettingError
 from .images.files import READ_FORMATS, Metadata, read_text
+from .settings import LOADING, RUN_SETTINGS, SETTINGS, read_settings, resolve_run
 
 #: The keyword of the text that holds the record.
 KEYWORD = "moesr"
 _BLOCK = 2**20
-
 
 _NAMESPACE = "urn:moesr"
 _IN_XMP = re.compile(r'<rdf:Description rdf:about="" xmlns:moesr="[^"]*" moesr:record="([^"]*)"/>')
@@ -69,6 +71,37 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
     known = _IN_XMP.search(xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else str(xmp))
     return from_texts({KEYWORD: unescape(known[1], {"&quot;": '"'})}) if known else None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """How a result was made, as far as it can be made again."""
+
+    #: Name of the model in the library, and the fingerprint of its files ("" if the result does not say).
+    model: str
+    model_hash: str
+    #: Settings of the run by name: see settings.RUN_SETTINGS.
+    settings: dict[str, Any]
+
+
+def describe_run(model: str, model_hash: str, config: ModelConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run: every setting as it was used, with the model's own value where none was given."""
+    used = {name: settings.get(name, SETTINGS[name].default) for name in RUN_SETTINGS if name != "tile_batch"}
+    return {"model": model, "model_hash": model_hash, **used, **asdict(resolve_run(config, settings))}
+
+
+def read_run(path: str | os.PathLike[str]) -> RunRecord | None:
+    """The run that a file is the result of; None if it does not say, or says what makes no sense."""
+    record = read_record(path)
+    if record is None:
+        return None
+    try:
+        given = {name: value for name, value in record.items() if name in RUN_SETTINGS}
+        digest = record.get("model_hash")
+        model = LOADING["model"].check(record.get("model", LOADING["model"].default))
+        return RunRecord(model, digest if isinstance(digest, str) else "", read_settings(given))
+    except SettingError:
+        return None
 
 
 def find_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
