@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, unescape
@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape, unescape
 from PIL import Image
 
 from . import __version__
+from .config import ModelConfig
 from .images.files import READ_FORMATS, Metadata, read_text
 
 #: The keyword of the text that holds the record.
@@ -29,6 +30,24 @@ _EMPTY_XMP = (
     '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
 _LONGEST_XMP = 65000  # bytes that a JPEG holds in one piece, with some room
+
+
+def describe_settings(
+    config: ModelConfig, path: Path, settings: Mapping[str, Any], *, mask: Path | None = None, bits: int | None = None
+) -> dict[str, Any]:
+    """What makes a result what it is, but for the input. path: the model's; settings: those of `upscale`."""
+    from .library import compute_fingerprint  # needs torch, which finding a record does not
+    from .settings import resolve
+
+    own = {name: settings[name] for name in ("scale", "steps", "sampler", "spacing", "fidelity", "restore")}
+    return {
+        "model": path.stem,
+        "model_hash": compute_fingerprint(path),
+        **{name: settings[name] for name in ("restore", "seed", "color_fix", "wrap", "eta", "tile")},
+        **asdict(resolve(config, **own)),
+        "mask": digest_file(mask) if mask else None,
+        "bits": bits,
+    }
 
 
 def to_metadata(metadata: Metadata, record: Mapping[str, Any], kind: str) -> Metadata:
