@@ -1,4 +1,7 @@
-"""Errors that a user reads: one line that names the thing, the cause and the way out."""
+"""Errors that a user reads: one line that names the thing, the cause and the way out.
+
+Hosts show the full name of an error's class; `moesr.SettingError` is what users import, and what fits into a line.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,28 @@ from __future__ import annotations
 class MoESRError(Exception):
     """Base of all errors that this package raises on purpose."""
 
+    __module__ = "moesr"
+
 
 class CheckpointError(MoESRError):
     """A weight file is not what was asked for, is incomplete, or cannot be read."""
+
+    __module__ = "moesr"
 
 
 class ImageError(MoESRError):
     """An image cannot be read, written or processed."""
 
+    __module__ = "moesr"
+
 
 class SettingError(MoESRError):
     """An option has a value that does not work, or two options contradict each other."""
 
+    __module__ = "moesr"
+
 
 class NumericsError(MoESRError):
     """A computation gave NaN or infinity where a picture was expected."""
+
+    __module__ = "moesr"

@@ -5,31 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape, unescape
-
-from PIL import Image
 
 from . import __version__
 from .config import ModelConfig
-from .images.files import READ_FORMATS, Metadata, read_text
+from .images.files import read_text
 
 #: The keyword of the text that holds the record.
 KEYWORD = "moesr"
 _BLOCK = 2**20
-
-
-_NAMESPACE = "urn:moesr"
-_IN_XMP = re.compile(r'<rdf:Description rdf:about="" xmlns:moesr="[^"]*" moesr:record="([^"]*)"/>')
-_EMPTY_XMP = (
-    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
-)
-_LONGEST_XMP = 65000  # bytes that a JPEG holds in one piece, with some room
 
 
 def describe_settings(
@@ -50,19 +37,6 @@ def describe_settings(
     }
 
 
-def to_metadata(metadata: Metadata, record: Mapping[str, Any], kind: str) -> Metadata:
-    """The metadata of a picture with the record: as texts in a PNG, as XMP in a JPEG, WEBP or TIFF."""
-    texts = to_texts(record)
-    if kind == "PNG":
-        return metadata.with_text(texts)
-    xmp = _IN_XMP.sub("", metadata.xmp.decode("utf-8", "surrogateescape")) or _EMPTY_XMP
-    value = escape(texts[KEYWORD], {'"': "&quot;"})
-    ours = f'<rdf:Description rdf:about="" xmlns:moesr="{_NAMESPACE}" moesr:record="{value}"/>'
-    before, end, after = xmp.rpartition("</rdf:RDF>")
-    whole = f"{before}{ours}{end}{after}".encode("utf-8", "surrogateescape")
-    return replace(metadata, xmp=whole) if end and len(whole) < _LONGEST_XMP else metadata
-
-
 def to_texts(record: Mapping[str, Any]) -> dict[str, str]:
     """Metadata texts by keyword that hold the record."""
     return {"Software": f"MoESR {__version__}", KEYWORD: json.dumps({"version": __version__, **record})}
@@ -79,15 +53,7 @@ def from_texts(texts: Mapping[str, str]) -> dict[str, Any] | None:
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The record in a file; None for a file without one, or that cannot be read. Pixels are not decoded."""
-    if (found := from_texts(read_text(path))) is not None:
-        return found
-    try:
-        with Image.open(path, formats=READ_FORMATS) as image:
-            xmp = image.info.get("xmp", b"")
-    except Exception:  # damaged files make Pillow raise nearly anything
-        return None
-    known = _IN_XMP.search(xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else str(xmp))
-    return from_texts({KEYWORD: unescape(known[1], {"&quot;": '"'})}) if known else None
+    return from_texts(read_text(path))
 
 
 def find_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:

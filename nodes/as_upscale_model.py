@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..moesr.errors import SettingError
 from . import widgets
-from .comfyui import io, schema
+from .comfyui import io, make_schema
 
 
 class UpscaleModel:
@@ -19,7 +20,7 @@ class UpscaleModel:
 
     def __init__(self, model: Any, steps: int, seed: int, fidelity: float) -> None:
         self._model, self._steps, self._seed, self._fidelity = model, steps, seed, fidelity
-        self.scale = model.sr.scale
+        self.scale = model.hosted.sr.scale
 
     @property
     def model(self) -> Any:
@@ -47,9 +48,14 @@ class UpscaleModel:
     def __call__(self, image: Any) -> Any:
         from ..moesr.pipeline import upscale
 
+        if image.shape[1] != self.input_channels:
+            raise SettingError(
+                f"image: it has {image.shape[1]} channels, and this node of the host makes pictures with 3; take "
+                "MoESR Upscale, which keeps transparency"
+            )
         self._model.hosted.begin_run(image.shape[3] * self.scale, image.shape[2] * self.scale)
         result = upscale(
-            self._model.sr,
+            self._model.hosted.sr,
             image.movedim(1, -1),
             steps=self._steps or None,
             seed=self._seed,
@@ -65,7 +71,7 @@ class MoESRAsUpscaleModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Inputs and outputs."""
-        return schema(
+        return make_schema(
             node_id="MoESRAsUpscaleModel",
             category=widgets.CATEGORY,
             search_aliases=[*widgets.ALIASES, "upscale model", "ultimate sd upscale"],

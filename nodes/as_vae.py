@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import widgets
-from .comfyui import io, schema, vae_of
+from .comfyui import io, make_schema, make_vae
 
 #: The AFF U-Net, which the host's own network does not have.
 OURS = "decoder.unet_1."
@@ -17,7 +17,7 @@ class MoESRFCDAsVAE(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Inputs and outputs."""
-        return schema(
+        return make_schema(
             node_id="MoESRFCDAsVAE",
             category=widgets.CATEGORY,
             search_aliases=["moesr", "vae", "fcd", "sd 1.5 decoder"],
@@ -31,12 +31,12 @@ class MoESRFCDAsVAE(io.ComfyNode):
         from ..moesr.errors import SettingError
         from ..moesr.tiling import estimate_tile_memory
 
-        if model.decoder is None:
+        if model.hosted.decoder is None:
             raise SettingError(
-                f"model: {model.name} decodes latents of its own; in the Loader choose a KL f8 decoder, "
+                f"model: {model.hosted.name} decodes latents of its own; in the Loader choose a KL f8 decoder, "
                 "fa_vae.pth for Stable Diffusion 1.5"
             )
         parts = model.hosted.parts
         weights = {name: parts.weights[name] for name in parts.weights if not name.startswith(OURS)}
-        vae = vae_of(weights, parts.autoencoder, lambda dtype: estimate_tile_memory(parts.config, dtype, 1))
+        vae = make_vae(weights, parts.autoencoder, lambda dtype: estimate_tile_memory(parts.config, dtype, 1))
         return io.NodeOutput(vae)

@@ -26,11 +26,16 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 from torch import nn
 
+from ..moesr.hosting.networks import Keeper
+from ..moesr.progress import PHASES, Event
+from ..moesr.settings import SETTINGS
+
 __all__ = ["ComfyExtension", "GraphBuilder", "io"]
 
 FOLDER = "moesr"
 SUFFIXES = {".safetensors", ".ckpt", ".pth", ".pt"}
 PREVIEW_SIDE = 512
+BAR_LENGTH = 1000
 #: Seconds between messages to the page, at least; a new step is always told.
 PAUSE = 0.05
 
@@ -72,12 +77,11 @@ def _stop_if_cancelled(*_: Any) -> None:
     memory.throw_exception_if_processing_interrupted()
 
 
-class ComfyKeeper:
+class ComfyKeeper(Keeper):
     """ComfyUI's memory manager as the `Keeper` of our networks (moesr/hosting): a handle is a patcher of the host."""
 
     def __init__(self) -> None:
-        self.device: torch.device = memory.get_torch_device()
-        self.offload_device: torch.device = memory.unet_offload_device()
+        super().__init__(memory.get_torch_device(), memory.unet_offload_device())
 
     def choose_dtype(self, parameters: int, *, decoder: bool) -> torch.dtype:
         """The host's choice for a network of that size. Decoders of SD 1.5 latents overflow in fp16, as its VAEs do."""
@@ -109,23 +113,20 @@ class ComfyKeeper:
         memory.unload_all_models()
         memory.soft_empty_cache()
 
-    def end_run(self, handles: Sequence[Any]) -> None:
-        """Networks stay until the host wants their room."""
-
     def check(self) -> None:
         """Raises the host's own exception if its user has pressed Cancel."""
         memory.throw_exception_if_processing_interrupted()
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """What the host takes for it."""
-        if hasattr(memory, "is_oom"):
-            return bool(memory.is_oom(error))
+        """What the host takes for it, and what torch does."""
+        if hasattr(memory, "is_oom") and memory.is_oom(error):
+            return True
         # Where torch has no such error, the host's name stands for every Exception.
         kind = memory.OOM_EXCEPTION
-        return kind is not Exception and isinstance(error, kind)
+        return (kind is not Exception and isinstance(error, kind)) or super().is_out_of_memory(error)
 
 
-def vae_of(
+def make_vae(
     weights: dict[str, torch.Tensor],
     build: Callable[[torch.dtype, torch.device], nn.Module],
     pixel: Callable[[torch.dtype], int],
@@ -146,52 +147,53 @@ def vae_of(
 
 
 class Progress:
-    """Callback of a run: the host's bar, a line of text on the node, a preview a step, and events for our page script.
+    """Callback of a run: the host's bar, a line of text on the node, a preview per step, events for our page script.
 
-    steps: of sampling, 0 if there is none. experts and noise: of each step, for the picture of the plan.
+    experts and noise: of each step, for the picture of the plan; empty for a node that only decodes.
     """
 
     def __init__(self, experts: Sequence[int] = (), noise: Sequence[float] = ()) -> None:
         self._experts, self._noise = list(experts), list(noise)
-        self._bar = comfy.utils.ProgressBar(1)
-        self._node = _node_on_page()
-        self._encodes = False
-        self._seen = ("", 0)  # phase and step
-        self._sent = 0.0
+        #: The part of a whole run that this node does.
+        self._start, self._end = (0.0, PHASES["sample"][1]) if experts else PHASES["decode"]
+        self._bar = comfy.utils.ProgressBar(BAR_LENGTH)
+        self._node = _find_node_on_page()
+        self._last_step = ("", 0)  # phase and step
+        self._last_time = 0.0
 
-    def __call__(self, event: Any) -> None:
-        self._encodes |= event.phase == "encode"
-        before = event.tiles * (event.step - 1 + self._encodes) if event.phase == "sample" else 0
-        total = event.tiles * (len(self._experts) + self._encodes) if event.phase != "decode" else event.tiles
-        fresh = (event.phase, event.step) != self._seen
+    def __call__(self, event: Event) -> None:
+        is_new_step = (event.phase, event.step) != self._last_step
         now = time.monotonic()
-        if not fresh and now - self._sent < PAUSE:
+        if not is_new_step and not event.note and now - self._last_time < PAUSE:
             return
-        self._seen, self._sent = (event.phase, event.step), now
+        self._last_step, self._last_time = (event.phase, event.step), now
         preview = None
-        if fresh and event.preview is not None:
+        if is_new_step and event.preview is not None:
             preview = ("JPEG", event.preview(), PREVIEW_SIDE)
-        self._bar.update_absolute(before + event.tile - 1, max(total, 1), preview)
-        self._tell(event, fresh)
+        # Of the pictures at work, then of all.
+        fraction = ((event.fraction - event.done) / event.share - self._start) / (self._end - self._start)
+        fraction = event.done + event.share * fraction
+        self._bar.update_absolute(round(BAR_LENGTH * min(1.0, max(0.0, fraction))), BAR_LENGTH, preview)
+        text = event.text + (f", expert {event.expert}" if event.phase == "sample" else "")
+        self._send_text(f"{text}\n{event.note}" if event.note else text)
+        data = {"phase": event.phase, "step": event.step, "tile": event.tile, "tiles": event.tiles}
+        self._send_event(data | ({"experts": self._experts, "noise": self._noise} if is_new_step else {}))
 
-    def done(self) -> None:
+    def finish(self) -> None:
         """The bar is full."""
-        self._bar.update_absolute(self._bar.total)
+        self._bar.update_absolute(BAR_LENGTH)
+        self._send_event({"phase": "done"})
+
+    def _send_text(self, text: str) -> None:
         server = PromptServer.instance
-        server.send_sync("moesr.step", {"node": self._node, "phase": "done"}, server.client_id)
+        server.send_progress_text(text, self._node, server.client_id)
 
-    def _tell(self, event: Any, fresh: bool) -> None:
-        at = {"encode": "reading the image", "decode": "decoding"}.get(event.phase)
-        at = at or f"step {event.step}/{event.steps}, expert {event.expert}"
+    def _send_event(self, data: dict[str, Any]) -> None:
         server = PromptServer.instance
-        server.send_progress_text(f"tile {event.tile}/{event.tiles}, {at}", self._node, server.client_id)
-        data = {"node": self._node, "phase": event.phase, "step": event.step, "tile": event.tile, "tiles": event.tiles}
-        if fresh:
-            data |= {"experts": self._experts, "noise": self._noise}
-        server.send_sync("moesr.step", data, server.client_id)
+        server.send_sync("moesr.step", {"node": self._node, **data}, server.client_id)
 
 
-def _node_on_page() -> str:
+def _find_node_on_page() -> str:
     """The id of the node at work, or of the node on the page that it is part of."""
     context = get_executing_context()
     if context is None:
@@ -216,7 +218,7 @@ def read_prompt_inputs(link: str | None = None) -> dict[str, Any]:
         return {}
 
 
-def model_folders() -> list[str]:
+def find_model_folders() -> list[str]:
     """Where the host keeps our models, extra_model_paths.yaml included."""
     default = os.path.join(folder_paths.models_dir, FOLDER)
     if default not in folder_paths.folder_names_and_paths.get(FOLDER, ([],))[0]:
@@ -227,13 +229,15 @@ def model_folders() -> list[str]:
     return folder_paths.get_folder_paths(FOLDER)
 
 
-def schema(node_id: str, inputs: list[Any], outputs: list[Any], **more: Any) -> Any:
+def make_schema(node_id: str, inputs: list[Any], outputs: list[Any], **more: Any) -> Any:
     """The host's schema of a node, whose words are those of locales/en, without fields that this host does not know."""
-    words = _words()[node_id]
+    words = _read_words()[node_id]
     described = [(put, words["inputs"][put.id]) for put in inputs]
     described += [(put, words["outputs"][str(i)]) for i, put in enumerate(outputs)]
-    for put, said in described:
-        put.display_name, put.tooltip = said["name"], said["tooltip"]
+    for put, text in described:
+        put.display_name, put.tooltip = text["name"], text["tooltip"]
+        if put.id in SETTINGS and SETTINGS[put.id].advanced and hasattr(put, "advanced"):  # newer hosts fold it away
+            put.advanced = True
     more |= {"display_name": words["display_name"], "description": words["description"]}
     known = {f.name for f in fields(io.Schema)}
     more = {name: value for name, value in more.items() if name in known}
@@ -241,6 +245,6 @@ def schema(node_id: str, inputs: list[Any], outputs: list[Any], **more: Any) -> 
 
 
 @lru_cache
-def _words() -> dict[str, Any]:
+def _read_words() -> dict[str, Any]:
     path = Path(__file__).parent.parent / "locales" / "en" / "nodeDefs.json"
     return json.loads(path.read_text(encoding="utf-8"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from . import model as models
-from .comfyui import io, schema
-from .widgets import ALIASES, CATEGORY, listed
+from .comfyui import io, make_schema
+from .widgets import ALIASES, CATEGORY, check_choice
 
 
 class MoESRLoader(io.ComfyNode):
@@ -15,7 +15,7 @@ class MoESRLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Inputs and outputs."""
-        return schema(
+        return make_schema(
             node_id="MoESRLoader",
             category=CATEGORY,
             search_aliases=[*ALIASES, "load upscale model", "resshift", "ldm super resolution"],
@@ -30,7 +30,7 @@ class MoESRLoader(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, model: str | None) -> bool | str:
         """A line that names the widget if there is no such model."""
-        return (model and models.find_problem(model)) or True
+        return (model is not None and models.find_problem(model)) or True
 
     @classmethod
     def fingerprint_inputs(cls, model: str, dtype: str, experts: str) -> str:
@@ -40,6 +40,6 @@ class MoESRLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model: str, dtype: str, experts: str) -> Any:
         """The model; its files are checked, its weights are read when they are used."""
-        listed("dtype", dtype, models.DTYPES)
-        listed("experts", experts, models.RESIDENCIES)
+        check_choice("dtype", dtype, models.DTYPES)
+        check_choice("experts", experts, models.RESIDENCIES)
         return io.NodeOutput(models.load(model, dtype, experts))

@@ -22,21 +22,6 @@ class Model:
         self.hosted = hosted
 
     @property
-    def name(self) -> str:
-        """Its name in the Loader's list."""
-        return self.hosted.name
-
-    @property
-    def sr(self) -> Any:
-        """The super-resolution model. Raises SettingError if there is only a decoder."""
-        return self.hosted.sr
-
-    @property
-    def decoder(self) -> Any:
-        """The decoder of Stable Diffusion 1.5 latents, or None."""
-        return self.hosted.decoder
-
-    @property
     def patcher(self) -> Any:
         """The host's patcher of the decoder, which every model has."""
         networks = self.hosted.networks
@@ -60,11 +45,14 @@ def list_models() -> list[str]:
 def find_problem(name: str) -> str | None:
     """Why a model cannot be chosen, with the way out; None if it can."""
     known = _installed()
-    if name in known:
+    if isinstance(name, str) and name in known:
         return None
     from ..moesr.library import suggest
 
-    return f"model: there is no {name}{suggest(name, known)}; put it into {comfyui.model_folders()[0]} and press R"
+    if not name:
+        return "model: none is chosen; choose one of the list"
+    folder = comfyui.find_model_folders()[0]
+    return f"model: there is no {name}{suggest(str(name), known)}; put it into {folder} and press R"
 
 
 def fingerprint(name: str) -> str:
@@ -91,6 +79,6 @@ def load(name: str, dtype: str, residency: str) -> Model:
 def _installed() -> dict[str, Path]:
     from ..moesr.library import add_folder, installed
 
-    for folder in comfyui.model_folders():
+    for folder in comfyui.find_model_folders():
         add_folder(folder)
     return installed()

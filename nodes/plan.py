@@ -29,7 +29,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_of(sr: Any, steps: int, sampler: str) -> Plan:
+def make_plan(sr: Any, steps: int, sampler: str) -> Plan:
     """The plan of a run of a super-resolution model; 0 steps and "auto" are the model's own."""
     from ..moesr.settings import resolve
 

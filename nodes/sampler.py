@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..moesr.errors import SettingError
+from ..moesr.settings import SETTINGS
 from . import widgets
-from .comfyui import Progress, io, read_prompt_inputs, schema
-from .plan import plan_of
+from .comfyui import Progress, io, make_schema, read_prompt_inputs
+from .plan import make_plan
 
 
 class MoESRSampler(io.ComfyNode):
@@ -15,18 +17,18 @@ class MoESRSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Inputs and outputs."""
-        return schema(
+        return make_schema(
             node_id="MoESRSampler",
             category=widgets.CATEGORY,
-            search_aliases=[*widgets.ALIASES, "ksampler", "tiled diffusion", "seamless", "resshift"],
+            search_aliases=[*widgets.ALIASES, "ksampler", "tiled diffusion", "tile", "seamless", "resshift"],
             inputs=[
                 widgets.model(),
                 io.Image.Input("image"),
                 widgets.seed(),
                 widgets.steps(),
-                widgets.sampler(),
-                io.Float.Input("eta", default=1.0, min=0.0, max=2.0, step=0.05),
-                io.Combo.Input("batch_seed", options=list(widgets.BATCH_SEEDS), default=widgets.BATCH_SEEDS[0]),
+                widgets.choice("sampler"),
+                widgets.number("eta"),
+                io.Combo.Input("batch_seed", options=list(widgets.BATCH_SEED_WORDS), default="per image"),
                 widgets.tile(),
                 widgets.wrap(),
                 io.Mask.Input("mask", optional=True),
@@ -49,15 +51,15 @@ class MoESRSampler(io.ComfyNode):
         mask: Any = None,
     ) -> Any:
         """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
-        from ..moesr.errors import SettingError
         from ..moesr.pipeline import sample_latents
 
-        widgets.listed("sampler", sampler, widgets.SAMPLERS)
-        widgets.listed("batch_seed", batch_seed, widgets.BATCH_SEEDS)
-        sr = model.sr
+        widgets.check_choice("sampler", sampler, SETTINGS["sampler"].choices)
+        widgets.check_choice("batch_seed", batch_seed, list(widgets.BATCH_SEED_WORDS))
+        sr = model.hosted.sr
         if read_prompt_inputs().get("scale", 0) not in (0, sr.scale):  # of an older prompt; the host leaves it out
             raise SettingError("scale: the Sampler has none any more; set it in Frequency-Compensated Decode")
-        plan = plan_of(sr, steps, sampler)
+        mask = widgets.drop_unpainted(mask)
+        plan = make_plan(sr, steps, sampler)
         progress = Progress(plan.experts, plan.noise)
         model.hosted.begin_run(image.shape[2] * sr.scale, image.shape[1] * sr.scale, tile)
         samples = sample_latents(
@@ -67,13 +69,13 @@ class MoESRSampler(io.ComfyNode):
             sampler=sampler,
             eta=eta,
             seed=seed,
-            batch_seed="same" if batch_seed == widgets.BATCH_SEEDS[1] else "per_image",
+            batch_seed=widgets.BATCH_SEED_WORDS[batch_seed],
             tile=tile or "auto",
             wrap=wrap,
             mask=mask,
             callback=progress,
         )
-        progress.done()
+        progress.finish()
         latent = {"samples": samples.cpu()}
         if mask is not None:
             latent["noise_mask"] = mask

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..moesr.settings import SETTINGS
 from . import widgets
-from .comfyui import io, schema
-from .plan import plan_of
+from .comfyui import io, make_schema
+from .plan import make_plan
 
 SIZE = (960, 240)
 GROUND = (30, 32, 38)
@@ -18,11 +19,11 @@ class MoESRExpertTimeline(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Inputs and outputs."""
-        return schema(
+        return make_schema(
             node_id="MoESRExpertTimeline",
             category=widgets.CATEGORY,
             search_aliases=["moesr", "mixture of experts", "schedule", "sigmas", "noise schedule"],
-            inputs=[widgets.model(), widgets.steps(), widgets.sampler()],
+            inputs=[widgets.model(), widgets.steps(), widgets.choice("sampler")],
             outputs=[io.Image.Output("picture"), io.String.Output("plan")],
         )
 
@@ -35,8 +36,8 @@ class MoESRExpertTimeline(io.ComfyNode):
 
         from ..moesr.images.timeline import timeline
 
-        widgets.listed("sampler", sampler, widgets.SAMPLERS)
-        plan = plan_of(model.sr, steps, sampler)
+        widgets.check_choice("sampler", sampler, SETTINGS["sampler"].choices)
+        plan = make_plan(model.hosted.sr, steps, sampler)
         bars = timeline(plan.experts, plan.noise, plan.timesteps, size=SIZE, ink=(200, 204, 212))
         picture = Image.new("RGBA", SIZE, (*GROUND, 255))
         picture.alpha_composite(bars)

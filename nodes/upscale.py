@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from . import model as models
-from .comfyui import GraphBuilder, io, schema
-from .widgets import ALIASES, CATEGORY
-from .widgets import scale as scale_input
+from .comfyui import GraphBuilder, io, make_schema
+from .widgets import ALIASES, CATEGORY, number
+
+#: What people type who want a larger picture, and find this node first.
+WORDS = (
+    "upscale", "upscaler", "superres", "enlarge", "enhance", "hires", "4x", "increase resolution", "image upscale",
+    "video upscale", "restore", "jpeg", "tile", "超分", "高清", "放大",
+)  # fmt: skip
 
 
 class MoESRUpscale(io.ComfyNode):
@@ -16,15 +21,15 @@ class MoESRUpscale(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         """Inputs and outputs."""
-        return schema(
+        return make_schema(
             node_id="MoESRUpscale",
             category=CATEGORY,
-            search_aliases=[*ALIASES, "hires", "4x", "increase resolution"],
+            search_aliases=[*ALIASES, *WORDS],
             enable_expand=True,
             inputs=[
                 io.Image.Input("image"),
                 io.Combo.Input("model", options=models.list_models()),
-                scale_input(default=4.0, min=0.25),
+                number("scale", default=4.0, round=0.001),
             ],
             outputs=[io.Image.Output("image_out")],
         )
@@ -32,7 +37,7 @@ class MoESRUpscale(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, model: str | None) -> bool | str:
         """A line that names the widget if there is no such model."""
-        return (model and models.find_problem(model)) or True
+        return (model is not None and models.find_problem(model)) or True
 
     @classmethod
     def fingerprint_inputs(cls, model: str, scale: float, **_: Any) -> str:

@@ -9,21 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from moesr.hosting.networks import Networks, NetworkSource, NetworkView
+from moesr.hosting.networks import Keeper, Networks, NetworkSource, NetworkView
 
 SIZE = 100
 
 
-class CountingKeeper:
+class CountingKeeper(Keeper):
     """A device with room for `room` networks of 100 bytes, and a host that moves them."""
 
-    device = offload_device = torch.device("cpu")
-
     def __init__(self, room: int) -> None:
+        super().__init__(torch.device("cpu"), torch.device("cpu"))
         self.room, self.loaded, self.built = room, [], 0
-
-    def choose_dtype(self, parameters: int, *, decoder: bool) -> torch.dtype:
-        return torch.float32
 
     def register(self, network: nn.Module) -> Any:
         self.built += 1
@@ -43,14 +39,11 @@ class CountingKeeper:
     def unload(self, handles: Sequence[Any]) -> None:
         self.loaded = []
 
-    def end_run(self, handles: Sequence[Any]) -> None:
-        """They stay."""
-
     def check(self) -> None:
         raise KeyboardInterrupt
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        return isinstance(error, ArithmeticError)
+        return isinstance(error, ArithmeticError) or super().is_out_of_memory(error)
 
 
 class Part(nn.Module):

@@ -96,6 +96,20 @@ def test_texts_of_generated_pictures_travel(bits: int) -> None:
     assert texts.items() <= read_image(written(in_webp, "png")).metadata.text.items()  # and back
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_settings_travel_in_every_kind(tmp_path: Any, kind: str) -> None:
+    for source in (photo(), saved(Image.fromarray(scene()), "PNG")):
+        picture = read_image(source)
+        picture = replace(picture, metadata=picture.metadata.with_text({"moesr": '{"seed": 7}'}))
+        (tmp_path / "out").write_bytes(written(picture, kind))
+        assert read_text(tmp_path / "out")["moesr"] == '{"seed": 7}'
+        again = read_image(tmp_path / "out")  # the result of a result has its own
+        (tmp_path / "out").write_bytes(
+            written(replace(again, metadata=again.metadata.with_text({"moesr": '{"seed": 8}'})), kind)
+        )
+        assert read_text(tmp_path / "out")["moesr"] == '{"seed": 8}'
+
+
 def test_damaged_texts_are_no_texts(tmp_path: Any) -> None:
     data = saved(Image.fromarray(scene()), "PNG")
     (tmp_path / "endless.png").write_bytes(data[:33] + struct.pack(">I", 2**31 - 1) + b"tEXtmoesr\0x")

@@ -108,7 +108,7 @@ def sampler(monkeypatch: pytest.MonkeyPatch) -> Any:
 def run(sampler: Any, model: Any, image: torch.Tensor, mask: torch.Tensor | None) -> tuple[dict[str, Any], str]:
     """The node at its defaults."""
     return sampler.execute(
-        SimpleNamespace(sr=model, hosted=SimpleNamespace(begin_run=lambda width, height, tile: None)),
+        SimpleNamespace(hosted=SimpleNamespace(sr=model, begin_run=lambda width, height, tile: None)),
         image,
         0,
         0,

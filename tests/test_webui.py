@@ -341,8 +341,8 @@ class Card:
                 assert len(card.there) <= room
                 return self
 
-        free = SimpleNamespace(free_memory=lambda device: 120 * (room - len(card.there)))
-        monkeypatch.setattr(keepers, "PlainRuntime", lambda: free)
+        free = lambda _: 120 * (room - len(card.there))  # noqa: E731
+        monkeypatch.setattr(keepers.A1111Keeper, "measure_free_memory", free)
         sources = [networks.NetworkSource(100, lambda device, i=i: Part(i)) for i in range(3)]
         self.networks = networks.Networks(sources, keepers.A1111Keeper(torch.device("meta")))
 

@@ -94,7 +94,7 @@ class Worker:
         from ..images.files import WRITE_SUFFIXES, read_image, write_image
         from ..images.write import check_size
         from ..pipeline import upscale
-        from ..record import digest_bytes, to_metadata
+        from ..record import digest_bytes, to_texts
         from ..settings import result_size
 
         data = read_bytes(row.source, row.offset, row.size)
@@ -112,7 +112,7 @@ class Worker:
         )
         record = {**self._record, "seed": settings["seed"], "input_hash": digest_bytes(data)}
         buffer = io.BytesIO()
-        result = replace(result, metadata=to_metadata(result.metadata, record, kind))
+        result = replace(result, metadata=result.metadata.with_text(to_texts(record)))
         notes += write_image(buffer, result, format=kind, quality=self._work.quality, metadata=self._work.metadata)
         encoded = buffer.getvalue()
         shrunk = [found[1] for found in (re.search(r"tiles of (\d+) ", note) for note in notes) if found]

@@ -41,6 +41,7 @@ def add(commands: Any) -> None:
 def _data(options: argparse.Namespace) -> int:
     from ..errors import SettingError
     from ..images.files import write_image
+    from ..outputs import save_new
     from ..training.data.crops import PhotoCrops
     from ..training.data.degradation import degradation
     from ..training.data.notice import credit_photographs
@@ -74,9 +75,12 @@ def _data(options: argparse.Namespace) -> int:
         degrade = degradation(options.degradation, options.scale)
         crops = PhotoCrops(source, options.crop, options.scale, degrade, options.count, options.seed)
         if options.preview:
-            write_image(Path(options.preview), draw_sheet(crops, options.count))
+            path, sheet = Path(options.preview), draw_sheet(crops, options.count)
+            # A photograph that happens to be there is not replaced: the sheet gets a number.
+            kind = path.suffix.removeprefix(".") or "png"
+            path = save_new(path, lambda file: write_image(file, sheet, format=kind))
             pairs = f"{options.count} pairs of {options.degradation} x{options.scale}"
-            print(f"{options.preview}: {pairs} from {_summarise(crops.photos)}")
+            print(f"{path}: {pairs} from {_summarise(crops.photos)}")
         else:
             print(f"{', '.join(options.photos)}: {_summarise(crops.photos)}")
     return 0

@@ -72,7 +72,9 @@ def _upscale(options: argparse.Namespace) -> int:
     if not to_stream:
         outputs.check_output_name(options.output, WRITE_SUFFIXES)
     output = Path(options.output)
-    to_file = output.suffix.lower() in WRITE_SUFFIXES and not output.is_dir() and not options.output.endswith("/")
+    to_file = (
+        output.suffix.lower() in WRITE_SUFFIXES and not output.is_dir() and not options.output.endswith(("/", os.sep))
+    )
     passed_over = inputs.PassedOver()
     sources, missing = inputs.find_sources(
         options.inputs,
@@ -203,12 +205,12 @@ class _Run:
 
     def _save(self, target: Target, path: Path, picture: Any, digest: str) -> None:
         from ..images.files import WRITE_SUFFIXES, write_image
-        from ..record import to_metadata
+        from ..record import to_texts
 
         strip, buffer = self.options.strip_metadata, io.BytesIO()
         kind = WRITE_SUFFIXES[path.suffix.lower()]
         record = {**self._record, "input_hash": digest}
-        picture = replace(picture, metadata=to_metadata(picture.metadata, record, kind))
+        picture = replace(picture, metadata=picture.metadata.with_text(to_texts(record)))
         for line in write_image(buffer, picture, format=kind, quality=self.options.quality, metadata=not strip):
             _say(f"{path}: {line}")
         data = buffer.getvalue()

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,8 +15,6 @@ from torch import nn
 from ..runtime import PlainRuntime
 
 log = logging.getLogger(__name__)
-
-RESIDENCIES = ("auto", "one at a time", "all")
 
 
 @dataclass(frozen=True)
@@ -29,49 +27,40 @@ class NetworkSource:
     build: Callable[[torch.device], nn.Module]
 
 
-class Keeper(Protocol):
-    """The host's memory manager as `Networks` uses it. A host writes one of these, in about 40 lines."""
+class Keeper(PlainRuntime):
+    """The host's memory manager as `Networks` uses it. Each host has a subclass, which says what differs there.
 
-    #: Where networks compute.
-    device: torch.device
-    #: Where networks wait.
-    offload_device: torch.device
+    device: where networks compute. offload_device: where they wait.
+    """
+
+    def __init__(self, device: torch.device, offload_device: torch.device) -> None:
+        self.device, self.offload_device = device, offload_device
 
     def choose_dtype(self, parameters: int, *, decoder: bool) -> torch.dtype:
         """The number format for a network of so many parameters. decoder: it decodes latents of SD 1.5."""
-        ...
+        raise NotImplementedError
 
     def register(self, network: nn.Module) -> Any:
         """A handle that stands for a network, which lies on `offload_device`, in the other calls."""
-        ...
+        return network
 
     def load(self, handles: Sequence[Any], *, others: Sequence[Any], working: int) -> None:
         """Have these networks on the device together, with `working` bytes to spare. `others` may leave it."""
-        ...
+        raise NotImplementedError
 
     def make_room(self, needed: int) -> None:
         """Have other models of the host leave the device until `needed` bytes are free, if they can."""
-        ...
 
     def measure_free_memory(self) -> int:
         """Bytes that a run may take on the device now."""
-        ...
+        return super().free_memory(self.device)
 
     def unload(self, handles: Sequence[Any]) -> None:
         """Memory ran out: take all networks off the device."""
-        ...
+        raise NotImplementedError
 
     def end_run(self, handles: Sequence[Any]) -> None:
-        """A run has ended: the device is the host's again."""
-        ...
-
-    def check(self) -> None:
-        """Raise if the host's user has cancelled."""
-        ...
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """True if a smaller tile could succeed where this error was raised."""
-        ...
+        """A run has ended. Networks stay until the host wants their room."""
 
 
 class Networks(PlainRuntime):
@@ -86,6 +75,7 @@ class Networks(PlainRuntime):
         #: Bytes that a run needs beside the weights.
         self.working = 0
         self._sources, self._residency = list(sources), residency
+        self._largest = max(source.size for source in self._sources)
         self._built: dict[int, tuple[nn.Module, Any]] = {}
         self._loaded: set[int] = set()  # by this run, and not taken back since
 
@@ -98,10 +88,6 @@ class Networks(PlainRuntime):
     def needed(self) -> int:
         """Bytes that a run needs on the device. The working memory counts twice: a run plans with half of it."""
         return self._largest + 2 * self.working
-
-    @property
-    def _largest(self) -> int:
-        return max(source.size for source in self._sources)
 
     def begin_run(self, working: int) -> None:
         """A run starts, which needs so many bytes beside the weights. Forgets what was loaded: the host may know."""
@@ -158,7 +144,7 @@ class Networks(PlainRuntime):
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """What the host takes for it, and what torch does."""
-        return self.keeper.is_out_of_memory(error) or super().is_out_of_memory(error)
+        return self.keeper.is_out_of_memory(error)
 
     def release(self) -> None:
         """Take all networks off the device after memory ran out; those of the run come back when they are used."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from PIL import Image
 
 ORIENTATION, WIDTH, HEIGHT = 0x0112, 0x0100, 0x0101
 MAKE, MODEL = 0x010F, 0x0110
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
+#: TIFF/EP's history of an image: what was done to it. Our settings stand there, after their keyword.
+HISTORY, SETTINGS_KEYWORD = 0x9213, "moesr"
 EXIF_IFD, GPS_IFD, USER_COMMENT = 0x8769, 0x8825, 0x9286
 _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003
 _THUMBNAIL, _THUMBNAIL_BYTES = 0x0201, 0x0202
@@ -61,7 +64,7 @@ def of_result(exif: bytes, width: int, height: int) -> bytes:
 
 
 def texts(exif: bytes) -> dict[str, str]:
-    """Generation texts in EXIF: `parameters` as A1111 puts it into JPEG, `prompt` and `workflow` as ComfyUI does."""
+    """Texts in EXIF: `parameters` as A1111 puts it into JPEG, `prompt` and `workflow` as ComfyUI does, our settings."""
     found: dict[str, str] = {}
     try:
         block = _load(exif)
@@ -71,9 +74,9 @@ def texts(exif: bytes) -> dict[str, str]:
             text = body.decode("utf-16-le" if body[1:2] == b"\0" else "utf-16-be")
             if "Steps: " in text:
                 found["parameters"] = text.rstrip("\0")
-        for tag in (MAKE, MODEL):
+        for tag in (MAKE, MODEL, HISTORY):
             keyword, _, text = str(block.get(tag, "")).rstrip("\0").partition(":")
-            if keyword in ("prompt", "workflow"):
+            if keyword in ("prompt", "workflow", SETTINGS_KEYWORD):
                 found[keyword] = text
     except Exception:  # EXIF that nobody can parse says nothing; Pillow raises nearly anything
         return found
@@ -83,39 +86,80 @@ def texts(exif: bytes) -> dict[str, str]:
 def completed(
     exif: bytes, text: Mapping[str, str], *, workflow: bool, dpi: tuple[float, float] | None = None
 ) -> bytes:
-    """The block with the generation texts that `texts` reads back; prompt and workflow only where `workflow` is set.
+    """The block with the texts that `texts` reads back; prompt and workflow only where `workflow` is set.
 
-    dpi: a resolution, for kinds of files that have no other place for it.
-
-    The block stays as it is, byte for byte, if there is nothing to add.
+    dpi: a resolution, for kinds of files that have no other place for it. What stands in the block already keeps its
+    bytes and its place.
     """
     present = texts(exif) if exif else {}
-    missing = {key: value for key, value in text.items() if key not in present}
-    places = [("prompt", MODEL), ("workflow", MAKE)] if workflow else []
-    known = resolution(exif) if dpi else None
-    if "parameters" not in missing and not any(key in missing for key, _ in places) and known == dpi:
+    entries: list[tuple[int, int, bytes]] = []
+    for key, tag in (("prompt", MODEL), ("workflow", MAKE), (SETTINGS_KEYWORD, HISTORY)):
+        if key in text and text[key] != present.get(key) and (workflow or tag == HISTORY):
+            entries.append((tag, 2, f"{key}:{text[key]}\0".encode()))
+    comment = b""
+    if "parameters" in text and "parameters" not in present:
+        comment = b"UNICODE\0" + text["parameters"].encode("utf-16-be")
+    exif = exif or b"MM\0*\0\0\0\x08" + bytes(6)
+    order = _order(exif)
+    if dpi and resolution(exif) is None:
+        x, y = (struct.pack(order + "II", round(value * 10000), 10000) for value in dpi)
+        entries += [(X_RESOLUTION, 5, x), (Y_RESOLUTION, 5, y), (RESOLUTION_UNIT, 3, struct.pack(order + "H", 2))]
+    try:
+        present_tags = {tag: at for tag, _, _, at in _entries(exif, _first(exif))}
+        if comment:
+            inner = struct.unpack_from(order + "I", exif, present_tags[EXIF_IFD])[0] if EXIF_IFD in present_tags else 0
+            exif, at = _extended(exif, inner, [(USER_COMMENT, 7, comment)])
+            entries.append((EXIF_IFD, 4, struct.pack(order + "I", at)))
+        keep = (MAKE, MODEL)  # a camera's name is not replaced
+        entries = [entry for entry in entries if entry[0] not in keep or entry[0] not in present_tags]
+        if entries:
+            exif, at = _extended(exif, _first(exif), entries)
+            exif = exif[:4] + struct.pack(order + "I", at) + exif[8:]
+    except struct.error:
         return exif
-    block = _load(exif)
-    if dpi and known is None:
-        block[X_RESOLUTION], block[Y_RESOLUTION], block[RESOLUTION_UNIT] = *dpi, 2
-    if "parameters" in missing:
-        inner = dict(block.get_ifd(EXIF_IFD))
-        inner[USER_COMMENT] = b"UNICODE\0" + missing["parameters"].encode("utf-16-be")
-        block[EXIF_IFD] = inner
-    for key, tag in places:
-        if key in missing and tag not in block:
-            block[tag] = f"{key}:{missing[key]}"
-    return bare(block.tobytes())
+    return exif if len(exif) > 14 else b""
+
+
+def _extended(data: bytes, ifd: int, entries: Sequence[tuple[int, int, bytes]]) -> tuple[bytes, int]:
+    """The block with a copy of a directory (0: an empty one) and more entries at its end, and where that stands."""
+    order = _order(data)
+    count = struct.unpack_from(order + "H", data, ifd)[0] if ifd else 0
+    table = {data[at : at + 2]: data[at : at + 12] for at in range(ifd + 2, ifd + 2 + 12 * count, 12)}
+    link = data[ifd + 2 + 12 * count :][:4] if ifd else bytes(4)
+    data += b"\0" * (len(data) % 2)
+    for tag, kind, value in entries:
+        size = len(value) // {2: 1, 3: 2, 4: 4, 5: 8, 7: 1}[kind]
+        head = struct.pack(order + "HHI", tag, kind, size)
+        if len(value) > 4:
+            place, data = struct.pack(order + "I", len(data)), data + value + b"\0" * (len(value) % 2)
+        else:
+            place = value.ljust(4, b"\0")
+        table[head[:2]] = head + place
+    body = b"".join(table[tag] for tag in sorted(table, key=lambda tag: struct.unpack(order + "H", tag)))
+    return data + struct.pack(order + "H", len(table)) + body + link, len(data)
 
 
 def resolution(exif: bytes) -> tuple[float, float] | None:
     """Pixels per inch that a block tells, horizontal and vertical as stored; None if it tells none."""
     try:
-        block = _load(exif)
-        factor = {2: 1.0, 3: 2.54}[block.get(RESOLUTION_UNIT, 2)]
-        return float(block[X_RESOLUTION]) * factor, float(block[Y_RESOLUTION]) * factor
+        return dpi_of_tags(_load(exif))
     except Exception:  # as in `texts`
         return None
+
+
+def dpi_of_tags(tags: Any) -> tuple[float, float] | None:
+    """Pixels per inch by the tags of a directory; None if they tell none. tags: a mapping."""
+    factor = {2: 1.0, 3: 2.54}.get(tags.get(RESOLUTION_UNIT, 2), 0.0)
+    return valid_dpi(tags.get(X_RESOLUTION), tags.get(Y_RESOLUTION), factor)
+
+
+def valid_dpi(x: Any, y: Any, factor: float = 1.0) -> tuple[float, float] | None:
+    """Both numbers times the factor; None if they are no resolution."""
+    try:
+        x, y = float(x) * factor, float(y) * factor
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (x, y) if 1 < x < 1e6 and 1 < y < 1e6 else None
 
 
 def _load(exif: bytes) -> Image.Exif:

@@ -1,8 +1,7 @@
 """Pictures on disk: read without losing anything, written whole or not at all. See docs/files.md."""
 
 from .picture import Metadata, Picture, luma, on_white
-from .png import read_text
-from .read import READ_FORMATS, READ_SUFFIXES, explained, from_pil, read_image, to_pil, upright_size
+from .read import READ_FORMATS, READ_SUFFIXES, explained, from_pil, read_image, read_text, to_pil, upright_size
 from .write import FORMATS, WRITE_SUFFIXES, write_image
 
 __all__ = [

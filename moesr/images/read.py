@@ -19,7 +19,7 @@ from ..errors import ImageError, MoESRError
 from . import exif, png, profile
 from .metadata import exif_of, read_metadata
 from .picture import Picture, picture_of, samples
-from .tiff import float_range, is_tiff, read_tiff
+from .tiff import float_range, is_tiff, read_texts, read_tiff
 
 READ_SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".webp", ".tif", ".tiff",
@@ -95,6 +95,21 @@ def reason(error: Exception) -> str:
     """What went wrong, on one line."""
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+def read_text(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The texts of a picture by keyword, `metadata.text`, without decoding pixels; none if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            if is_tiff(file.read(4)):
+                file.seek(0)
+                return read_texts(file.read())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=READ_FORMATS) as image:
+                return dict(read_metadata(image).text)
+    except Exception:  # damaged files make Pillow raise nearly anything
+        return {}
 
 
 def from_pil(image: Image.Image, data: bytes = b"") -> Picture:
@@ -177,7 +192,7 @@ def _cut_short(data: bytes, allow_truncated: bool) -> Picture | None:
         picture = _decode(repair[0])
         first = repair[1]
         whole = first == picture.rgb.shape[0]
-        if whole and not _ends_early(data):
+        if whole and b"IEND" in data[-16:]:
             whole, first = False, -1  # all rows, but with a wrong checksum
     if whole:
         return replace(picture, notes=(*picture.notes, "the end of the file is missing, all pixels are there"))
@@ -185,10 +200,6 @@ def _cut_short(data: bytes, allow_truncated: bool) -> Picture | None:
         return replace(picture, notes=())
     said = "the file is damaged; colours may be wrong" if first < 0 else f"the file is cut short at about row {first}"
     return replace(picture, notes=(*picture.notes, said))
-
-
-def _ends_early(data: bytes) -> bool:
-    return b"IEND" not in data[-16:]
 
 
 def _to_rgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes | None]:

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..runtime import PlainRuntime
+from ..hosting.networks import Keeper
 from . import webui_api
 
+CPU = torch.device("cpu")
 
-class A1111Keeper:
+
+class A1111Keeper(Keeper):
     """A1111 manages its checkpoint only: our networks wait in system memory, and are on the device during a run."""
 
-    offload_device = torch.device("cpu")
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, offload_device: torch.device = CPU) -> None:
+        super().__init__(device, offload_device)
         self._loaded: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def choose_dtype(self, parameters: int, *, decoder: bool) -> torch.dtype:
@@ -30,10 +30,6 @@ class A1111Keeper:
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
         return torch.float16
 
-    def register(self, network: nn.Module) -> Any:
-        """The network itself."""
-        return network
-
     def load(self, handles: Sequence[Any], *, others: Sequence[Any], working: int) -> None:
         """Others leave only if there is no room for more."""
         missing = [network for network in handles if network not in self._loaded]
@@ -43,13 +39,6 @@ class A1111Keeper:
         for network in missing:
             network.to(self.device)
             self._loaded.add(network)
-
-    def make_room(self, needed: int) -> None:
-        """The checkpoint has been moved before, see webui_api.move_checkpoint_aside."""
-
-    def measure_free_memory(self) -> int:
-        """What torch and the system say."""
-        return PlainRuntime().free_memory(self.device)
 
     def unload(self, handles: Sequence[Any]) -> None:
         """To system memory."""
@@ -62,21 +51,13 @@ class A1111Keeper:
         """The device is the checkpoint's again."""
         self.unload(handles)
 
-    def check(self) -> None:
-        """The jobs of the tab, of Extras and of the upscaler ask the host themselves."""
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """The host knows of none but torch's own."""
-        return False
-
 
 class ForgeKeeper(A1111Keeper):
     """Forge: a handle is a patcher of the host's, which loads it when it is used and takes it back for others."""
 
     def __init__(self) -> None:
         memory = webui_api.forge_memory()
-        super().__init__(memory.get_torch_device())
-        self.offload_device: torch.device = memory.unet_offload_device()
+        super().__init__(memory.get_torch_device(), memory.unet_offload_device())
 
         class Whole(webui_api.forge_patcher()):
             """Loaded whole also where Forge swaps layers: it would leave parameters behind that are not `weight`."""

@@ -10,7 +10,6 @@ ROOT = Path(__file__).parents[2]
 #: What an installed pack consists of, as .comfyignore has it.
 SHIPPED = (
     "__init__.py",
-    "install.py",
     "pyproject.toml",
     "requirements.txt",
     "moesr",

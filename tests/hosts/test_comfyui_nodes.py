@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 import moesr
+from moesr.settings import SETTINGS
 from tests.hosts.comfyui import Comfy
 from tests.hosts.packs import ROOT
 from tests.hosts.prompts import Prompt, three_nodes, upscale
@@ -151,15 +152,21 @@ def test_one_pixel(comfy: Comfy) -> None:
     assert np.abs(found.astype(int) - (200, 100, 50)).max() < 40
 
 
-def test_mask_keeps_the_rest_as_it_is(comfy: Comfy, photo: np.ndarray) -> None:
-    plain, saved = three_nodes()
-    prompt = Prompt(plain)
-    mask = prompt.add("SolidMask", value=0.0, width=36, height=24)
-    sampler = next(name for name, node in prompt.items() if node["class_type"] == "MoESRSampler")
-    prompt[sampler]["inputs"]["mask"] = mask
+def test_mask_keeps_the_rest_as_it_is(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> None:
+    prompt, saved = three_nodes()
+    (whole,) = comfy.images(comfy.run(prompt), saved)
+    black = prompt.add("SolidMask", value=0.0, width=36, height=24)
+    white = prompt.add("SolidMask", value=1.0, width=18, height=24)
+    mask = prompt.add("MaskComposite", destination=black, source=white, x=0, y=0, operation="add")
+    prompt["3"]["inputs"]["mask"] = mask
     (found,) = comfy.images(comfy.run(prompt), saved)
-    bicubic = Image.fromarray(photo).resize((144, 96), Image.Resampling.BICUBIC)
-    assert np.abs(found.astype(int) - np.asarray(bicubic).astype(int)).mean() < 1
+    half = np.zeros(photo.shape[:2], np.float32)
+    half[:, :18] = 1
+    assert_same(found, moesr.upscale(tiny, photo, steps=2, mask=half))
+    assert np.abs(found.astype(int) - whole).max() > 3
+    # Load Image has a black mask for a picture without alpha: nobody painted it.
+    prompt["3"]["inputs"]["mask"] = black
+    assert_same(comfy.images(comfy.run(prompt), saved)[0], whole)
 
 
 def test_unchanged_inputs_are_not_run_again_and_changed_files_are(comfy: Comfy) -> None:
@@ -238,6 +245,39 @@ def test_a_missing_model_names_the_widget(comfy: Comfy) -> None:
     assert "did you mean tiny" in error["details"]
 
 
+@pytest.mark.parametrize("name", ["", 5])
+def test_what_is_no_name_of_a_model_is_one_line(comfy: Comfy, name: Any) -> None:
+    for prompt in (three_nodes(name=name)[0], upscale(name=name)[0]):
+        details = [error["details"] for error in refused(comfy, prompt)]
+        assert details
+        assert all("model" in said and len(said.splitlines()) == 1 for said in details)
+
+
+def test_transparency_in_the_hosts_node_for_upscale_models_says_what_to_take(comfy: Comfy) -> None:
+    prompt = Prompt()
+    picture = prompt.load()
+    rgba = prompt.add("JoinImageWithAlpha", image=picture, alpha=[picture[0], 1])
+    made = prompt.add("MoESRAsUpscaleModel", model=prompt.model(), steps=2, seed=3, fidelity=1.0)
+    prompt.save(prompt.add("ImageUpscaleWithModel", upscale_model=made, image=rgba))
+    error = comfy.failure(prompt)
+    assert "take MoESR Upscale" in error["exception_message"]
+    assert error["exception_type"] == "moesr.SettingError"
+
+
+def test_widgets_have_the_ranges_and_words_of_the_table_of_settings(comfy: Comfy) -> None:
+    for node in NODES:
+        info = comfy.get("/object_info/" + node)[node]["input"]
+        for name, (_, options) in {**info["required"], **info.get("optional", {})}.items():
+            setting = SETTINGS.get(name)
+            if setting is None:
+                continue
+            begin = re.split(r"[,:;.]", setting.sentence)[0]
+            assert options["tooltip"].startswith(begin), (node, name)
+            if setting.kind in ("int", "float"):
+                assert options["max"] == setting.maximum
+                assert options["min"] in (0, setting.minimum)
+
+
 def test_settings_out_of_range_name_the_widget(comfy: Comfy) -> None:
     prompt, _ = three_nodes(steps=1001, eta=-1.0)
     assert {"eta", "steps"} == {error["extra_info"]["input_name"] for error in refused(comfy, prompt)}
@@ -257,6 +297,7 @@ def test_choices_that_do_not_exist_name_the_widget(comfy: Comfy, widget: str) ->
         said = next(data["exception_message"] for name, data in messages if name == "execution_error")
     assert widget in said
     assert "nonsense" in said
+    assert answer["node_errors"] or widget != "color_fix"  # before anything is sampled
 
 
 @pytest.mark.parametrize("kind", ["channels", "size", "nan"])

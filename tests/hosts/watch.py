@@ -36,7 +36,7 @@ def state() -> dict[str, Any]:
     ]
     gc.collect()
     models = [o for o in gc.get_objects() if type(o).__name__ == "Model" and type(o).__module__.endswith("nodes.model")]
-    return {"loaded": loaded, "models": [model.name for model in models]}
+    return {"loaded": loaded, "models": [model.hosted.name for model in models]}
 
 
 @PromptServer.instance.routes.get("/watch")
