@@ -33,6 +33,8 @@ class UNetConfig:
     attention_downsamples: tuple[int, ...] = (8,)
     num_head_channels: int = 32
     space_experts: int = 1
+    #: Width of the hidden layer of a Space MoE's FFNs, per channel.
+    ffn_mult: float = 4.0
     norm_groups: int = 32
     restore: bool = False
 
@@ -75,6 +77,10 @@ class SwinUNetConfig:
     shift_mask: str = "released"
     lr_downsamples: int = 0
     mask: bool = False
+    #: Whether the time embedding scales and shifts inside of residual blocks; if not, it is added.
+    scale_shift: bool = True
+    #: Whether levels are halved and doubled inside of residual blocks instead of by convolutions.
+    resblock_resample: bool = False
     norm_groups: int = 32
 
     @property
@@ -131,6 +137,8 @@ class AutoencoderConfig:
     fusion_blocks: int = 2
     norm_groups: int = 32
     mid_attention: bool = True
+    #: Levels (0 is full resolution) with attention behind each of their residual blocks.
+    attention_levels: tuple[int, ...] = ()
     scale_factor: float = 1.0
     estimator: bool = False
 

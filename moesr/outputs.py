@@ -8,7 +8,6 @@ import hashlib
 import os
 import shutil
 import unicodedata
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,14 +25,13 @@ _BYTES_PER_PIXEL = {"PNG": 1.5, "JPEG": 0.5, "WEBP": 0.25, "TIFF": 2.0}
 #: Bytes that file systems take for a name.
 _LONGEST_NAME = 255
 #: Suffixes of pictures and films that Pillow does not list, for the refusal of an OUT that looks like one.
-_MORE_SUFFIXES = frozenset(
-    f".{kind}"
-    for kind in (
-        *("jxl", "heic", "heif", "avif", "svg", "psd", "exr", "hdr", "xcf", "kra", "ai", "pdf", "raw", "dng", "cr2"),
-        *("cr3", "nef", "arw", "orf", "rw2", "raf", "mp4", "m4v", "mov", "mkv", "avi", "webm", "wmv", "flv", "mpg"),
-        *("mpeg", "gifv", "y4m", "ogv", "3gp", "ts"),
-    )
-)
+_MORE_SUFFIXES = frozenset((
+    ".jxl", ".heic", ".heif", ".avif", ".svg", ".psd", ".exr", ".hdr", ".xcf", ".kra", ".ai", ".pdf", ".raw", ".dng",
+    ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".wmv",
+    ".flv", ".mpg", ".mpeg", ".gifv", ".y4m", ".ogv", ".3gp", ".ts",
+))  # fmt: skip
+#: Errors of a file system that has no links.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,11 @@ def plan_targets(
     than case, as some file systems ask. 16 to 32 bytes are kept per source. suffix: "" for the source's own.
     folders: those of all sources, which no result may take the name of.
     """
-    taken = _NameSet()
+    taken: set[int] = set()
     for folder in folders:
         for place in (folder, *folder.parents):
             taken.add(_key(output / place))
-    clashes: dict[str, int] = {}
+    clashes: dict[int, int] = {}
     for source in sources:
         ending = suffix or _own_suffix(source.path)
         base = output / source.folder
@@ -225,41 +223,10 @@ def save_new(path: Path, write: Callable[[BinaryIO], object], *, replaces: bool 
             count += 1
 
 
-class _NameSet:
-    """Names that are taken, as 64-bit hashes in an open-addressed table: 16 to 32 bytes each."""
-
-    def __init__(self) -> None:
-        self._table = array("Q", bytes(8 * 64))
-        self._count = 0
-
-    def __contains__(self, name: str) -> bool:
-        return self._table[self._find(_hash(name))] != 0
-
-    def add(self, name: str) -> None:
-        value = _hash(name)
-        at = self._find(value)
-        self._count += not self._table[at]
-        self._table[at] = value
-        if 2 * self._count > len(self._table):
-            old, self._table = self._table, array("Q", bytes(16 * len(self._table)))
-            for other in old:
-                if other:
-                    self._table[self._find(other)] = other
-
-    def _find(self, value: int) -> int:
-        at = value % len(self._table)
-        while self._table[at] not in (0, value):
-            at = (at + 1) % len(self._table)
-        return at
-
-
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big") or 1
-
-
-def _key(path: Path) -> str:
-    """What is equal for names that some file system takes for the same; links among the folders are followed."""
-    return unicodedata.normalize("NFC", os.path.join(_real_folder(path.parent), path.name)).casefold()
+def _key(path: Path) -> int:
+    """A number that is equal for names that some file system takes for the same; links to folders are followed."""
+    name = unicodedata.normalize("NFC", os.path.join(_real_folder(path.parent), path.name)).casefold()
+    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big")
 
 
 @lru_cache(maxsize=256)
@@ -309,14 +276,7 @@ def _place(part: Path, path: Path, replaces: bool) -> None:
         except FileExistsError:
             raise
         except OSError as error:
-            if error.errno not in (
-                errno.EPERM,
-                errno.ENOTSUP,
-                errno.EOPNOTSUPP,
-                errno.ENOSYS,
-                errno.EMLINK,
-                errno.EACCES,
-            ):
+            if error.errno not in _NO_LINKS:
                 raise
             # FAT and some network file systems have no links: take the name first, then replace the empty file.
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))

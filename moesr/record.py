@@ -5,45 +5,47 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape, unescape
-
-from PIL import Image
 
 from . import __version__
 from .config import ModelConfig
 from .errors import SettingError
-from .images.files import READ_FORMATS, Metadata, read_text
+from .images.files import read_text
 from .settings import LOADING, RUN_SETTINGS, SETTINGS, read_settings, resolve_run
 
 #: The keyword of the text that holds the record.
 KEYWORD = "moesr"
 _BLOCK = 2**20
 
-_NAMESPACE = "urn:moesr"
-_IN_XMP = re.compile(r'<rdf:Description rdf:about="" xmlns:moesr="[^"]*" moesr:record="([^"]*)"/>')
-_EMPTY_XMP = (
-    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
-)
-_LONGEST_XMP = 65000  # bytes that a JPEG holds in one piece, with some room
+
+@dataclass(frozen=True)
+class RunRecord:
+    """How a result was made, as far as it can be made again."""
+
+    #: Name of the model in the library, and the fingerprint of its files ("" if the result does not say).
+    model: str
+    model_hash: str
+    #: Settings of the run by name: see settings.RUN_SETTINGS.
+    settings: dict[str, Any]
 
 
-def to_metadata(metadata: Metadata, record: Mapping[str, Any], kind: str) -> Metadata:
-    """The metadata of a picture with the record: as texts in a PNG, as XMP in a JPEG, WEBP or TIFF."""
-    texts = to_texts(record)
-    if kind == "PNG":
-        return metadata.with_text(texts)
-    xmp = _IN_XMP.sub("", metadata.xmp.decode("utf-8", "surrogateescape")) or _EMPTY_XMP
-    value = escape(texts[KEYWORD], {'"': "&quot;"})
-    ours = f'<rdf:Description rdf:about="" xmlns:moesr="{_NAMESPACE}" moesr:record="{value}"/>'
-    before, end, after = xmp.rpartition("</rdf:RDF>")
-    whole = f"{before}{ours}{end}{after}".encode("utf-8", "surrogateescape")
-    return replace(metadata, xmp=whole) if end and len(whole) < _LONGEST_XMP else metadata
+def describe_run(model: str, model_hash: str, config: ModelConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run: every setting as it was used, with the model's own value where none was given."""
+    used = {name: settings.get(name, SETTINGS[name].default) for name in RUN_SETTINGS if name != "tile_batch"}
+    return {"model": model, "model_hash": model_hash, **used, **asdict(resolve_run(config, settings))}
+
+
+def describe_settings(
+    config: ModelConfig, path: Path, settings: Mapping[str, Any], *, mask: Path | None = None, bits: int | None = None
+) -> dict[str, Any]:
+    """What makes a result what it is, but for the input. path: the model's; settings: those of `upscale`."""
+    from .library import compute_fingerprint  # needs torch, which finding a record does not
+
+    run = describe_run(path.stem, compute_fingerprint(path), config, settings)
+    return {**run, "mask": digest_file(mask) if mask else None, "bits": bits}
 
 
 def to_texts(record: Mapping[str, Any]) -> dict[str, str]:
@@ -62,32 +64,7 @@ def from_texts(texts: Mapping[str, str]) -> dict[str, Any] | None:
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The record in a file; None for a file without one, or that cannot be read. Pixels are not decoded."""
-    if (found := from_texts(read_text(path))) is not None:
-        return found
-    try:
-        with Image.open(path, formats=READ_FORMATS) as image:
-            xmp = image.info.get("xmp", b"")
-    except Exception:  # damaged files make Pillow raise nearly anything
-        return None
-    known = _IN_XMP.search(xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else str(xmp))
-    return from_texts({KEYWORD: unescape(known[1], {"&quot;": '"'})}) if known else None
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """How a result was made, as far as it can be made again."""
-
-    #: Name of the model in the library, and the fingerprint of its files ("" if the result does not say).
-    model: str
-    model_hash: str
-    #: Settings of the run by name: see settings.RUN_SETTINGS.
-    settings: dict[str, Any]
-
-
-def describe_run(model: str, model_hash: str, config: ModelConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run: every setting as it was used, with the model's own value where none was given."""
-    used = {name: settings.get(name, SETTINGS[name].default) for name in RUN_SETTINGS if name != "tile_batch"}
-    return {"model": model, "model_hash": model_hash, **used, **asdict(resolve_run(config, settings))}
+    return from_texts(read_text(path))
 
 
 def read_run(path: str | os.PathLike[str]) -> RunRecord | None:

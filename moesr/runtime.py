@@ -56,6 +56,8 @@ class PlainRuntime:
             return free + cached
         if device.type == "mps":
             return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        if device.type == "xpu" and hasattr(torch.xpu, "mem_get_info"):
+            return torch.xpu.mem_get_info(device)[0]
         return _free_system_memory()
 
     def is_out_of_memory(self, error: BaseException) -> bool:

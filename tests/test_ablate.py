@@ -57,7 +57,7 @@ def test_all_tables_from_photographs(tmp_path: Path, capsys: pytest.CaptureFixtu
     photos, metrics = setup.write_photos(tmp_path / "photos"), setup.write_metrics(tmp_path / "metrics")
     plain = setup.values("kl")
     plain["model"]["process"]["timesteps"] = plain["model"]["stages"][-1] = 1000
-    plain["decoder"] |= {"train": "decoder", "gan_start": 100, "smooth_weight": 0}
+    plain["decoder"] |= {"train": "decoder", "gan_start": 100}
     config = tmp_path / "config.json"
     config.write_text(json.dumps(plain))
     options = ["--data", str(photos), "--hr", str(photos), "--out", str(tmp_path / "out"), "--metrics", str(metrics)]

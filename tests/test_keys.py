@@ -22,7 +22,7 @@ from moesr.checkpoints.swin import is_swin, swin_config
 from moesr.config import AutoencoderConfig, SwinUNetConfig, UNetConfig
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_unet import SwinUNet
-from moesr.networks.unet import UNet
+from moesr.networks.unet import ResBlock, UNet
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -156,6 +156,34 @@ def test_first_stage_of_resshift_is_known_by_its_keys(name: str) -> None:
     assert autoencoder_config(found) == expected
     assert shapes_of(Autoencoder, expected) == found
     assert count(Autoencoder, expected) == parameters
+
+
+def test_shapes_that_were_never_released_are_known_by_their_keys() -> None:
+    moe = UNetConfig(
+        model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_downsamples=(2,), space_experts=4,
+        ffn_mult=1.5,
+    )  # fmt: skip
+    assert unet_config(shapes_of(UNet, moe)) == moe
+    plain = SwinUNetConfig(
+        model_channels=32, channel_mult=(1, 2), num_res_blocks=(1, 1), attention_downsamples=(1, 2), swin_channels=32,
+        mlp_channels=64, window=4, latent_size=8, lr_downsamples=2, mask=True, scale_shift=False,
+        resblock_resample=True,
+    )  # fmt: skip
+    assert swin_config(shapes_of(SwinUNet, plain)) == plain
+    first = AutoencoderConfig(
+        ch=32, ch_mult=(1, 2, 2), num_res_blocks=1, n_embed=16, lr_fusion=False, refine=False, attention_levels=(1, 2)
+    )
+    assert autoencoder_config(shapes_of(Autoencoder, first)) == first
+
+
+def test_a_residual_block_resamples_both_of_its_branches() -> None:
+    x, emb = torch.randn(1, 32, 4, 6), torch.zeros(1, 8)
+    for resize, wanted in (("up", x.repeat_interleave(2, 2).repeat_interleave(2, 3)), ("down", None)):
+        block = ResBlock(32, 32, 8, resize=resize)
+        torch.nn.init.zeros_(block.out_layers[3].weight)  # type: ignore[arg-type]  # only the skip is left
+        torch.nn.init.zeros_(block.out_layers[3].bias)  # type: ignore[arg-type]
+        mean = x.reshape(1, 32, 2, 2, 3, 2).mean((3, 5)) if wanted is None else wanted
+        assert torch.allclose(block(x, emb), mean, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", STEPS)

@@ -12,12 +12,14 @@ from scipy import linalg, ndimage, signal, special
 from torch import Tensor, nn
 
 from moesr.errors import CheckpointError, ImageError
+from moesr.evaluation.dists import DISTS
 from moesr.evaluation.fid import FID, frechet_distance, load_inception
 from moesr.evaluation.inception import Inception
 from moesr.evaluation.metrics import grid_power, lr_psnr, psnr_y, ssim_y
 from moesr.evaluation.musiq import MUSIQ, Network
 from moesr.evaluation.niqe import NIQE
 from moesr.images.resize import resize
+from tests.training_setup import write_metrics
 
 # Values of the published programs (BasicSR, pytorch-fid, pyiqa) with the weights and images that are drawn here.
 NIQE_BY_BASICSR = 11.16388
@@ -328,3 +330,13 @@ def test_musiq_of_another_network(tmp_path: Path) -> None:
     save_file({"head.weight": torch.zeros(1, 384)}, tmp_path / "musiq.safetensors")
     with pytest.raises(CheckpointError, match="not MUSIQ"):
         MUSIQ(tmp_path)
+
+
+def test_dists_is_0_for_equal_images_and_grows_with_noise(tmp_path: Path) -> None:
+    network = DISTS(write_metrics(tmp_path / "metrics", vgg=True))
+    generator = torch.Generator().manual_seed(0)
+    image, noise = (torch.rand(2, 3, 48, 40, generator=generator) for _ in range(2))
+    values = [network(image, image + share * (noise - image)) for share in (0.0, 0.1, 0.5)]
+    assert values[0].abs().max() < 1e-5
+    assert bool((values[0] < values[1]).all() and (values[1] < values[2]).all())
+    torch.testing.assert_close(network(image + 0.5 * (noise - image), image), values[2])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +12,7 @@ from PIL import Image
 import moesr
 from moesr.errors import ImageError, NumericsError, SettingError
 from moesr.model import SRModel
-from moesr.networks.autoencoder import Decoder
-from moesr.networks.unet import UNet
 from moesr.progress import Event
-from moesr.runtime import PlainRuntime
 
 
 @pytest.fixture(scope="module")
@@ -137,35 +133,6 @@ def test_what_a_callback_raises_stops_at_once(model: SRModel) -> None:
         moesr.upscale(model, photo(8, 8), callback=cancel)
     assert seen[-1].step == 2
     moesr.upscale(model, photo(8, 8), steps=1)  # and the model still works
-
-
-class Counting(PlainRuntime):
-    """Counts how often memory was given back."""
-
-    released = 0
-
-    def release(self) -> None:
-        self.released += 1
-
-
-@pytest.mark.parametrize("phase", ["sample", "decode"])
-def test_out_of_memory_halves_the_tile_and_goes_on(nano: Path, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
-    host = Counting()
-    model = moesr.load(nano, residency="all", runtime=host)
-    network: Any = {"sample": UNet, "decode": Decoder}[phase]
-    forward = network.forward
-
-    def limited(self: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if x.shape[-1] * x.shape[-2] > 24 * 24:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return forward(self, x, *rest)
-
-    monkeypatch.setattr(network, "forward", limited)
-    seen: list[Event] = []
-    out = moesr.upscale(model, photo(30, 30), tile=0, steps=2, callback=seen.append)
-    assert host.released == 1
-    assert out.shape == (120, 120, 3)
-    assert [e for e in seen if e.phase == phase][-1].tiles > 1
 
 
 def test_out_of_memory_with_the_smallest_tile_is_one_line(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,10 +24,11 @@ from moesr.evaluation.speed.bench import Bench, Plan
 from moesr.evaluation.speed.measure import Row, Stopwatch, peak, ratio, tmac
 from moesr.evaluation.speed.parts import Part
 from moesr.evaluation.speed.quality import fewest
-from tests.small_models import nano_config
+from tests.pretended_device import pretended_device
+from tests.small_models import nano_config, save_nano
 
 CPU = torch.device("cpu")
-COLUMNS = ["name", "seconds", "tmac", "share_of_matrix_rate", "speedup_over_reference", "peak_mib"]
+COLUMNS = ["name", "seconds", "tmac", "share_of_matrix_rate", "speedup_over_reference", "peak_mib", "gb_per_second"]
 
 
 def test_runs_alternate_and_are_timed_apart() -> None:
@@ -121,6 +122,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     config = nano_config("ddpm")
     monkeypatch.setattr(bench, "MATRIX", 64)
     monkeypatch.setattr(parts, "UNetConfig", lambda: config.unet)
+    monkeypatch.setattr(parts, "SwinUNetConfig", lambda: nano_config("swin").unet)
     monkeypatch.setattr(parts, "AutoencoderConfig", lambda: config.autoencoder)
     monkeypatch.setattr(files, "ModelConfig", lambda **_: config)
 
@@ -138,6 +140,31 @@ def test_the_command_prints_rows(nano: Path, capsys: pytest.CaptureFixture[str])
     assert whole["speedup_over_reference"] > 0
     assert main(["bench", "--only", "matrix"]) == 0
     assert "matrix product 64, fp32" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small")
+def test_a_device_is_timed_by_its_events_against_its_own_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nano = save_nano("ddpm", tmp_path)
+    monkeypatch.setattr(bench, "DEVICE_MATRIX", 64)
+    monkeypatch.setattr(bench, "COPY_BYTES", 2**20)
+    monkeypatch.setattr(bench, "DEVICE_SIDES", (64,))
+    monkeypatch.setattr(bench, "FULL_RUNS", (("MoESR", 2), ("ResShift", 4)))
+    monkeypatch.setattr(bench.Bench, "_dtypes", lambda _: ["fp32"])
+    monkeypatch.setattr(model_module, "DTYPES", dict.fromkeys(model_module.DTYPES, torch.float32))
+    command = ["bench", "--device", "cuda", "--side", "64", "--rounds", "1", "--model", str(nano), "--json"]
+    with pretended_device():
+        assert main([*command, "--quick"]) == 0
+        quick = json.loads(capsys.readouterr().out)
+        assert main([*command, "--only", "full"]) == 0
+    full = json.loads(capsys.readouterr().out)
+    assert [row["name"].split(",")[0] for row in quick][:4:3] == ["matrix product 64", "copy of 1 MiB"]
+    assert all(row["seconds"] == 0.001 for row in quick)  # one event to the other, there
+    assert quick[3]["gb_per_second"] == 2.1
+    assert [row["name"].split(", ")[2] for row in full] == ["2 steps", "4 steps"]
+    assert full[0]["speedup_over_reference"] == 1.0
+    assert all(row["share_of_matrix_rate"] > 0 for row in full)
 
 
 @pytest.mark.usefixtures("small")

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 import moesr
 from moesr.cli import main
 from moesr.config import averaged, with_space_experts
 from moesr.errors import SettingError
-from moesr.images.resize import resize
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.denoiser import denoiser
 from moesr.training import config as configs
 from moesr.training import latents
 from moesr.training.engine import Engine
 from moesr.training.export import export
-from moesr.training.latents import LatentCrops, Stack, cached, shown
+from moesr.training.latents import LatentCrops, cached
 from moesr.training.stages import train
 from tests import training_setup as setup
 
@@ -91,19 +89,14 @@ def test_overrides_reach_every_depth() -> None:
     ("override", "line"),
     [
         ("decoder.loop.stepps=7", r"decoder\.loop has no entry stepps; it has steps, batch, lr"),
-        ("decoder.lop.steps=7", r"decoder has no entry lop; it has loop"),
-        ("decodr.loop.steps=7", r"training has no entry decodr; it has model, degradation"),
         ("model.unet.width=7", r"unet: unknown entries width"),
         ("steps", r"'steps': write it as key=value"),
-        ("degradation.kind=x", r"degradation has no entries, it is 'mixed:0.75'"),
+        ("degradation.kind=x", r"degradation has no entries, it is 'bicubic=4"),
         ("decoder.loop=3", r"decoder\.loop is 3, it must be a map"),
         ("decoder.loop.steps=many", r"decoder\.loop\.steps is 'many', it must be a whole number"),
-        ("decoder.loop.steps=1.5", r"decoder\.loop\.steps is 1\.5, it must be a whole number"),
         ("decoder.loop.batch=0", r"decoder\.loop\.batch is 0, it must be at least 1"),
         ("experts.loop.precision=fp8", r"experts\.loop\.precision is 'fp8'; choose fp32, bf16, fp16"),
-        ("decoder.train=all", r"decoder\.train is 'all'; choose fcd, decoder, joint"),
-        ("decoder.train=fcd", r"decoder\.smooth_weight is for decoder\.train joint, not fcd; set it to 0"),
-        ('decoder.anew=["unet_1", "conv_in"]', r"decoder\.anew 'conv_in': only fusion_layer_1 and unet_1 can"),
+        ("decoder.train=all", r"decoder\.train is 'all'; choose fcd, decoder"),
         ("first_stage.skip=1", r"first_stage\.skip is 1, it must be true or false"),
         ("model.stages=4", r"model\.stages is 4, it must be a list"),
     ],
@@ -197,12 +190,6 @@ def test_cached_items_are_made_once_and_a_killed_run_goes_on(tmp_path: Path, mon
         cached(tmp_path / "c", Numbers(), make, {"crop": 8}, Engine())
 
 
-def test_caches_of_earlier_versions_are_read(tmp_path: Path) -> None:
-    save_file({"b": torch.arange(6.0).view(3, 2)}, tmp_path / "c.safetensors")
-    found = cached(tmp_path / "c", Numbers(), lambda batch: batch, {}, Engine())
-    assert torch.equal(found["b"][2], torch.tensor([4.0, 5.0]))
-
-
 def test_crops_of_tensors_at_other_rates_stay_aligned() -> None:
     """x8 on a first stage of factor 4: half an LR pixel a latent cell, so crops start at every other cell."""
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
@@ -218,23 +205,6 @@ def test_crops_of_tensors_at_other_rates_stay_aligned() -> None:
     assert len(corners) > 20
     with pytest.raises(SettingError, match="choose a multiple of 2"):
         LatentCrops({"z": z, "lr": lr}, {"z": 1, "lr": Fraction(1, 2)}, 7, 50)
-
-
-def test_experts_are_shown_the_lr_image_at_latent_size() -> None:
-    lr = torch.rand(1, 3, 8, 8) * 2 - 1
-    assert shown(lr, torch.zeros(1, 3, 8, 8)) is lr
-    assert torch.equal(shown(lr, torch.zeros(1, 3, 16, 16)), resize(lr, (16, 16)).clamp(-1, 1))
-
-
-def test_x8_trains_through_all_stages(photos: Path, metrics: Path, tmp_path: Path) -> None:
-    plain = setup.values("kl")
-    plain["model"]["scale"] = 8
-    config = configs.from_dict(plain)
-    config = replace(config, experts=replace(config.experts, trunk=None))
-    for stage in ("first-stage", "experts", "decoder"):
-        train(stage, config, photos, tmp_path, metrics)
-    assert (tmp_path / "decoder" / "decoder.safetensors").exists()
-    assert configs.load(str(tmp_path / "decoder" / "config.json")) == config
 
 
 def test_the_papers_recipe_runs_at_a_small_size(photos: Path, metrics: Path, tmp_path: Path) -> None:
@@ -264,10 +234,3 @@ def test_a_folder_that_cannot_be_is_one_line(
     assert main(["train", "first-stage", str(config), "--data", str(photos), "--out", str(tmp_path / out)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be read or written" in line
-
-
-def test_a_stack_is_its_tensors_one_behind_the_other() -> None:
-    whole = torch.randn(7, 3)
-    stack = Stack([whole[:3], whole[3:6], whole[6:]])
-    assert stack.shape == whole.shape
-    assert all(torch.equal(stack[i], whole[i]) for i in range(7))

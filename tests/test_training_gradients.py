@@ -10,10 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from moesr.networks.autoencoder import Autoencoder
+from moesr.networks.space_moe import average_experts
+from moesr.training.config import from_dict
 from moesr.training.decoder import FCD
+from moesr.training.engine import SingleProcess
 from moesr.training.experts import Expert
 from moesr.training.first_stage import FirstStage
-from moesr.training.joint import Joint
+from moesr.training.unrolled import Unrolled, UnrolledConfig
 from tests import training_setup as setup
 
 
@@ -106,7 +110,6 @@ def test_codes_learn_from_the_commitment_loss_only(metrics: Path) -> None:
     [
         ("fcd", "vq", ("decoder.fusion_layer_1.", "decoder.unet_1.")),
         ("decoder", "vq", ("decoder.", "post_quant_conv.")),
-        ("joint", "kl", ("decoder.", "post_quant_conv.")),
     ],
 )
 def test_stage_2_trains_what_it_says_and_nothing_else(
@@ -118,13 +121,9 @@ def test_stage_2_trains_what_it_says_and_nothing_else(
     assert isinstance(task, FCD)
     before, adversary = copied(task.network), copied(task.adversary)
     distances = {k: copied(v) for k, v in task.distances.items()}
-    experts = copied(task.expert) if isinstance(task, Joint) else {}
     for index in range(4):
         task.step(batch(kind), index)
     wanted = {id(p) for k, p in task.network.named_parameters() if k.startswith(prefixes)}
-    if isinstance(task, Joint):
-        assert set(experts) - changed(task.expert, experts) == set()
-        wanted |= {id(p) for p in task.expert.parameters()}
     assert held(task.optimiser) == wanted
     moved = changed(task.network, before)
     assert weights_of(task.network, *prefixes) - moved == set()
@@ -134,32 +133,17 @@ def test_stage_2_trains_what_it_says_and_nothing_else(
     assert all(changed(task.distances[k], distances[k]) == set() for k in distances)
 
 
-def test_a_first_stage_without_the_lr_image_trains_the_last_layer_too(metrics: Path) -> None:
-    settings = setup.config("vq")
-    model = replace(settings.model, autoencoder=replace(settings.model.autoencoder, lr_skip=True))
-    task = setup.task("fcd", metrics, replace(settings, model=model))
-    assert isinstance(task, FCD)
-    before = copied(task.network)
-    for index in range(3):
-        task.step(batch("vq"), index)
-    prefixes = ("decoder.fusion_layer_1.", "decoder.unet_1.", "decoder.conv_out.")
-    moved = changed(task.network, before)
-    assert weights_of(task.network, *prefixes) - moved == set()
-    assert {k for k in moved if not k.startswith(prefixes)} == set()
-
-
-@pytest.mark.parametrize("name", ["first", "fcd", "joint"])
+@pytest.mark.parametrize("name", ["first", "fcd"])
 def test_the_adversary_learns_from_its_own_loss_alone(
     name: str, metrics: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With that loss switched off it stands still, whatever the generator wants of it."""
-    kind = "kl" if name == "joint" else "vq"
     monkeypatch.setattr("moesr.training.losses.hinge_discriminator", lambda real, fake: 0 * (real.sum() + fake.sum()))
-    task = setup.task(name, metrics, setup.config(kind))
+    task = setup.task(name, metrics, setup.config())
     assert not isinstance(task, Expert)
     adversary, network = copied(task.adversary), copied(task.network)
     for index in (1, 2):
-        task.step(batch(kind), index)
+        task.step(batch("vq"), index)
     assert trained(task.adversary, adversary) == set()
     assert trained(task.network, network) != set()
 
@@ -179,48 +163,33 @@ def test_the_generator_does_not_learn_from_the_adversarys_loss(metrics: Path) ->
     assert trained(task.adversary, adversary) != set()
 
 
-def test_the_image_teaches_the_last_expert(metrics: Path) -> None:
-    """Joint training: the gradient of L1 on the image passes the latent, in both of its branches."""
-    task = setup.task("joint", metrics, setup.config("kl"))
-    assert isinstance(task, Joint)
-    nn.init.normal_(task.expert.get_parameter("out.2.weight"))
-    items = batch("kl")
-    for seed in range(4):  # rand < 0.5 in some of them and not in others
-        torch.manual_seed(seed)
-        task.expert.zero_grad()
-        (task.predict(items) - items["hr"]).abs().mean().backward()
-        assert all(p.grad is not None for p in task.expert.parameters())
-        assert bool(task.expert.input_blocks[0][0].weight.grad.any())  # type: ignore[union-attr, index]
-
-
-def test_batches_at_fidelity_0_leave_lr_fusion_alone(metrics: Path) -> None:
-    settings = setup.config("kl")
-    task = setup.task("joint", metrics, replace(settings, decoder=replace(settings.decoder, generative=1.0)))
-    assert isinstance(task, Joint)
-    before = copied(task.network)
-    for index in range(3):
-        task.step(batch("kl"), index)
-    moved = changed(task.network, before)
-    assert any(k.startswith("decoder.unet_1.") for k in moved)
-    assert not any(k.startswith("decoder.fusion_layer_1.") for k in moved)
-
-
-def test_a_smooth_latent_learns_to_stay_smooth(metrics: Path) -> None:
-    """The loss is that of the decoder alone: it reaches no expert, and falls if it is all there is."""
-    settings = setup.config("kl", lr=1e-3)
-    task = setup.task("joint", metrics, replace(settings, decoder=replace(settings.decoder, smooth_weight=1.0)))
-    assert isinstance(task, Joint)
-    nn.init.normal_(task.network.decoder.conv_out.weight, std=0.05)
-    items, distances = batch("kl"), []
-    for _ in range(40):
-        task.optimiser.zero_grad()
-        _, smooth = task.forward(items, 1.0)
-        assert smooth is not None
-        smooth.backward()
-        assert all(p.grad is None for p in task.expert.parameters())
-        task.optimiser.step()
-        distances.append(smooth.item())
-    assert distances[-1] < 0.5 * distances[0]
+def test_the_image_teaches_every_expert_and_the_decoder(metrics: Path) -> None:
+    """The gradient of one image passes all sampling steps; the encoder and the estimator stay as they are."""
+    plain = setup.values("kl")
+    plain["model"]["unet"]["restore"] = plain["model"]["autoencoder"]["estimator"] = True
+    settings = from_dict(plain)
+    network = Autoencoder(settings.model.autoencoder)
+    expert = setup.task("expert", metrics, from_dict(setup.values("kl"))).network  # type: ignore[union-attr]
+    nn.init.normal_(expert.get_parameter("out.2.weight"), std=0.1)
+    state = average_experts(expert.state_dict())
+    task = Unrolled(
+        settings.model, UnrolledConfig(lpips={"alex": 1.0}), experts=[state, state], autoencoder=network.state_dict(),
+        estimator=None, metrics=metrics, engine=SingleProcess(torch.device("cpu")),
+    )  # fmt: skip
+    items = {**batch("kl"), "restore": torch.rand(2)}
+    before = copied(task.networks)
+    out, _ = task.predict(items, items["restore"], 0.5, [99, 20])
+    (out - items["hr"]).abs().mean().backward()
+    for network in task.experts:
+        assert bool(network.get_parameter("input_blocks.0.0.weight").grad.any())  # type: ignore[union-attr]
+        assert bool(network.get_parameter("setting_embed.2.weight").grad.any())  # type: ignore[union-attr]
+    task.optimiser.zero_grad()
+    task.step(items, 1)
+    moved = changed(task.networks, before)
+    assert weights_of(task.networks, "autoencoder.decoder.up.", "experts.") - moved <= {
+        f"experts.{i}.setting_embed.0.weight" for i in range(2)  # the layer behind it is still zero
+    }
+    assert not any(k.startswith(("autoencoder.encoder", "autoencoder.estimator")) for k in moved)
 
 
 @pytest.mark.parametrize(("name", "kind"), [*setup.TASKS.items(), ("first", "kl")])
@@ -248,7 +217,6 @@ def test_everything_of_a_stage_is_on_its_device(name: str, kind: str, monkeypatc
         task.guide = torch.randn(4, 3, 4, 4)
     task.to(torch.device("meta"))
     items = {k: v.to("meta") for k, v in batch(kind).items()} | {"index": torch.arange(2)}
-    for index in range(2):  # of which joint training adds noise again in the first
-        torch.manual_seed(index)
+    for index in range(2):
         task.step(items, index)
     assert name == "expert" or task.pictures(items).is_meta  # type: ignore[union-attr]

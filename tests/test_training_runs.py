@@ -26,7 +26,7 @@ from moesr.training import board
 from moesr.training.config import TrainingConfig
 from moesr.training.config import load as load_config
 from moesr.training.engine import Engine
-from moesr.training.loop import LoopConfig, run
+from moesr.training.loop import run
 from moesr.training.stages import train
 from tests import training_setup as setup
 
@@ -237,7 +237,7 @@ def test_weights_that_are_not_numbers_are_not_saved(metrics: Path, tmp_path: Pat
 
 def test_tensorboard_has_losses_and_pictures(metrics: Path, tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for name in ("first", "fcd", "joint"):
+    for name in ("first", "fcd"):
         settings = setup.config(TASKS[name], steps=2, save_every=2)
         go(name, settings, metrics, tmp_path / name)
         events = accumulator.EventAccumulator(str(tmp_path / name / "tensorboard"))
@@ -247,17 +247,6 @@ def test_tensorboard_has_losses_and_pictures(metrics: Path, tmp_path: Path) -> N
         (image,) = events.Images(events.Tags()["images"][0])
         assert (image.width, image.height) == (3 * 32, 4 * (32 + 4))
         assert image.step == 2
-
-
-def test_pictures_change_nothing(metrics: Path, tmp_path: Path) -> None:
-    """A run with pictures at every step is the run without them; batch norms do not see them."""
-    for folder, every in (("few", 4), ("many", 1)):
-        settings = setup.config("kl", steps=4, save_every=4, image_every=every)
-        go("joint", settings, metrics, tmp_path / folder)
-    assert rows(tmp_path / "few") == rows(tmp_path / "many")
-    few, many = (torch.load(tmp_path / f / "state.pt", weights_only=True)["parts"] for f in ("few", "many"))
-    a, b = tensors(few), tensors(many)
-    assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_without_tensorboard_it_is_said_once(
@@ -299,24 +288,8 @@ def test_a_state_of_another_config_is_refused(metrics: Path, tmp_path: Path) -> 
         go("expert", wider, metrics, tmp_path)
 
 
-def test_a_run_that_stopped_before_its_export_exports(metrics: Path, tmp_path: Path) -> None:
-    settings = setup.config()
-    go("expert", settings, metrics, tmp_path)
-    (tmp_path / "stage0.safetensors").unlink()
-    go("expert", settings, metrics, tmp_path)
-    assert (tmp_path / "stage0.safetensors").exists()
-
-
 def test_fp16_needs_a_gpu_and_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(SettingError, match="precision fp16"):
         _ = Engine(precision="fp16").accelerator
-
-
-def test_workers_load_the_same_batches(metrics: Path, tmp_path: Path) -> None:
-    for folder, workers in (("none", 0), ("one", 1)):
-        settings = setup.config(workers=workers)
-        go("expert", settings, metrics, tmp_path / folder)
-    assert rows(tmp_path / "none") == rows(tmp_path / "one")
-    assert LoopConfig().workers == 0

@@ -20,17 +20,16 @@ from moesr.training.config import TrainingConfig, from_dict
 from moesr.training.decoder import FCD
 from moesr.training.experts import Expert
 from moesr.training.first_stage import FirstStage
-from moesr.training.joint import Joint
 from moesr.training.loop import Batch, run
 
 #: Stages by name, with the config that they are tested with.
-TASKS = {"first": "vq", "expert": "vq", "fcd": "vq", "joint": "kl"}
+TASKS = {"first": "vq", "expert": "vq", "fcd": "vq"}
 
 LOOP = {"steps": 2, "batch": 2, "warmup": 1, "save_every": 1, "log_every": 1}
 
 
 def values(kind: str = "vq", **loop: Any) -> dict[str, Any]:
-    """A training config: "vq" as the paper has it, "kl" as `tiny` has it (skip, joint training)."""
+    """A training config: "vq" as the paper has it, "kl" as `tiny` has it (skip, KL)."""
     steps = {**LOOP, **loop}
     unet = {"model_channels": 16, "channel_mult": [1, 1], "num_res_blocks": 1, "attention_downsamples": [2]}
     unet |= {"num_head_channels": 8, "norm_groups": 8}
@@ -39,12 +38,12 @@ def values(kind: str = "vq", **loop: Any) -> dict[str, Any]:
     process = {"kind": "residual_shift", "timesteps": 100, "predict": "residual"}
     first: dict[str, Any] = {"loop": steps, "crop": 32, "lpips": "alex", "quantise_start": 1, "gan_start": 1}
     decoder: dict[str, Any] = {"loop": steps, "crop": 64, "cache": 5, "sample_steps": 2, "train": "fcd"}
-    decoder |= {"lpips": {"alex": 1.0}, "consistency": 1.0, "gan_start": 1, "adversary": 8}
+    decoder |= {"lpips": {"alex": 1.0}, "consistency": 1.0, "gan_start": 1}
     if kind == "kl":
         unet |= {"in_channels": 7, "out_channels": 4}
         autoencoder |= {"kind": "kl", "z_channels": 4, "embed_dim": 4, "lr_skip": True}
         first |= {"skip": True, "guide_weight": 1.0}
-        decoder |= {"train": "joint", "generative": 0.5, "smooth_weight": 1.0, "alternate": True}
+        decoder |= {"train": "decoder", "alternate": True}
     model = {"name": "seed", "scale": 4, "steps": 2, "stages": [50, 100]}
     return {
         "model": {**model, "unet": unet, "autoencoder": autoencoder, "process": process},
@@ -93,8 +92,8 @@ def write_metrics(folder: Path, vgg: bool = False) -> Path:
     return folder
 
 
-def task(name: str, metrics: Path, settings: TrainingConfig) -> FirstStage | Expert | FCD | Joint:
-    """A stage by name (first, expert, fcd, decoder, joint) with networks of random weights before it."""
+def task(name: str, metrics: Path, settings: TrainingConfig) -> FirstStage | Expert | FCD:
+    """A stage by name (first, expert, fcd, decoder) with networks of random weights before it."""
     model = settings.model
     if name == "first":
         return FirstStage(model.autoencoder, settings.first_stage, metrics)
@@ -102,10 +101,7 @@ def task(name: str, metrics: Path, settings: TrainingConfig) -> FirstStage | Exp
         return Expert(model, settings.experts, settings.experts.loop, (0, 50), "stage0")
     torch.manual_seed(5)
     first = Autoencoder(AutoencoderConfig(**{**vars(model.autoencoder), "lr_fusion": False, "refine": False}))
-    if name != "joint":
-        return FCD(model.autoencoder, settings.decoder, first.state_dict(), metrics)
-    expert = Expert(model, settings.experts, settings.experts.loop, (0, 50), "stage0").network
-    return Joint(model, settings.decoder, first.state_dict(), expert.state_dict(), 40, 0.999, metrics, True)
+    return FCD(model.autoencoder, settings.decoder, first.state_dict(), metrics, settings.first_stage.skip)
 
 
 class Items(torch.utils.data.Dataset[Batch]):

@@ -71,6 +71,7 @@ def unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
         mult = tuple(w // base for w in widths)
         copies = {k.split(".")[3] for k in shapes if re.match(r"middle_block\.2\.moe_blocks\.\d+\.", k)}
         experts = bounded(len(copies), "FFN experts")
+        hidden, dim = shapes["middle_block.2.moe_blocks.0.0.weight"] if copies else (4, 1)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"not a UNet of LDM: {reason(error)}; give a MoESR or LDM-SR checkpoint") from error
     return UNetConfig(
@@ -82,6 +83,7 @@ def unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
         attention_downsamples=tuple(sorted(attention)),
         num_head_channels=head_channels,
         space_experts=experts,
+        ffn_mult=hidden / dim,
     )
 
 
@@ -110,6 +112,7 @@ def autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
             z_channels=z,
             embed_dim=shapes["post_quant_conv.weight"][1],
             n_embed=shapes["quantize.embedding.weight"][0] if kind == "vq" else 8192,
+            attention_levels=tuple(i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in shapes),
             lr_fusion=fusion,
             refine=refine,
             refine_mult=_refine_mult(shapes, unet, ch) if refine else (1, 1, 2, 2),

@@ -45,6 +45,7 @@ def swin_config(shapes: Shapes) -> SwinUNetConfig:
         halvings = bounded(len([k for k in shapes if k.startswith("feature_extractor.") and k.endswith(".op.weight")]))
         features = shapes[f"feature_extractor.{3 * halvings - 1}.op.weight"][0] if halvings else joined - out_channels
         seen = shapes["feature_extractor.0.weight"][1] if halvings else features
+        embedded = shapes["middle_block.0.emb_layers.1.weight"][0]
         if seen not in (3, 4):
             raise ValueError(f"{seen} channels of the LR image")
         attends = [i for i, (first, _) in enumerate(levels) if f"output_blocks.{first}.1{_TABLE}" in shapes]
@@ -63,6 +64,8 @@ def swin_config(shapes: Shapes) -> SwinUNetConfig:
             latent_size=_latent_size(shapes, levels, windows, window),
             lr_downsamples=halvings,
             mask=seen == 4,
+            scale_shift=embedded == 2 * shapes["middle_block.0.in_layers.2.weight"][0],
+            resblock_resample=any(_resamples(shapes, i) for i in range(count(shapes, "output_blocks"))),
         )
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"not a Swin UNet: {reason(error)}; give a checkpoint of ResShift") from error
@@ -87,11 +90,16 @@ def _levels(shapes: Shapes) -> list[tuple[int, int]]:
     found, first = [], 0
     blocks = count(shapes, "output_blocks")
     for i in range(blocks):
-        upsamples = any(f"output_blocks.{i}.{part}.conv.weight" in shapes for part in (1, 2))
+        upsamples = _resamples(shapes, i) or any(f"output_blocks.{i}.{part}.conv.weight" in shapes for part in (1, 2))
         if upsamples or i == blocks - 1:
             found.append((first, i + 1 - first))
             first = i + 1
     return found[::-1]
+
+
+def _resamples(shapes: Shapes, block: int) -> bool:
+    """Whether an output block ends with a residual block that doubles the sides."""
+    return any(f"output_blocks.{block}.{part}.in_layers.0.weight" in shapes for part in (1, 2))
 
 
 def _widths(shapes: Shapes, levels: list[tuple[int, int]]) -> list[int]:

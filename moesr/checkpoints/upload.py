@@ -7,37 +7,13 @@ queued on the device. So tensors go through two pinned buffers in turn; while on
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 #: Bytes of one pinned buffer.
 BUFFER = 32 * 2**20
-
-
-class Lane(Protocol):
-    """What copies to a device in the background."""
-
-    def buffer(self, entries: int, dtype: torch.dtype) -> Tensor:
-        """Memory of the host that `send` may read from later, [entries]."""
-        ...
-
-    def empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Memory on the device."""
-        ...
-
-    def send(self, source: Tensor, target: Tensor) -> Any:
-        """Start to copy; `wait` on what it returns says when `source` may be changed."""
-        ...
-
-    def wait(self, sent: Any) -> None:
-        """Return when that copy has been made."""
-        ...
-
-    def finish(self) -> None:
-        """Return when all copies have been made."""
-        ...
 
 
 class CudaLane:
@@ -86,8 +62,11 @@ def on_device(
     return {name: _cast(state[name], dtype).to(device) for name in names}
 
 
-def through(lane: Lane, state: Mapping[str, Tensor], names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors, converted and copied through two buffers of BUFFER bytes; all have arrived when it returns."""
+def through(lane: Any, state: Mapping[str, Tensor], names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors, converted and copied through two buffers of BUFFER bytes; all have arrived when it returns.
+
+    lane: a CudaLane, or what stands for one where there is no CUDA.
+    """
     entries = max(1, BUFFER // dtype.itemsize)
     buffers = [lane.buffer(entries, dtype) for _ in range(2)]
     sent: list[Any] = [None, None]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from pathlib import Path
 from typing import Any
 
 from .common import positive, verbose
 
-_HEAD = ("", "seconds", "TMAC", "of matrix rate", "x reference", "peak MiB")
+_HEAD = ("", "seconds", "TMAC", "of matrix rate", "x reference", "peak MiB", "GB/s")
 
 
 def add(commands: Any) -> None:
@@ -19,7 +18,7 @@ def add(commands: Any) -> None:
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")
     bench.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
     bench.add_argument("--quick", action="store_true", help="small sizes, one round: does it run? not for tables")
-    bench.add_argument("--only", metavar="PARTS", help="some of matrix,open,step,decode,image,scaling")
+    bench.add_argument("--only", metavar="PARTS", help="some of matrix,copy,open,step,decode,image,scaling,full")
     bench.add_argument("--reference", metavar="FILE", help="plain networks to compare with (default: ours)")
     bench.add_argument("--model", default="tiny", help="of whole images and scaling (default: tiny)")
     bench.add_argument("--side", type=positive, default=512, help="of the decoded image in pixels (default: 512)")
@@ -38,10 +37,12 @@ def _bench(options: argparse.Namespace) -> int:
     import torch
 
     from ..errors import SettingError
-    from ..evaluation.speed.bench import SECTIONS, Bench, Plan
+    from ..evaluation.machine import check_device, device_name
+    from ..evaluation.speed.bench import SECTIONS, Bench, Plan, choose_sections
     from ..evaluation.speed.parts import read_reference
 
-    sections = tuple(options.only.split(",")) if options.only else SECTIONS
+    device = check_device(options.device)
+    sections = tuple(options.only.split(",")) if options.only else choose_sections(device, options.quick)
     unknown = sorted(set(sections) - set(SECTIONS))
     if unknown:
         raise SettingError(f"--only {', '.join(unknown)}: choose some of {', '.join(SECTIONS)}")
@@ -52,7 +53,7 @@ def _bench(options: argparse.Namespace) -> int:
     if options.quality:
         return _quality(options)
     plan = Plan(
-        device=torch.device(options.device),
+        device=device,
         clock=options.clock,
         quick=options.quick,
         sections=sections,
@@ -62,7 +63,8 @@ def _bench(options: argparse.Namespace) -> int:
     )
     rows = []
     if not options.json:
-        print(f"torch {torch.__version__}, {plan.device}, {torch.get_num_threads()} threads, {platform.machine()}")
+        threads = torch.get_num_threads()
+        print(f"torch {torch.__version__}, {device} ({device_name(device)}), {threads} threads")
         print(_line(_HEAD))
     for row in Bench(plan, read_reference(Path(options.reference) if options.reference else None)).rows():
         rows.append(row.values())

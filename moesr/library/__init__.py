@@ -1,31 +1,11 @@
 """Models by name: the folders that hold them, the catalogue of published ones, and their download."""
 
-from .models import (
-    DEFAULT,
-    EMBEDDED,
-    add_folder,
-    compute_fingerprint,
-    download_folder,
-    find,
-    folders,
-    host_folders,
-    installed,
-    names,
-    suggest,
-    user_folders,
-)
+from .models import (  # noqa: I001
+    DEFAULT, EMBEDDED, add_folder, compute_fingerprint, download_folder, find, folders, host_folders, installed, names,
+    suggest, user_folders,
+)  # fmt: skip
 
 __all__ = [
-    "DEFAULT",
-    "EMBEDDED",
-    "add_folder",
-    "compute_fingerprint",
-    "download_folder",
-    "find",
-    "folders",
-    "host_folders",
-    "installed",
-    "names",
-    "suggest",
-    "user_folders",
-]
+    "DEFAULT", "EMBEDDED", "add_folder", "compute_fingerprint", "download_folder", "find", "folders", "host_folders",
+    "installed", "names", "suggest", "user_folders",
+]  # fmt: skip

@@ -53,16 +53,18 @@ class PaddedDownsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one resolution and, but for the last level, the step to the next."""
 
-    def __init__(self, channels: int, out_channels: int, blocks: int, groups: int) -> None:
+    def __init__(self, channels: int, out_channels: int, blocks: int, groups: int, attends: bool = False) -> None:
         super().__init__()
         self.downsample: nn.Module | None = None
         self.upsample: nn.Module | None = None
         widths = [channels] + [out_channels] * blocks
         self.block = nn.ModuleList([NormResBlock(a, b, groups) for a, b in pairwise(widths)])
+        self.attn = nn.ModuleList([AttnBlock(out_channels, groups) for _ in range(blocks if attends else 0)])
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
+        for i, block in enumerate(self.block):
             x = block(x)
+            x = self.attn[i](x) if self.attn else x
         return x
 
 
@@ -88,7 +90,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         for i, (channels, out) in enumerate(pairwise(widths)):
-            level = Level(channels, out, config.blocks[i], config.norm_groups)
+            level = Level(channels, out, config.blocks[i], config.norm_groups, i in config.attention_levels)
             if i != len(config.ch_mult) - 1:
                 level.downsample = PaddedDownsample(out)
             self.down.append(level)
@@ -128,7 +130,7 @@ class Decoder(nn.Module):
         self.mid = Middle(widths[-1], config.norm_groups, config.mid_attention)
         levels: list[nn.Module] = []
         for i, (channels, out) in enumerate(zip([*widths[1:], widths[-1]], widths)):
-            level = Level(channels, out, config.blocks[i] + 1, config.norm_groups)
+            level = Level(channels, out, config.blocks[i] + 1, config.norm_groups, i in config.attention_levels)
             if i != 0:
                 level.upsample = Upsample(out)
             levels.append(level)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+#: How much fine detail is amplified before the first convolution; noise of few levels would be lost beside the colours.
+GAIN = 8.0
 #: Side of the windows that an image is judged by, and how many of them there are along a side at most.
 WINDOW, WINDOWS = 64, 4
 
 
 class RestoreEstimator(nn.Module):
-    """About 7,000 parameters: three convolutions, mean and spread of their features, one linear layer.
+    """About 8,000 parameters: convolutions of fine detail, then logarithms of their mean and spread.
 
     forward(lr [B, 3, H, W] in [-1, 1]) -> float32 [B], 0 for a clean image to 1 for a heavily degraded one. Of larger
     images up to WINDOWS x WINDOWS evenly spread windows are judged and averaged, which bounds the memory.
@@ -23,7 +26,8 @@ class RestoreEstimator(nn.Module):
             nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.ReLU(),
             nn.Conv2d(16, 24, 3, stride=2, padding=1), nn.ReLU(),
         )  # fmt: skip
-        self.out = nn.Linear(48, 1)
+        self.hidden = nn.Linear(48, 32)
+        self.out = nn.Linear(32, 1)
 
     def forward(self, lr: Tensor) -> Tensor:
         height, width = min(WINDOW, lr.shape[-2]), min(WINDOW, lr.shape[-1])
@@ -31,10 +35,11 @@ class RestoreEstimator(nn.Module):
             (y, x) for y in _starts(lr.shape[-2], height) for x in _starts(lr.shape[-1], width)
         ]  # fmt: skip
         windows = torch.cat([lr[..., y : y + height, x : x + width] for y, x in places])  # [places B, 3, h, w]
-        features = self.layers(windows).float().flatten(2)
+        detail = GAIN * (windows - F.avg_pool2d(F.pad(windows, (1, 1, 1, 1), mode="replicate"), 3, stride=1))
+        features = self.layers(detail).float().flatten(2)
         spread = (features.var(dim=2, unbiased=False) + 1e-5).sqrt()
-        pooled = torch.cat([features.mean(dim=2), spread], dim=1).to(self.out.weight.dtype)
-        return torch.sigmoid(self.out(pooled).float()).view(len(places), len(lr)).mean(dim=0)
+        pooled = torch.log(torch.cat([features.mean(dim=2), spread], dim=1) + 1e-3).to(self.out.weight.dtype)
+        return torch.sigmoid(self.out(F.relu(self.hidden(pooled))).float()).view(len(places), len(lr)).mean(dim=0)
 
 
 def _starts(length: int, window: int) -> list[int]:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 class FeedForward(nn.Sequential):
     """One expert: Linear, exact GELU, Linear. The Linears sit at 0 and 3, as in released checkpoints."""
 
-    def __init__(self, dim: int, mult: int = 4) -> None:
-        super().__init__(nn.Linear(dim, dim * mult), nn.GELU(), nn.Identity(), nn.Linear(dim * mult, dim))
+    def __init__(self, dim: int, mult: float = 4.0) -> None:
+        hidden = round(dim * mult)
+        super().__init__(nn.Linear(dim, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, dim))
 
 
 class SpaceMoE(nn.Module):
@@ -18,13 +19,14 @@ class SpaceMoE(nn.Module):
 
     With one expert this is the averaged form of inference. With more, tokens are shuffled, one permutation for the
     whole batch, and cut into `experts` groups as even as can be, so that any number of tokens works. x: [B, C, H, W].
+    `mult`: width of the FFNs' hidden layer per channel.
     `permutation`: int64 [H * W], to fix the shuffle; None draws one from torch's generator.
     """
 
-    def __init__(self, dim: int, experts: int) -> None:
+    def __init__(self, dim: int, experts: int, mult: float = 4.0) -> None:
         super().__init__()
         self.moe_norm = nn.LayerNorm(dim, eps=1e-5)
-        self.moe_blocks = nn.ModuleList([FeedForward(dim) for _ in range(experts)])
+        self.moe_blocks = nn.ModuleList([FeedForward(dim, mult) for _ in range(experts)])
 
     def forward(self, x: Tensor, permutation: Tensor | None = None) -> Tensor:
         b, c, h, w = x.shape

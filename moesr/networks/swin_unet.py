@@ -33,9 +33,14 @@ class SwinUNet(nn.Module):
 
         def layers(channels: int, level: int, first: bool) -> list[nn.Module]:
             out = mult[level] * base
-            parts: list[nn.Module] = [ResBlock(channels, out, emb, groups, scale_shift=True)]
+            parts: list[nn.Module] = [ResBlock(channels, out, emb, groups, config.scale_shift)]
             attends = first and 2**level in config.attention_downsamples
             return [*parts, self._attention(out, level)] if attends else parts
+
+        def resample(channels: int, resize: str) -> nn.Module:
+            if config.resblock_resample:
+                return ResBlock(channels, channels, emb, groups, config.scale_shift, resize)
+            return Downsample(channels) if resize == "down" else Upsample(channels)
 
         blocks: list[nn.Module] = [Block(nn.Conv2d(config.in_channels + seen, base, 3, padding=1))]
         channels, skips, last = base, [base], len(mult) - 1
@@ -45,14 +50,14 @@ class SwinUNet(nn.Module):
                 channels = mult[level] * base
                 skips.append(channels)
             if level != last:
-                blocks.append(Block(Downsample(channels)))
+                blocks.append(Block(resample(channels, "down")))
                 skips.append(channels)
         self.input_blocks = nn.ModuleList(blocks)
 
         self.middle_block = Block(
-            ResBlock(channels, channels, emb, groups, scale_shift=True),
+            ResBlock(channels, channels, emb, groups, config.scale_shift),
             self._attention(channels, last),
-            ResBlock(channels, channels, emb, groups, scale_shift=True),
+            ResBlock(channels, channels, emb, groups, config.scale_shift),
         )
 
         blocks = []
@@ -61,7 +66,7 @@ class SwinUNet(nn.Module):
                 parts = layers(channels + skips.pop(), level, i == 0)
                 channels = mult[level] * base
                 if level and i == n:
-                    parts.append(Upsample(channels))
+                    parts.append(resample(channels, "up"))
                 blocks.append(Block(*parts))
         self.output_blocks = nn.ModuleList(blocks)
         self.out = nn.Sequential(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import UNetConfig
@@ -17,12 +18,20 @@ class ResBlock(nn.Module):
     """The time embedding between two convolutions, residual around both. x: [B, C, H, W], emb: [B, E].
 
     With e = Linear(SiLU(emb)) that is h + e; with `scale_shift`, norm(h) * (1 + scale) + shift of the halves of e.
+    resize: "up" doubles both sides in front of the first convolution (nearest), "down" halves them (mean of 2 x 2).
     """
 
     def __init__(
-        self, channels: int, out_channels: int, emb_channels: int, groups: int = 32, scale_shift: bool = False
+        self,
+        channels: int,
+        out_channels: int,
+        emb_channels: int,
+        groups: int = 32,
+        scale_shift: bool = False,
+        resize: str = "",
     ) -> None:
         super().__init__()
+        self.resize = resize
         self.scale_shift = scale_shift
         self.in_layers = nn.Sequential(
             group_norm(channels, 1e-5, groups), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
@@ -38,13 +47,23 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h, e = self.in_layers(x), self.emb_layers(emb)[:, :, None, None]
+        e = self.emb_layers(emb)[:, :, None, None]
+        if self.resize:
+            h = self.in_layers[2](self._resize(self.in_layers[:2](x)))
+            x = self._resize(x)
+        else:
+            h = self.in_layers(x)
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
             h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
         else:
             h = self.out_layers(h + e)
         return self.skip_connection(x) + h
+
+    def _resize(self, x: Tensor) -> Tensor:
+        if self.resize == "up":
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return F.avg_pool2d(x, 2)
 
 
 class AttentionBlock(nn.Module):
@@ -149,7 +168,7 @@ class UNet(nn.Module):
         config = self.config
         layers: list[nn.Module] = [AttentionBlock(channels, config.num_head_channels, config.norm_groups)]
         if config.space_experts:
-            layers.append(SpaceMoE(channels, config.space_experts))
+            layers.append(SpaceMoE(channels, config.space_experts, config.ffn_mult))
         return layers
 
     def embed(self, t: Tensor, dtype: torch.dtype, settings: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from ..hosting.runner import OpenModel, Progress, Result, Runner, Stopped
 from ..images.files import WRITE_SUFFIXES, Picture, to_pil, write_image
 from ..images.write import check_size
 from ..outputs import Target
-from ..record import to_metadata
+from ..record import to_texts
 from ..settings import result_size
 from ..tiling import LARGEST_TILE
 from .host import PageHost
@@ -152,8 +152,7 @@ def save_result(result: Result, before: Picture, upload: Path, target: Target) -
         shrink = min(1.0, (VIEW_PIXELS / (width * height)) ** 0.5)
         small = to_pil(after).convert("RGB").resize((int(width * shrink), int(height * shrink)), Image.Resampling.BOX)
         small.save(view, "JPEG", quality=92)
-    kind = WRITE_SUFFIXES[path.suffix.lower()]
-    write_image(path, replace(after, metadata=to_metadata(after.metadata, result.record, kind)))
+    write_image(path, replace(after, metadata=after.metadata.with_text(to_texts(result.record))))
     before_size = (before.rgb.shape[1], before.rgb.shape[0])
     return FinishedPicture(path, source, view, before_size, (width, height), upload, result.record)
 

@@ -43,6 +43,12 @@ class Board:
             self._writer.close()
 
 
+def side_by_side(batch: dict[str, Tensor], out: Tensor) -> Tensor:
+    """LR images, each pixel a square, results and HR images [B, 3, H, 3 W]."""
+    lr = F.interpolate(batch["lr"], size=out.shape[-2:], mode="nearest")
+    return torch.cat([lr, out.float().clamp(-1, 1), batch["hr"]], dim=-1)
+
+
 @cache
 def _writer() -> Any:
     """The writer's class, or None."""

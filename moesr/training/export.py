@@ -17,9 +17,6 @@ def export(config: TrainingConfig, run: Path, path: Path) -> Path:
     """Write the run's averaged experts and its decoder as a fp16 safetensors file that `moesr.load` opens."""
     model = with_facts(config.model, run)
     experts = [weights.load(run / f"stage{i}" / f"stage{i}.safetensors") for i in range(len(model.stages))]
-    joint = run / "decoder" / "stage0.safetensors"
-    if joint.exists():
-        experts[0] = weights.load(joint)
     decoder = weights.load(run / "decoder" / "decoder.safetensors")
     if not all(weights.finite(part) for part in (*experts, decoder)):
         raise NumericsError(f"{run}: weights that are not numbers; train from the last good state again")

@@ -15,9 +15,10 @@ from ..images.resize import resize
 from ..networks.autoencoder import Autoencoder
 from . import draws, losses, weights
 from .adversary import PatchDiscriminator
-from .decoder import side_by_side
+from .board import side_by_side
 from .ema import EMA
 from .engine import Engine
+from .latents import enlarge
 from .loop import Batch, LoopConfig, Stateful, autocast, rate
 
 
@@ -145,7 +146,7 @@ class FirstStage:
 
     @staticmethod
     def _upsampled(batch: Batch) -> Tensor:
-        return resize(batch["lr"], (batch["hr"].shape[-2], batch["hr"].shape[-1])).clamp(-1, 1)
+        return enlarge(batch["lr"], batch["hr"])
 
     def _latent(self, moments: Tensor, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
         if self.network.config.kind == "kl":

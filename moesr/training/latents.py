@@ -51,9 +51,6 @@ def cached(
     their `index`; its results [B, ...] must be functions of the items alone. Floats are kept as fp16. Raises
     SettingError if what is there was made with other `facts`.
     """
-    single = folder.with_suffix(".safetensors")
-    if single.exists():  # as earlier versions kept them
-        return {k: Stack([v]) for k, v in load_file(single).items()}
     folder.mkdir(parents=True, exist_ok=True)
     count: int = len(data)  # type: ignore[arg-type]  # Dataset does not say that it has a length
     made = {k: str(v) for k, v in facts.items()}
@@ -108,8 +105,13 @@ def to_bytes(image: Tensor) -> Tensor:
     return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def shown(lr: Tensor, z: Tensor) -> Tensor:
-    """LR images [B, 3, h, w] as the experts are shown them beside latents `z`: at the size of those."""
+def enlarge(lr: Tensor, hr: Tensor) -> Tensor:
+    """LR images [B, 3, h, w] in the size of HR images."""
+    return resize(lr, (hr.shape[-2], hr.shape[-1])).clamp(-1, 1)
+
+
+def resize_condition(lr: Tensor, z: Tensor) -> Tensor:
+    """LR images [B, 3, h, w] as the experts are given them beside latents `z`: at the size of those."""
     size = (z.shape[-2], z.shape[-1])
     return lr if size == tuple(lr.shape[-2:]) else resize(lr, size).clamp(-1, 1)
 
@@ -118,8 +120,7 @@ class LatentCrops(Dataset[Batch]):
     """Aligned random crops of cached tensors, a function of (seed, index) alone.
 
     `rates` gives the pixels of each tensor per latent cell; a crop is `size` latent cells wide, and begins where all
-    tensors have a pixel. uint8 images come out as float32 in [-1, 1]. Of `choices` crops that are drawn, the one whose
-    LR image varies most from pixel to pixel is taken: sky teaches little.
+    tensors have a pixel. uint8 images come out as float32 in [-1, 1].
     """
 
     def __init__(
@@ -129,9 +130,7 @@ class LatentCrops(Dataset[Batch]):
         size: int,
         length: int,
         seed: int = 0,
-        choices: int = 1,
     ) -> None:
-        self.choices = choices
         self.tensors, self.size, self.length, self.seed = tensors, size, length, seed
         self.rates = {k: Fraction(r) for k, r in rates.items()}
         self.unit = lcm(*(r.denominator for r in self.rates.values()))
@@ -151,19 +150,12 @@ class LatentCrops(Dataset[Batch]):
         def draw(stop: int) -> int:
             return int(torch.randint(stop, (), generator=generator))
 
-        def crop() -> Batch:
-            item = draw(self.items)
-            y, x = (draw((side - self.size) // self.unit + 1) * self.unit for side in (self.height, self.width))
-            return {name: self._cut(name, item, y, x) for name in self.rates}
-
-        return max((crop() for _ in range(self.choices)), key=lambda c: _variation(c["lr"]) if self.choices > 1 else 0)
+        item = draw(self.items)
+        y, x = (draw((side - self.size) // self.unit + 1) * self.unit for side in (self.height, self.width))
+        return {name: self._cut(name, item, y, x) for name in self.rates}
 
     def _cut(self, name: str, item: int, y: int, x: int) -> Tensor:
         r = self.rates[name]
         rows, columns = (slice(int(start * r), int((start + self.size) * r)) for start in (y, x))
         value = self.tensors[name][item, :, rows, columns]
         return value.float() / 127.5 - 1 if value.dtype == torch.uint8 else value.float()
-
-
-def _variation(image: Tensor) -> float:
-    return sum(image.diff(dim=axis).abs().mean().item() for axis in (-2, -1))

@@ -25,11 +25,12 @@ from .data import BatchSource
 from .engine import SingleProcess
 from .experts import Expert
 from .first_stage import FirstStage, detail_components
+from .latents import enlarge
 from .loop import Batch, LoopConfig, autocast
 from .parts import PARTS, find_parts, join_parts, split_file
 from .restore_estimator import EstimatorTask
 from .timed import Budget, Done, run_timed
-from .unrolled import Unrolled, enlarge
+from .unrolled import Unrolled
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import torch
 
-from ..config import ModelConfig, averaged
+from ..config import ModelConfig, UNetConfig, averaged
 from ..diffusion.experts import All, ExpertBank
 from ..diffusion.process import from_config
 from ..diffusion.samplers import sample
 from ..errors import SettingError
-from ..images.resize import resize
 from ..networks.autoencoder import Autoencoder
 from ..networks.denoiser import denoiser
 from ..networks.swin_unet import SwinUNet
@@ -31,8 +30,7 @@ from .decoder import FCD
 from .engine import Engine
 from .experts import Expert
 from .first_stage import FirstStage, detail_components
-from .joint import Joint
-from .latents import LatentCrops, Stack, cached, digest, shown, to_bytes
+from .latents import LatentCrops, Stack, cached, digest, enlarge, resize_condition, to_bytes
 from .loop import Batch, LoopConfig, Task, autocast, run
 
 log = logging.getLogger(__name__)
@@ -122,50 +120,34 @@ def _encoded(config: TrainingConfig, model: ModelConfig, data: Path, out: Path) 
     crops = _crops(config, data, stage.crop, stage.cache, stage.loop.seed)
 
     def encode(batch: Batch) -> Batch:
-        lr_up = resize(batch["lr"], (batch["hr"].shape[-2], batch["hr"].shape[-1])).clamp(-1, 1)
+        lr_up = enlarge(batch["lr"], batch["hr"])
         with autocast(stage.loop, lr_up.device):
             x0, y = network.encode(batch["hr"]), network.encode(lr_up)
-        return {"x0": x0, "y": y, "lr": shown(batch["lr"], x0)}
+        return {"x0": x0, "y": y, "lr": resize_condition(batch["lr"], x0)}
 
     facts = _facts(config, stage.crop, stage.cache, stage.loop.seed) | {"first stage": digest(_first(out))}
     return cached(out / "latents", crops, encode, facts, engine)
 
 
 def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path | None) -> None:
-    """Latents sampled by the experts, kept on disk, then the decoder on them.
-
-    For joint training the states that the last expert begins with are kept instead.
-    """
+    """Latents sampled by the experts, kept on disk, then the decoder on them."""
     stage, model = config.decoder, with_facts(config.model, out)
-    joint = stage.train == "joint"
-    tensors, last = _sampled(config, model, data, out)
+    tensors = _sampled(config, model, data, out)
     factor = model.autoencoder.factor
     size = (stage.size or stage.crop // 2) // factor
-    rates: dict[str, int | Fraction] = {"z": 1, "x0": 1, "y": 1, "lr": Fraction(factor, model.scale), "hr": factor}
-    before = Path(stage.start) if stage.start else None
-    first = _state(before / "decoder.safetensors" if before else _first(out))
-    first = {k: v for k, v in first.items() if not k.startswith(tuple(f"decoder.{part}." for part in stage.anew))}
-    skipped = config.first_stage.skip or before is not None
-    if joint:
-        grouped = _state((before or out / "stage0") / "stage0_grouped.safetensors")
-        task: Task = Joint(model, stage, first, grouped, last, config.experts.gamma, metrics, skipped)
-    else:
-        task = FCD(model.autoencoder, stage, first, metrics, skipped)
-    length = stage.loop.steps * stage.loop.batch
-    items = LatentCrops(tensors, rates, size, length, stage.loop.seed, stage.choices)
+    rates: dict[str, int | Fraction] = {"z": 1, "lr": Fraction(factor, model.scale), "hr": factor}
+    task = FCD(model.autoencoder, stage, _state(_first(out)), metrics, config.first_stage.skip)
+    items = LatentCrops(tensors, rates, size, stage.loop.steps * stage.loop.batch, stage.loop.seed)
     _train(task, items, stage.loop, out / "decoder", config)
 
 
-def _sampled(config: TrainingConfig, model: ModelConfig, data: Path, out: Path) -> tuple[dict[str, Stack], int]:
-    """Sampled latents with all that belongs to them, from the disk or made now; and the timestep of those latents."""
+def _sampled(config: TrainingConfig, model: ModelConfig, data: Path, out: Path) -> dict[str, Stack]:
+    """Sampled latents with their LR and HR images, from the disk or made now."""
     stage, engine = config.decoder, Engine()
     process = from_config(model.process)
     sampler, spacing = choose_sampler(process.kind, stage.sample_steps, stage.sampler, "auto")
     timesteps = process.timesteps(stage.sample_steps, spacing)
     last = process.last(stage.sample_steps, spacing)
-    if stage.train == "joint":
-        last = next(t for t in timesteps if t < model.stages[0])
-        timesteps = [t for t in timesteps if t > last]
     network = _first_stage(model, out, engine.device)
     experts = [_expert(model, out, i).to(engine.device) for i in range(len(model.stages))]
     bank = ExpertBank(model.stages, All(experts))
@@ -173,39 +155,38 @@ def _sampled(config: TrainingConfig, model: ModelConfig, data: Path, out: Path) 
     def draw(batch: Batch) -> Batch:
         hr, lr = batch["hr"], batch["lr"]
         with autocast(stage.loop, lr.device):
-            x0 = network.encode(hr)
-            y = network.encode(resize(lr, (hr.shape[-2], hr.shape[-1])).clamp(-1, 1)).float()
-        condition = shown(lr, y)
+            y = network.encode(enlarge(lr, hr)).float()
+        condition = resize_condition(lr, y)
 
         def noise(step: int) -> torch.Tensor:
             return draws.normal(y, batch, stage.loop.seed, f"sample{step}")
 
         def predict(z: torch.Tensor, t: int) -> torch.Tensor:
             with bank.stage(t) as expert, autocast(stage.loop, z.device):
-                seen = torch.full((len(z),), t, device=z.device)
-                out = expert(process.scale_input(z, t), seen, condition)
+                time = torch.full((len(z),), t, device=z.device)
+                out = expert(process.scale_input(z, t), time, condition)
             return process.x0(out.float(), z, t, y)
 
         start = process.prior(noise(-1), y, timesteps[0])
         z = sample(sampler, predict, process, timesteps, start, noise=noise, last=last, y=y)
-        return {"z": z, "x0": x0, "y": y, "lr": to_bytes(lr), "hr": to_bytes(hr)}
+        return {"z": z, "lr": to_bytes(lr), "hr": to_bytes(hr)}
 
-    shrink = tuple(stage.shrink)
-    crops = _crops(config, data, stage.crop, stage.cache, stage.loop.seed + 7, shrink)
-    facts = _facts(config, stage.crop, stage.cache, stage.loop.seed) | {"train = joint": stage.train == "joint"}
-    facts |= {"shrink": list(shrink)}
+    crops = _crops(config, data, stage.crop, stage.cache, stage.loop.seed + 7)
+    facts = _facts(config, stage.crop, stage.cache, stage.loop.seed)
     facts |= {"sample_steps": stage.sample_steps, "sampler": sampler}
     facts |= {"experts": digest(_first(out), *(_averaged_expert(out, i) for i in range(len(model.stages))))}
-    return cached(out / "samples", crops, draw, facts, engine), last
+    return cached(out / "samples", crops, draw, facts, engine)
 
 
 def with_facts(model: ModelConfig, out: Path) -> ModelConfig:
-    """The model's config with what training its first stage found out."""
+    """The model's config with what training its first stage found out. Stage by stage, nothing is told `restore`."""
     path = out / "first_stage" / "facts.json"
     if not path.is_file():
         raise SettingError(f"{path}: not found; train the first stage first")
-    facts = json.loads(path.read_text())
-    return replace(model, autoencoder=replace(model.autoencoder, scale_factor=facts["scale_factor"]))
+    factor = json.loads(path.read_text())["scale_factor"]
+    autoencoder = replace(model.autoencoder, scale_factor=factor, estimator=False)
+    unet = replace(model.unet, restore=False) if isinstance(model.unet, UNetConfig) else model.unet
+    return replace(model, unet=unet, autoencoder=autoencoder)
 
 
 def _train(
@@ -224,11 +205,9 @@ def _write(path: Path, values: dict[str, object]) -> None:
     os.replace(partial, path)
 
 
-def _crops(
-    config: TrainingConfig, data: Path, crop: int, length: int, seed: int, shrink: tuple[float, ...] = (1,)
-) -> PhotoCrops:
+def _crops(config: TrainingConfig, data: Path, crop: int, length: int, seed: int) -> PhotoCrops:
     scale = config.model.scale
-    return PhotoCrops(data, crop, scale, degradation(config.degradation, scale), length, seed, shrink)
+    return PhotoCrops(data, crop, scale, degradation(config.degradation, scale), length, seed)
 
 
 def _facts(config: TrainingConfig, crop: int, cache: int, seed: int) -> dict[str, object]:

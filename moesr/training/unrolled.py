@@ -25,6 +25,7 @@ from . import losses
 from .adversary import FeatureDiscriminator, augment_pair
 from .ema import EMA
 from .engine import Engine
+from .latents import enlarge, resize_condition
 from .loop import Batch, LoopConfig, Stateful, autocast, rate
 
 #: Taps of LPIPS's VGG whose features the adversary judges, at 1/2 to 1/8 of the resolution, and their widths.
@@ -174,7 +175,7 @@ class Unrolled:
             features = self.autoencoder.features(lr_up)
         torch.clear_autocast_cache()  # weights that were cast there, without gradients, must not be used again
         settings = torch.stack([restore, torch.full_like(restore, fidelity)], dim=1)
-        z = self._sample(y, _at_latent_size(lr, y), settings, 1 - fidelity, timesteps)
+        z = self._sample(y, resize_condition(lr, y), settings, 1 - fidelity, timesteps)
         out = self.autoencoder.decode(z, features, fidelity).float()
         if fidelity == 1:
             return out, out.new_zeros(())
@@ -300,21 +301,11 @@ class Unrolled:
         return [average_experts(expert) for expert in split[:-1]], split[-1]
 
 
-def enlarge(lr: Tensor, hr: Tensor) -> Tensor:
-    """LR images [B, 3, h, w] in the size of HR images."""
-    return resize(lr, (hr.shape[-2], hr.shape[-1])).clamp(-1, 1)
-
-
 def freeze_norms(network: nn.Module) -> None:
     """Batch norms use and keep the statistics they have."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-
-
-def _at_latent_size(lr: Tensor, z: Tensor) -> Tensor:
-    size = (z.shape[-2], z.shape[-1])
-    return lr if size == tuple(lr.shape[-2:]) else resize(lr, size).clamp(-1, 1)
 
 
 def _grouped(state: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

@@ -148,7 +148,7 @@ def tiling(case: Case) -> None:
             case.compare(key, resize.resize(planes, (size[0], size[1]))[0].permute(1, 2, 0))
     if "to_u8" in case.inputs:
         rgb = case.inputs["to_u8"].clamp(0, 1)
-        canvas = as_canvas(np.zeros((*rgb.shape[1:], 3), np.uint8))
+        canvas = as_canvas(np.arange(3 * rgb[0].numel(), dtype=np.uint8).reshape(*rgb.shape[1:], 3) + 20)  # not grey
         out = canvas.empty(*rgb.shape[1:])
         canvas.put(out, 0, 0, rgb, None)
         case.compare("to_u8_rgb", torch.from_numpy(out[0]))

@@ -41,9 +41,7 @@ def stored(path: Path) -> State:
 
 def config_of(values: dict[str, Any], state: State) -> SwinUNetConfig:
     """Our config of a recorded one. What the recording says is held against what the keys say."""
-    assert values["use_scale_shift_norm"], "networks without scale and shift were never released"
-    assert values["conv_resample"], "nor those that resize without a convolution"
-    assert not values["resblock_updown"], "nor those that resize in residual blocks"
+    assert values["conv_resample"], "networks that resize without a convolution cannot be told by their keys"
     assert values["dims"] == 2
     found = swin_config({k: tuple(v.shape) for k, v in state.items()})
     size, mult, dim = values["image_size"], values["channel_mult"], values["swin_embed_dim"]
@@ -64,6 +62,8 @@ def config_of(values: dict[str, Any], state: State) -> SwinUNetConfig:
         latent_size=size,
         lr_downsamples=(values["lq_size"] // size).bit_length() - 1,
         mask=found.mask,
+        scale_shift=values["use_scale_shift_norm"],
+        resblock_resample=values["resblock_updown"],
     )
     # A level all of whose windows are as small as the map hides the size of larger ones.
     found = replace(found, window=told.window) if found.window < told.window else found

@@ -18,7 +18,7 @@ from .case import Case, recorded
 GRADIENT = 1e-4
 
 
-def config_of(values: dict[str, Any], space_experts: int) -> UNetConfig:
+def config_of(values: dict[str, Any], weights: dict[str, Tensor], space_experts: int) -> UNetConfig:
     """Our config of a recorded one. Its attention rates may name some that this depth does not reach."""
     rates = [2**i for i in range(len(values["channel_mult"]))]
     return UNetConfig(
@@ -30,7 +30,14 @@ def config_of(values: dict[str, Any], space_experts: int) -> UNetConfig:
         attention_downsamples=tuple(r for r in rates if r in values["attention_resolutions"]),
         num_head_channels=values["num_head_channels"],
         space_experts=space_experts,
+        ffn_mult=_ffn_mult(weights),
     )
+
+
+def _ffn_mult(weights: dict[str, Tensor]) -> float:
+    """Hidden width of the FFNs per channel."""
+    shape = next((v.shape for k, v in weights.items() if k.endswith("moe_blocks.0.0.weight")), (4, 1))
+    return shape[0] / shape[1]
 
 
 def space_experts(keys: Iterable[str]) -> int:
@@ -40,7 +47,7 @@ def space_experts(keys: Iterable[str]) -> int:
 
 def averaged_unet(values: dict[str, Any], weights: dict[str, Tensor]) -> UNet:
     """The form of inference, from weights of any number of FFN experts."""
-    network = UNet(config_of(values, min(space_experts(weights), 1)))
+    network = UNet(config_of(values, weights, min(space_experts(weights), 1)))
     network.load_state_dict(average_experts(weights))
     return network.eval()
 
@@ -60,7 +67,7 @@ def averaged(case: Case) -> None:
 
 def grouped(case: Case) -> None:
     weights = case.weights()
-    network = UNet(config_of(case.config, space_experts(weights)))
+    network = UNet(config_of(case.config, weights, space_experts(weights)))
     network.load_state_dict(weights)
     network.eval()
     for tag in case.tags(r"(.+)\.x"):

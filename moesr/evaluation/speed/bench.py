@@ -14,12 +14,25 @@ import torch
 
 from ...checkpoints.reading import DTYPES
 from ..parity import synthetic_picture
-from .measure import MATRIX, MATRIX_TMAC, Row, Run, Stopwatch, anonymous, matrix_product, peak, ratio, tmac
-from .parts import Decoder, Part, step
+from .measure import DEVICE_MATRIX, MATRIX, Row, Run, Stopwatch, anonymous, matrix_product, peak, ratio, tmac
+from .parts import Decoder, Part, count_run, full_size_model, plain_run, step
 
 #: Of square outputs, in pixels, from one tile to many.
 SIDES = (512, 1024, 2048, 4096)
-SECTIONS = ("matrix", "open", "step", "decode", "image", "scaling")
+SECTIONS = ("matrix", "copy", "open", "step", "decode", "image", "scaling", "full")
+#: Sides of the outputs that a device makes of whole images.
+DEVICE_SIDES = (512, 1024, 4096)
+#: Whole images of full size: the kind of model, and its steps.
+FULL_RUNS = (("MoESR", 50), ("MoESR", 200), ("ResShift", 4), ("ResShift", 15))
+#: Of the copy that shows the device's bandwidth.
+COPY_BYTES = 2**30
+
+
+def choose_sections(device: torch.device, quick: bool) -> tuple[str, ...]:
+    """What is measured if nothing is said: copies and whole full-size images only on devices; little if quick there."""
+    if device.type == "cpu":
+        return tuple(name for name in SECTIONS if name not in ("copy", "full"))
+    return ("matrix", "copy", "step", "image") if quick else SECTIONS
 
 
 @dataclass(frozen=True)
@@ -59,14 +72,26 @@ class Bench:
 
     def _matrix(self) -> Iterator[Row]:
         for name, dtype in DTYPES.items():
-            side = 512 if dtype == torch.float16 and self.device.type == "cpu" else MATRIX
+            side = self._side(dtype)
             product, count = matrix_product(dtype, self.device, side), side**3 / 1e12
             seconds = median(self.watch.alternating([product], self.plan.rounds)[0])
             yield Row(f"matrix product {side}, {name}", seconds, count, 1.0)
 
+    def _side(self, dtype: torch.dtype) -> int:
+        """Side of the yardstick's matrices."""
+        if self.device.type != "cpu":
+            return DEVICE_MATRIX
+        return min(512, MATRIX) if dtype == torch.float16 else MATRIX
+
+    def _copy(self) -> Iterator[Row]:
+        source = torch.ones(COPY_BYTES // 4, device=self.device)
+        target = torch.empty_like(source)
+        seconds = median(self.watch.alternating([lambda: target.copy_(source)], self.plan.rounds)[0])
+        yield Row(f"copy of {COPY_BYTES // 2**20} MiB", seconds, gb_per_second=2 * COPY_BYTES / 1e9 / seconds)
+
     @torch.inference_mode()
     def _step(self) -> Iterator[Row]:
-        latent = 64 if self.plan.quick else 128
+        latent = 64 if self.plan.quick and self.device.type == "cpu" else 128
         before: Part | None = None
         for name in self._dtypes():
             part = step(latent, DTYPES[name], self.device, self.plain)
@@ -106,10 +131,10 @@ class Bench:
                     with model.bank.stage(999) as expert:
                         found["model"], found["expert"] = model, expert
 
-                with peak(self.device) as seen:
+                with peak(self.device) as used:
                     seconds = self.watch(open_and_use)
                 held = anonymous()
-                yield Row(f"open the full-size model, stream, {name}: to the first step", seconds, peak_mib=seen.mib)
+                yield Row(f"open the full-size model, stream, {name}: to the first step", seconds, peak_mib=used.mib)
                 if held is not None and start is not None:
                     yield Row("  memory it holds then", None, peak_mib=max(0, held - start) / 2**20)
                 found["model"].close()
@@ -118,15 +143,40 @@ class Bench:
         from ...model import load
         from ...pipeline import upscale
 
-        side = min(256, self.plan.side) if self.plan.quick else self.plan.side
+        sides: tuple[int, ...] = (min(256, self.plan.side) if self.plan.quick else self.plan.side,)
+        if self.device.type != "cpu":
+            sides = DEVICE_SIDES[:1] if self.plan.quick else DEVICE_SIDES
         model = load(self.plan.model, device=self.device)
-        picture = synthetic_picture(side // model.scale)
-        runs: list[Run] = [lambda: upscale(model, picture)]
-        seconds = median(self.watch.alternating(runs, self.plan.rounds)[0])
-        with peak(self.device) as seen:
-            runs[0]()
-        steps = model.config.steps
-        yield Row(f"{self.plan.model}, {side} x {side}, {steps} steps", seconds, peak_mib=seen.mib)
+        for side in sides:
+            picture = synthetic_picture(side // model.scale)
+            runs: list[Run] = [lambda p=picture: upscale(model, p)]
+            seconds = median(self.watch.alternating(runs, self.plan.rounds)[0])
+            with peak(self.device) as used:
+                runs[0]()
+            steps = model.config.steps
+            yield Row(f"{self.plan.model}, {side} x {side}, {steps} steps", seconds, peak_mib=used.mib)
+
+    def _full(self) -> Iterator[Row]:
+        """Whole images by full-size networks with random weights; the first in turn with the plain networks."""
+        from ...pipeline import upscale
+
+        name = self._dtypes()[-1]
+        product = matrix_product(DTYPES[name], self.device, self._side(DTYPES[name]))
+        for kind, steps in FULL_RUNS:
+            model = full_size_model(kind, steps, DTYPES[name], self.device)
+            picture = synthetic_picture(self.plan.side // model.scale)
+            latent = self.plan.side // model.config.autoencoder.factor
+            runs: list[Run] = [product, lambda m=model, p=picture, n=steps: upscale(m, p, steps=n, tile=0)]
+            if self.plain is not None and (kind, steps) == FULL_RUNS[0]:
+                runs.append(plain_run(self.plain, model, steps, latent))
+            times = self.watch.alternating(runs, 1 if self.plan.quick else max(1, self.plan.rounds - 1))
+            with peak(self.device) as used:
+                runs[1]()
+            count = count_run(model.config, steps, latent)
+            share = ratio(times[0], times[1]) * count / (self._side(DTYPES[name]) ** 3 / 1e12)
+            speedup = ratio(times[2], times[1]) if len(times) == 3 else None
+            row = f"full-size {kind}, {self.plan.side} x {self.plan.side}, {steps} steps, {name}"
+            yield Row(row, median(times[1]), count, share, speedup, used.mib)
 
     def _scaling(self) -> Iterator[Row]:
         """Seconds of a megapixel and memory beyond the result, from one tile to many; two steps are enough to see."""
@@ -143,25 +193,26 @@ class Bench:
             def run(side: int = side, picture: Any = picture) -> None:
                 upscale(model, picture, steps=2, tile=min(side, 512))
 
-            with peak(self.device) as seen:
+            with peak(self.device) as used:
                 seconds = self.watch(run)
-            beyond = None if seen.bytes is None else max(0, seen.bytes - side * side * 3) / 2**20
+            beyond = None if used.bytes is None else max(0, used.bytes - side * side * 3) / 2**20
             name = f"{self.plan.model}, {side} x {side}, 2 steps, tiles of 512: seconds a megapixel"
             yield Row(name, seconds / (side * side / 1e6), peak_mib=beyond)
 
     def _row(self, part: Part, dtype: str, rounds: int | None = None, memory: bool = False) -> Row:
-        yardstick = matrix_product(DTYPES[dtype], self.device)
+        side = self._side(DTYPES[dtype])
+        yardstick = matrix_product(DTYPES[dtype], self.device, side)
         runs = [yardstick, part.run, *([part.plain] if part.plain else [])]
         # The first round warms the caches of kernels; a run of many seconds needs no round for that alone.
         times = self.watch.alternating(runs, rounds or self.plan.rounds, warm=rounds is None)
         count = tmac(part.count)
-        share = ratio(times[0], times[1]) * count / MATRIX_TMAC
+        share = ratio(times[0], times[1]) * count / (side**3 / 1e12)
         speedup = ratio(times[2], times[1]) if part.plain else None
         mib = None
         if memory:
-            with peak(self.device) as seen:
+            with peak(self.device) as used:
                 part.run()
-            mib = seen.mib
+            mib = used.mib
         return Row(f"{part.name}, {dtype}", median(times[1]), count, share, speedup, mib)
 
     def _against(self, name: str, run: Run, other: Run) -> Row:

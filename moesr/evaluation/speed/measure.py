@@ -18,8 +18,8 @@ from ...runtime import trim_memory
 
 Run = Callable[[], Any]
 
-#: Side of the square matrices whose product is the yardstick.
-MATRIX = 2048
+#: Side of the square matrices whose product is the yardstick: on a CPU, and on devices, which small ones do not fill.
+MATRIX, DEVICE_MATRIX = 2048, 8192
 CLOCKS = ("wall", "cpu")
 #: Between two looks at how much memory there is.
 WATCH_SECONDS = 0.003
@@ -31,7 +31,7 @@ class Row:
 
     tmac: 10^12 products of convolutions and matrices. share_of_matrix_rate: of the rate of a plain matrix product of
     the same dtype in the same run. speedup_over_reference: the plain implementation's seconds over these. peak_mib: of
-    memory beside the weights, beyond the level before the run.
+    memory beside the weights, beyond the level before the run. gb_per_second: 10^9 bytes read and written, of a copy.
     """
 
     name: str
@@ -40,11 +40,19 @@ class Row:
     share_of_matrix_rate: float | None = None
     speedup_over_reference: float | None = None
     peak_mib: float | None = None
+    gb_per_second: float | None = None
 
     def values(self) -> dict[str, Any]:
         """As JSON has it, rounded to what can be measured."""
-        digits = {"tmac": 4, "share_of_matrix_rate": 3, "speedup_over_reference": 2, "peak_mib": 0, "seconds": 4}
-        return {k: round(v, digits[k]) if isinstance(v, float) else v for k, v in asdict(self).items()}
+        digits = {
+            "tmac": 4,
+            "share_of_matrix_rate": 3,
+            "speedup_over_reference": 2,
+            "peak_mib": 0,
+            "seconds": 5,
+            "gb_per_second": 1,
+        }
+        return {k: round(v, digits.get(k, 1)) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
 class Stopwatch:
@@ -62,6 +70,13 @@ class Stopwatch:
 
     def __call__(self, run: Run) -> float:
         wait_for(self.device)
+        if self.device.type == "cuda":  # events: the device's own clock
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            run()
+            end.record()
+            wait_for(self.device)
+            return begin.elapsed_time(end) / 1000
         start = self._now()
         run()
         wait_for(self.device)
@@ -69,8 +84,8 @@ class Stopwatch:
 
     def alternating(self, runs: list[Run], rounds: int, warm: bool = True) -> list[list[float]]:
         """Seconds of every run, [run][round], where each round has all of them in turn."""
-        if warm:
-            for run in runs:
+        if warm:  # twice on a device: libraries choose their kernels at first use
+            for run in runs * (1 if self.device.type == "cpu" else 2):
                 run()
         rows = [[self(run) for run in runs] for _ in range(rounds)]
         return [list(column) for column in zip(*rows)]
@@ -99,14 +114,11 @@ def ratio(above: list[float], below: list[float]) -> float:
     return median(a / b for a, b in zip(above, below))
 
 
-def matrix_product(dtype: torch.dtype, device: torch.device, side: int = MATRIX) -> Run:
+def matrix_product(dtype: torch.dtype, device: torch.device, side: int) -> Run:
     """The yardstick: a product of two square matrices."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
     return lambda: a @ b
-
-
-MATRIX_TMAC = MATRIX**3 / 1e12
 
 
 def tmac(run: Run) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,12 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...config import AutoencoderConfig, UNetConfig
+from ...config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConfig, UNetConfig
+from ...diffusion.experts import All, ExpertBank
+from ...diffusion.process import from_config
 from ...errors import SettingError
+from ...model import SRModel
 from ...networks.autoencoder import Autoencoder
+from ...networks.denoiser import denoiser
 from ...networks.unet import UNet
+from ...runtime import PlainRuntime
 from . import plain as plain_networks
-from .measure import Run
+from .measure import Run, tmac
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,56 @@ def network(kind: Callable[..., nn.Module], config: object, dtype: torch.dtype, 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return kind(config).to(device, dtype).eval().requires_grad_(False)
+
+
+def full_size_model(kind: str, steps: int, dtype: torch.dtype, device: torch.device) -> SRModel:
+    """A full-size model, MoESR or ResShift of so many timesteps, with random weights, which its experts share."""
+    if kind == "MoESR":
+        config = ModelConfig(unet=UNetConfig(), autoencoder=AutoencoderConfig(), name=kind)
+    else:
+        vae = replace(AutoencoderConfig(), lr_fusion=False, refine=False)
+        process = ProcessConfig("residual_shift", steps, "x0")
+        config = ModelConfig(SwinUNetConfig(), vae, process, (steps,), 4, steps, lr_resize="torch", name=kind)
+    expert = network(denoiser, config.unet, dtype, device)
+    return SRModel(
+        config=config,
+        process=from_config(config.process),
+        bank=ExpertBank(config.stages, All([expert] * len(config.stages))),
+        autoencoder=network(Autoencoder, config.autoencoder, dtype, device),
+        device=device,
+        dtype=dtype,
+        runtime=PlainRuntime(),
+    )
+
+
+def plain_run(plain: ModuleType, model: SRModel, steps: int, latent: int) -> Run:
+    """What a run of the model computes, by the plain networks: steps on a latent of that side, then decoding."""
+    factor = model.config.autoencoder.factor
+    x, lr = _random((2, 3, latent, latent), model.dtype, model.device).split(1)
+    image = _random((1, 3, latent * factor, latent * factor), model.dtype, model.device).clamp(-1, 1)
+    t = torch.tensor([500], device=model.device)
+
+    @torch.inference_mode()
+    def run() -> None:
+        with model.bank.stage(500) as expert:
+            for _ in range(steps):
+                plain.step(expert, x, t, lr)
+        plain.features_and_decode(model.autoencoder, x, image)
+
+    return run
+
+
+def count_run(config: ModelConfig, steps: int, latent: int) -> float:
+    """10^12 products of a run: of its steps on a latent of that side and of decoding (and encoding, for ResShift)."""
+    unet, vae = _on_meta(denoiser, config.unet), _on_meta(Autoencoder, config.autoencoder)
+    side = latent * config.autoencoder.factor
+    z, detail = torch.zeros(1, 3, latent, latent, device="meta"), latent * config.unet.detail
+    lr, image = torch.zeros(1, 3, detail, detail, device="meta"), torch.zeros(1, 3, side, side, device="meta")
+    time = torch.zeros(1, device="meta")
+    ends = tmac(lambda: vae.decode(z, vae.features(image)))
+    if config.process.kind == "residual_shift":
+        ends += tmac(lambda: vae.encode(image))
+    return steps * tmac(lambda: unet(z, time, lr)) + ends
 
 
 def step(latent: int, dtype: torch.dtype, device: torch.device, plain: ModuleType | None) -> Part:
