@@ -25,14 +25,14 @@ class FID:
     def __init__(
         self, weights: str | Path | None = None, device: str | torch.device = "cpu", network: nn.Module | None = None
     ) -> None:
-        found = None if network else Weights(find(metrics_folder(weights), "inception"))
+        found = {} if network else Weights(find(metrics_folder(weights), "inception"))
         try:
             from torchmetrics.image.fid import FrechetInceptionDistance
 
-            if found is None:
+            if network:
                 metric = FrechetInceptionDistance(network, normalize=True)
             else:
-                with TemporaryDirectory() as folder:  # torch-fidelity 0.4 runs what a pickle asks for; a copy has tensors
+                with TemporaryDirectory() as folder:  # torch-fidelity 0.4 would run what a pickle asks for
                     path = str(Path(folder) / "inception.pth")
                     torch.save({name: found[name] for name in found}, path)
                     # pytorch-fid resizes without antialiasing
