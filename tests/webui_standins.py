@@ -138,6 +138,36 @@ class PostprocessedImage:
         self.shared = SimpleNamespace(target_width=None, target_height=None)
 
 
+class UpscaleScript:
+    """scripts/postprocessing_upscale.py: one or two upscalers of the list, blended, with a memory of results."""
+
+    name = "Upscale"
+
+    def process(
+        self, pp, upscale_by=2.0, upscaler_1_name=None, upscaler_2_name=None, upscaler_2_visibility=0.0
+    ) -> None:  # fmt: skip
+        def upscale(name: str) -> Image.Image:
+            data = next(data for data in sys.modules["modules.shared"].sd_upscalers if data.name == name)
+            if (name, upscale_by) not in upscale_cache:
+                upscale_cache[name, upscale_by] = data.scaler.upscale(pp.image, upscale_by, data.data_path)
+            return upscale_cache[name, upscale_by]
+
+        image = upscale(upscaler_1_name)
+        if upscaler_2_name not in (None, "None") and upscaler_2_visibility > 0:
+            image = Image.blend(image, upscale(upscaler_2_name).convert(image.mode), upscaler_2_visibility)
+        pp.image = image
+
+
+upscale_cache: dict[Any, Image.Image] = {}
+
+
+class Lanczos:
+    """An upscaler of the host's: sizes are whole eights (modules/upscaler.py)."""
+
+    def upscale(self, img, scale, selected_model=None) -> Image.Image:
+        return img.resize(tuple(int(side * scale) // 8 * 8 for side in img.size), Image.Resampling.LANCZOS)
+
+
 class ParamBinding:
     """modules/infotext_utils.py."""
 
@@ -232,6 +262,7 @@ class Host:
         }
         self.flags = SimpleNamespace(api=True, api_auth=None, no_half=True, moesr_models_path=None, **flags)
         self.upscalers: list[Any] = []
+        self.upscale_script = UpscaleScript()
 
     @contextmanager
     def entered(self) -> Iterator[Host]:
@@ -306,7 +337,10 @@ class Host:
                 }
             ),
             # scripts.py
-            "modules.scripts": _module(Script=type("Script", (), {}), AlwaysVisible=object()),
+            "modules.scripts": _module(
+                Script=type("Script", (), {}), AlwaysVisible=object(),
+                scripts_postproc=SimpleNamespace(scripts_in_preferred_order=lambda: [self.upscale_script]),
+            ),
             # scripts_postprocessing.py
             "modules.scripts_postprocessing": _module(ScriptPostprocessing=type("ScriptPostprocessing", (), {})),
             # sd_models.py of A1111
