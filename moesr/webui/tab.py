@@ -69,7 +69,7 @@ def add() -> list[tuple[Any, str, str]]:
         with make(gr.Row, elem_id="moesr-pastes"):
             pastes = {target: make(gr.Button, target, elem_id=f"moesr-paste-{target}") for target in TARGETS}
         for target, button in sends.items():
-            sent = on(button.click, transfers.send, [shown], [result, parameters], js="moesr_shown", queue=False)
+            sent = on(button.click, transfers.send, [shown], [result, parameters], js="() => [moesrAddress()]", queue=False)
             on(sent.then, None, js=f"() => moesr_paste('{target}')", queue=False)
         on(received.change, transfers.receive, [received], [built.files, received], queue=False)
     for target, button in pastes.items():
