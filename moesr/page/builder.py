@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..service.desk import Desk
-from . import pieces
-from .compat import gradio, make, on, requested, selected, version
-from .handlers import CONTROLS, LARGEST_SCALE, TILES, Handlers, defaults
+from ..settings import SETTINGS
+from . import fragments
+from .compat import by_index, gradio, gradio_version, make, on, with_client
+from .controls import CONTROLS, make_control, own_values
+from .handlers import Handlers
+from .job_queue import JobQueue
 
 _HERE = Path(__file__).parent
 CSS = (_HERE / "page.css", _HERE / "standalone.css")  # a host takes the first, by style.css
@@ -27,67 +29,66 @@ EXAMPLES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 @dataclass
 class Built:
-    """The blocks, and the parts that a host connects with its own: sends pictures to `files`, takes `job` results."""
+    """The page, and the file field that a host sends pictures to."""
 
     blocks: Any
     handlers: Handlers
     files: Any
-    controls: dict[str, Any] = field(default_factory=dict)
-    run: Any = None
-    results: Any = None
 
 
-def build(desk: Desk, title: str = "MoESR") -> Built:
-    """The page over a desk. A host renders `blocks` in a tab of its own; page.py launches them."""
+def build(queue: JobQueue, title: str = "MoESR") -> Built:
+    """The page over a job queue. A host renders `blocks` in a tab of its own; page.py launches them."""
     gr = gradio()
-    handlers = Handlers(desk, _examples(desk.adapter.folder))
-    first = defaults(desk)
+    host = queue.host
+    handlers = Handlers(queue, _copy_examples(host.folder))
+    own = own_values(host.facts.read_config(host.facts.default))
     # Gradio 6 takes them at launch; a host has its own theme, and gets CSS and script as files.
-    look = looks() if desk.adapter.standalone and version() < (6, 0) else {}
+    look = looks() if host.standalone and gradio_version() < (6, 0) else {}
     with make(gr.Blocks, title=title, analytics_enabled=False, delete_cache=None, **look) as blocks:
-        if desk.adapter.standalone:
-            _html(gr, pieces.HEADER)
+        if host.standalone:
+            _html(gr, fragments.HEADER)
         with make(gr.Row, elem_id="moesr-page"):
             with make(gr.Column, scale=4, min_width=300, elem_id="moesr-left"):
                 built = Built(blocks, handlers, _drop_zone(gr))
                 chosen = _html(gr, "", elem_id="moesr-chosen")
-                scale = make(
-                    gr.Slider, 1, LARGEST_SCALE, value=first["scale"], step=0.5, label="How much larger",
-                    elem_id="moesr-scale",
-                )  # fmt: skip
+                controls = {"scale": make_control("scale", elem_id="moesr-scale", info=None, **own["scale"])}
                 with make(gr.Row, elem_id="moesr-buttons"):
                     run = make(gr.Button, "Upscale", variant="primary", elem_id="moesr-run", scale=3, min_width=120)
                     cancel = make(gr.Button, "Cancel", interactive=False, elem_id="moesr-cancel", min_width=90)
                 with make(gr.Accordion, "Advanced", open=False, elem_id="moesr-advanced"):
-                    controls = _advanced(gr, first, handlers.models.names())
-                    controls["scale"] = scale
-                    plan = _html(gr, handlers.timeline(first["model"], first["steps"]))
+                    model = make(
+                        gr.Dropdown, handlers.facts.list_names(), value=host.facts.default, label="Model",
+                        elem_id="moesr-model",
+                    )  # fmt: skip
+                    for name in CONTROLS[1:]:
+                        elem_id = f"moesr-{name.replace('_', '-')}"
+                        controls[name] = make_control(name, elem_id=elem_id, **own.get(name, {}))
+                    plan = _html(gr, handlers.timeline(host.facts.default, own["steps"]["value"]))
                 gallery = _gallery(gr, handlers)
             with make(gr.Column, scale=6, min_width=300, elem_id="moesr-right"):
                 progress = _html(gr, "", elem_id="moesr-progress")
-                results = _html(gr, pieces.EMPTY, elem_id="moesr-results")
-        if desk.adapter.standalone:
-            _html(gr, pieces.FOOTER)
+                results = _html(gr, fragments.EMPTY, elem_id="moesr-results")
+        if host.standalone:
+            _html(gr, fragments.FOOTER)
         job = make(gr.Textbox, "", visible=False, elem_id="moesr-job")
-        values = [controls[name] for name in CONTROLS]
+        values = [model, *(controls[name] for name in CONTROLS)]
         shown = [progress, results, run, cancel, job]
-        model, steps, sampler = controls["model"], controls["steps"], controls["sampler"]
+        scale, steps, sampler = controls["scale"], controls["steps"], controls["sampler"]
 
-        on(run.click, requested(handlers.run), [built.files, *values], shown)
+        on(run.click, with_client(handlers.run), [built.files, *values], shown)
         on(cancel.click, handlers.cancel, [job], [cancel], queue=False)
         for event in (built.files.change, scale.change):
-            on(event, handlers.picked, [built.files, model, scale], [chosen], queue=False)
-        on(built.files.upload, handlers.restore, [built.files], [progress, plan, *values], queue=False)
-        on(model.input, handlers.facts, [model], [scale, steps, plan], queue=False)
+            on(event, handlers.list_files, [built.files, model, scale], [chosen], queue=False)
+        on(built.files.upload, handlers.restore_settings, [built.files], [progress, plan, *values], queue=False)
+        on(model.input, handlers.change_model, [model], [plan, *(controls[name] for name in own)], queue=False)
         for event in (steps.change, sampler.change):
             on(event, handlers.timeline, [model, steps, sampler], [plan], queue=False)
-        taken = on(gallery.select, selected(handlers.example), [], [built.files, controls["wrap"]], queue=False)
-        on(taken.then, requested(handlers.run), [built.files, *values], shown)
-        _api(gr, handlers, values)
-        if desk.adapter.standalone:
-            on(blocks.load, handlers.library, [], [model], queue=False)
+        taken = on(gallery.select, by_index(handlers.choose_example), [], [built.files, controls["wrap"]], queue=False)
+        on(taken.then, with_client(handlers.run), [built.files, *values], shown)
+        _api(gr, handlers)
+        if host.standalone:
+            on(blocks.load, handlers.list_models, [], [model], queue=False)
             on(blocks.load, None, js=script(), queue=False)
-    built.controls, built.run, built.results = controls, run, results
     return built
 
 
@@ -128,7 +129,7 @@ def _html(gr: Any, value: str, **options: Any) -> Any:
 
 
 def _drop_zone(gr: Any) -> Any:
-    kind = {"type": "filepath"} if version() >= (4, 0) else {}
+    kind = {"type": "filepath"} if gradio_version() >= (4, 0) else {}
     return make(
         gr.File,
         file_count="multiple",
@@ -138,43 +139,6 @@ def _drop_zone(gr: Any) -> Any:
         height=190,
         **kind,
     )
-
-
-def _advanced(gr: Any, first: dict[str, Any], models: list[str]) -> dict[str, Any]:
-    return {
-        "model": make(gr.Dropdown, models, value=first["model"], label="Model", elem_id="moesr-model"),
-        "steps": make(
-            gr.Slider, 1, first["most_steps"], value=first["steps"], step=1, label="Steps",
-            info="more are slower and a little finer", elem_id="moesr-steps",
-        ),
-        "fidelity": make(
-            gr.Slider, 0, 1, value=first["fidelity"], step=0.05, label="Fidelity",
-            info="0 lets the decoder invent, 1 holds it to the input", elem_id="moesr-fidelity",
-        ),
-        "color_fix": make(
-            gr.Radio, first["color_fixes"], value=first["color_fix"], label="Colour fix",
-            info="the result's colours follow the input's", elem_id="moesr-color-fix",
-        ),
-        "seed": make(
-            gr.Number, value=first["seed"], precision=0, label="Seed", info="another seed, other details; -1 for any",
-            elem_id="moesr-seed",
-        ),
-        "tile": make(
-            gr.Dropdown, list(TILES), value=first["tile"], label="Tile",
-            info="largest side of a window in output pixels; 0 for none", allow_custom_value=True, elem_id="moesr-tile",
-        ),
-        "wrap": make(
-            gr.Checkbox, value=first["wrap"], label="Wrap", info="a seamless texture stays seamless",
-            elem_id="moesr-wrap",
-        ),
-        "sampler": make(
-            gr.Dropdown, first["samplers"], value=first["sampler"], label="Sampler", elem_id="moesr-sampler"
-        ),
-        "eta": make(
-            gr.Slider, 0, 1, value=first["eta"], step=0.05, label="Noise of each step (eta)",
-            info="0 is deterministic, 1 ancestral", elem_id="moesr-eta",
-        ),
-    }  # fmt: skip
 
 
 def _gallery(gr: Any, handlers: Handlers) -> Any:
@@ -187,24 +151,32 @@ def _gallery(gr: Any, handlers: Handlers) -> Any:
     )  # fmt: skip
 
 
-def _api(gr: Any, handlers: Handlers, values: list[Any]) -> None:
-    """The endpoint for programs, /upscale: it has no face, and takes the defaults of the page's controls."""
-    kind = {"type": "filepath"} if version() >= (4, 0) else {}
+def _api(gr: Any, handlers: Handlers) -> None:
+    """The endpoint for programs, /upscale: it has no face. Its parameters are those of the table."""
+    kind = {"type": "filepath"} if gradio_version() >= (4, 0) else {}
     image = make(gr.File, label="image", visible=False, **kind)
+    inputs = [make(gr.Textbox, handlers.facts.default, label="model", visible=False)]
+    for name in CONTROLS:
+        setting = SETTINGS[name]
+        part = gr.Checkbox if setting.kind == "flag" else gr.Textbox if setting.choices else gr.Number
+        value = str(setting.default) if setting.choices else setting.default
+        inputs.append(make(part, value=value, label=name, info=setting.sentence, visible=False))
     result = make(gr.File, label="result", visible=False)
-    told = make(gr.JSON, label="info", visible=False)
+    info = make(gr.JSON, label="info", visible=False)
     button = make(gr.Button, "API", visible=False)
 
     # Spelled out: its names are the parameters of the endpoint. Gradio finds the request by its type.
-    def upscale(image, model, scale, steps, fidelity, color_fix, seed, tile, wrap, sampler, eta, request):
-        values = (model, scale, steps, fidelity, color_fix, seed, tile, wrap, sampler, eta)
-        yield from handlers.api(image, *values, client=str(getattr(request, "session_hash", None) or ""))
+    def upscale(
+        image, model, scale, steps, fidelity, color_fix, seed, tile, wrap, sampler, eta, restore, spacing, request
+    ):
+        values = (scale, steps, fidelity, color_fix, seed, tile, wrap, sampler, eta, restore, spacing)
+        yield from handlers.api(image, model, *values, client=str(getattr(request, "session_hash", None) or ""))
 
     upscale.__annotations__ = {"request": gr.Request}
-    on(button.click, upscale, [image, *values], [result, told], api="upscale")
+    on(button.click, upscale, [image, *inputs], [result, info], api="upscale")
 
 
-def _examples(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+def _copy_examples(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The examples, copied to where the host lets files be read."""
     target = folder / "examples"
     target.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from moesr.service import guard as module
-from moesr.service.guard import Guard
-from moesr.service.limits import Limits
+from moesr.page import guard as module
+from moesr.page.guard import Guard
+from moesr.page.limits import Limits
 
 
 def request(path: str, query: str = "", headers: dict[str, str] | None = None) -> dict[str, Any]:
@@ -32,7 +32,7 @@ async def stream(scope: Any, receive: Any, send: Any) -> None:
 
 
 def test_a_session_without_a_stream_has_left_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_AWAY", 0.5)
+    monkeypatch.setattr(module, "_PATIENCE", 0.5)
     left: list[str] = []
 
     async def visit() -> None:
@@ -58,7 +58,7 @@ def test_a_session_without_a_stream_has_left_after_a_while(monkeypatch: pytest.M
 
 def test_a_session_that_asks_again_and_again_has_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a moment between two jobs it has no stream, also when the time since an earlier one is over."""
-    monkeypatch.setattr(module, "_AWAY", 0.5)
+    monkeypatch.setattr(module, "_PATIENCE", 0.5)
     left: list[str] = []
 
     async def visit() -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
+from ..hosting.facts import Plan
 from ..images.timeline import timeline
-from ..service.job import Job, Progress, Result
-from ..service.models import Plan
+from .jobs import FinishedPicture, Job, JobProgress
 
 Url = Callable[[Path], str]
 
@@ -45,25 +45,30 @@ def waiting(ahead: int, seconds: float | None) -> str:
     return _bar(0.0, f"You are number {ahead + 1} in line: {others} before yours", about)
 
 
-def running(progress: Progress, plan: Plan | None) -> str:
+def running(progress: JobProgress, plan: Plan | None) -> str:
     """How far a job is: bar, words, seconds left, the expert at work, and the picture so far."""
-    words = [WORDS[progress.phase]]
+    event = progress.event
+    words = [WORDS[event.phase]]
     if progress.pictures > 1:
         words.insert(0, f"Picture {progress.picture} of {progress.pictures}")
-    if progress.phase == "sample":
-        words.append(f"step {progress.step} of {progress.steps}")
-        words.append(f"expert {progress.expert}")
-    if progress.tiles > 1:
-        words.append(f"tile {progress.tile} of {progress.tiles}")
-    left = "" if progress.left is None else f"{duration(progress.left)} left"
+    if event.phase == "sample":
+        words += [f"step {event.step} of {event.steps}", f"expert {event.expert}"]
+    if event.tiles > 1:
+        words.append(f"tile {event.tile} of {event.tiles}")
+    left = "" if progress.seconds_left is None else f"{duration(progress.seconds_left)} left"
     drawn = ""
-    if plan is not None and progress.phase in ("sample", "decode", "save"):
-        drawn = plan_picture(plan, progress.step if progress.phase == "sample" else None)
+    if plan is not None and event.phase in ("sample", "decode", "save"):
+        drawn = plan_picture(plan, event.step if event.phase == "sample" else None)
     preview = ""
     if progress.preview:
         data = base64.b64encode(progress.preview).decode()
         preview = f'<img class="moesr-preview" alt="The picture so far" src="data:image/jpeg;base64,{data}">'
-    return _bar(progress.share, " · ".join(words), left) + drawn + preview
+    return _bar(progress.fraction, " · ".join(words), left) + drawn + preview
+
+
+def cancelling(progress: JobProgress) -> str:
+    """The job was cancelled, and ends with the layer that is at work."""
+    return _bar(progress.fraction, "Cancelling", "")
 
 
 def plan_picture(plan: Plan, current: int | None = None, width: int = 720) -> str:
@@ -77,25 +82,26 @@ def plan_picture(plan: Plan, current: int | None = None, width: int = 720) -> st
 
 
 def outcome(job: Job) -> str:
-    """What became of a job, when it has ended or was cancelled."""
+    """What became of a job that has ended."""
     count = len(job.results)
     pictures = "1 picture" if count == 1 else f"{count} pictures"
     if job.state == "done":
-        seed = f", seed {job.settings.seed}"
-        return message(f"Done: {pictures} in {duration(job.seconds)}{seed}", "done") + messages(job.failures)
-    kept = f"; {pictures} finished before are kept" if count else ""
-    if job.stopping or job.error == "cancelled":
+        seed = f", seed {job.results[0].record['seed']}"
+        late = " It was finished before it could be cancelled." if job.is_cancelled else ""
+        return message(f"Done: {pictures} in {duration(job.seconds)}{seed}.{late}", "done") + messages(job.failures)
+    kept = f"; {pictures} finished before {'is' if count == 1 else 'are'} kept" if count else ""
+    if job.error == "cancelled":
         return message(f"Cancelled{kept}", "note") + messages(job.failures)
     return message(job.error + kept) + messages([line for line in job.failures if line != job.error])
 
 
-def results(done: Sequence[Result], archive: Path | None, url: Url) -> str:
+def results(done: Sequence[FinishedPicture], archive: Path | None, url: Url) -> str:
     """The comparison and the downloads."""
     if not done:
         return EMPTY
     pairs = [
         {
-            "name": result.name,
+            "name": result.path.name,
             "before": url(result.before),
             "after": url(result.view),
             "width": result.size[0],
@@ -105,7 +111,7 @@ def results(done: Sequence[Result], archive: Path | None, url: Url) -> str:
         }
         for result in done
     ]
-    links = [_download(url(result.path), result.name, _size_of(result)) for result in done]
+    links = [_download(url(result.path), result.path.name, _size_of(result)) for result in done]
     if archive is not None:
         links.insert(
             0, _download(url(archive), f"All {len(done)} as a zip", _bytes(archive), archive.name, "moesr-all")
@@ -114,7 +120,7 @@ def results(done: Sequence[Result], archive: Path | None, url: Url) -> str:
     return f'{compare}<ul class="moesr-downloads">{"".join(links)}</ul>'
 
 
-def picked(lines: Sequence[tuple[str, str]]) -> str:
+def files(lines: Sequence[tuple[str, str]]) -> str:
     """What was chosen: names, and sizes before and after."""
     rows = "".join(f"<li><span>{escape(name)}</span><span>{escape(size)}</span></li>" for name, size in lines[:20])
     more = f"<li><span>and {len(lines) - 20} more</span></li>" if len(lines) > 20 else ""
@@ -130,8 +136,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _bar(share: float, words: str, right: str) -> str:
-    percent = round(100 * share)
+def _bar(fraction: float, words: str, right: str) -> str:
+    percent = round(100 * fraction)
     return (
         f'<div class="moesr-progress" role="progressbar" aria-valuemin="0" aria-valuemax="100"'
         f' aria-valuenow="{percent}" aria-label="Progress"><div style="width:{percent}%"></div></div>'
@@ -146,7 +152,7 @@ def _download(link: str, text: str, detail: str, name: str | None = None, kind: 
     )
 
 
-def _size_of(result: Result) -> str:
+def _size_of(result: FinishedPicture) -> str:
     return f"{result.size[0]} x {result.size[1]}, {_bytes(result.path)}"
 
 

@@ -10,12 +10,12 @@ from importlib import import_module
 
 from ..errors import SettingError
 from ..library import DEFAULT
-from ..service.adapter import Alone
-from ..service.desk import Desk
-from ..service.guard import Guard
-from ..service.limits import LOCAL, Limits
 from .builder import Built, build, looks
-from .compat import file_prefix, fitting, silence_refusals
+from .compat import file_prefix, gradio, keep_known, silence_refusals
+from .guard import Guard
+from .host import StandaloneHost
+from .job_queue import JobQueue
+from .limits import LOCAL, Limits
 
 log = logging.getLogger(__name__)
 
@@ -25,16 +25,24 @@ _THREADS = 64
 
 @dataclass(frozen=True)
 class Options:
-    """How a page is served. auth: user and password, None to let everybody in. port: None for a free one."""
+    """How a page is served."""
 
+    #: The model that it starts with.
     model: str = DEFAULT
+    #: Where it listens.
     address: str = LOOPBACK
+    #: None for a free one.
     port: int | None = None
+    #: User and password; None to let everybody in.
     auth: tuple[str, str] | None = None
     limits: Limits = LOCAL
+    #: A worker for each of them.
     devices: Sequence[str] = ("auto",)
+    #: See settings.LOADING.
     dtype: str = "auto"
+    #: Path under which a reverse proxy serves the page.
     root_path: str = ""
+    #: Open a browser.
     browser: bool = False
 
 
@@ -43,13 +51,14 @@ class Page:
 
     def __init__(self, options: Options) -> None:
         """Raises SettingError for a port that is taken, an address of another machine, or a model that is not there."""
-        self.adapter = Alone(options.model)
-        _environment(str(self.adapter.uploads[0]))
+        self.host = StandaloneHost(options.model)
+        _set_environment(str(self.host.upload_folders[0]))
+        gradio()
         silence_refusals()
-        self.adapter.prefix = file_prefix()
-        self.desk = Desk(self.adapter, options.limits, devices=options.devices, dtype=options.dtype)
+        self.host.prefix = file_prefix()
+        self.queue = JobQueue(self.host, options.limits, devices=options.devices, dtype=options.dtype)
         try:
-            self.built: Built = build(self.desk)
+            self.built: Built = build(self.queue)
             self.url = self._serve(options)
         except BaseException:
             self.close()
@@ -57,18 +66,19 @@ class Page:
 
     def close(self) -> None:
         """Stop serving and working, and delete uploads and results."""
-        self.desk.close()
+        self.queue.close()
         if hasattr(self, "built"):
             self.built.blocks.close(verbose=False)
-        self.adapter.close()
+        self.host.close()
 
     def _serve(self, options: Options) -> str:
         blocks, limits = self.built.blocks, options.limits
         blocks.queue(
-            **fitting(blocks.queue, {"default_concurrency_limit": _THREADS, "max_size": 4 * limits.waiting + 20})
+            **keep_known(blocks.queue, {"default_concurrency_limit": _THREADS, "max_size": 4 * limits.waiting + 20})
         )
         middleware = import_module("starlette.middleware").Middleware
-        guard = middleware(Guard, limits=limits, purge=self.desk.purge, left=self.desk.left)
+        leave = self.queue.cancel_jobs_of
+        guard = middleware(Guard, limits=limits, clean_up=self.queue.delete_old_files, on_leave=leave)
         wanted = {
             "server_name": options.address,
             "server_port": options.port,
@@ -81,7 +91,7 @@ class Page:
             "show_error": False,
             "max_threads": _THREADS,
             "max_file_size": limits.file_bytes,
-            "allowed_paths": [str(self.desk.results), str(self.adapter.folder / "examples")],
+            "allowed_paths": [str(self.queue.results), str(self.host.folder / "examples")],
             "app_kwargs": {"middleware": [guard], "docs_url": None, "redoc_url": None},
             "enable_monitoring": False,
             "mcp_server": False,
@@ -92,18 +102,18 @@ class Page:
             **looks(),
         }
         try:
-            app, _, _ = blocks.launch(**fitting(blocks.launch, wanted))
+            app, _, _ = blocks.launch(**keep_known(blocks.launch, wanted))
         except (OSError, ValueError) as error:
             where = f"{options.address}:{options.port or 'any port'}"
             raise SettingError(f"{where}: cannot be served there ({error}); choose another port or address") from error
         # Gradio 3 serves whatever lies in the folder that it was started from.
-        app.cwd = str(self.adapter.folder)
-        shown = f"[{options.address}]" if ":" in options.address else options.address
-        return f"http://{shown}:{blocks.server_port}/"
+        app.cwd = str(self.host.folder)
+        name = f"[{options.address}]" if ":" in options.address else options.address
+        return f"http://{name}:{blocks.server_port}/"
 
 
-def _environment(uploads: str) -> None:
-    """What Gradio reads from the environment: its folder is ours, and it tells nobody."""
+def _set_environment(uploads: str) -> None:
+    """What Gradio reads from the environment: its folder is ours, and it sends nothing to others."""
     os.environ["GRADIO_TEMP_DIR"] = uploads
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -9,20 +9,22 @@ from ..errors import ImageError, SettingError
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a page; every message that comes of them says the figure and the way out.
+    """Limits of a page; every message that comes of them says the figure and the way out."""
 
-    file_bytes: of one upload. files: of one job. input_pixels, output_pixels: of one picture. waiting: jobs in line.
-    seconds: of work on a job, 0 for no bound. keep_seconds: how long uploads and results stay on disk. disk_bytes: of
-    uploads and results together.
-    """
-
+    #: Of one upload.
     file_bytes: int = 256 * 2**20
+    #: Pictures of one job.
     files: int = 200
+    #: Of one picture.
     input_pixels: int = 64_000_000
     output_pixels: int = 400_000_000
+    #: Jobs in the queue.
     waiting: int = 50
+    #: Seconds of work on a job, 0 for no limit.
     seconds: float = 0.0
+    #: Seconds for which uploads and results stay on disk.
     keep_seconds: float = 24 * 3600.0
+    #: Of uploads and results together.
     disk_bytes: int = 20 * 10**9
 
     def check_files(self, count: int) -> None:
@@ -42,8 +44,8 @@ class Limits:
         """Raises ImageError for a picture with too many pixels."""
         if width * height > self.input_pixels:
             raise ImageError(
-                f"{name}: {width} x {height} is {megapixels(width * height)}, this page takes at most "
-                f"{megapixels(self.input_pixels)}; cut the picture into smaller ones"
+                f"{name}: {width} x {height} is {format_megapixels(width * height)}, this page takes at most "
+                f"{format_megapixels(self.input_pixels)}; cut the picture into smaller ones"
             )
 
     def check_output(self, name: str, width: int, height: int, scale: float) -> None:
@@ -51,12 +53,12 @@ class Limits:
         pixels = width * height * scale**2
         if pixels > self.output_pixels:
             raise ImageError(
-                f"{name}: {width} x {height} at x{scale:g} would be {megapixels(pixels)}, this page makes at most "
-                f"{megapixels(self.output_pixels)}; choose a smaller scale or picture"
+                f"{name}: {width} x {height} at x{scale:g} would be {format_megapixels(pixels)}, this page makes "
+                f"at most {format_megapixels(self.output_pixels)}; choose a smaller scale or picture"
             )
 
 
-#: For a page that strangers can reach.
+#: For a page that others can reach.
 PUBLIC = Limits(
     file_bytes=20 * 2**20,
     files=8,
@@ -71,6 +73,6 @@ PUBLIC = Limits(
 LOCAL = Limits()
 
 
-def megapixels(count: float) -> str:
+def format_megapixels(count: float) -> str:
     """A number of pixels for people: 0.4 MP, 16 MP."""
     return f"{count / 1e6:.1f} MP" if count < 10e6 else f"{count / 1e6:.0f} MP"

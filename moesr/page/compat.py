@@ -5,8 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from ..errors import MoESRError
 
 #: What an option is called in other versions, newest first.
 _NAMES = {
@@ -17,15 +20,23 @@ _NAMES = {
 _gradio: Any = None
 
 
+class NoGradioError(MoESRError, ImportError):
+    """Gradio is not installed."""
+
+
 def gradio() -> Any:
-    """The gradio module. Imported late, after the page has said where temporary files go."""
+    """The gradio module. Imported late, after the page has said where temporary files go. Raises NoGradioError."""
     global _gradio
     if _gradio is None:
+        if find_spec("gradio") is None:
+            raise NoGradioError(
+                "the page needs Gradio, which is not installed; run: pip install 'gradio>=3.41,<7'"
+            )
         _gradio = import_module("gradio")
     return _gradio
 
 
-def fitting(call: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def keep_known(call: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Those options that `call` takes, under the names that it has for them."""
     known = set(_parameters(call))
     found = {}
@@ -43,7 +54,7 @@ def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 def make(cls: Any, *values: Any, **options: Any) -> Any:
     """A component or a block of Gradio, `cls(*values, **options)`, without options that this version does not have."""
-    return cls(*values, **fitting(cls.__init__, options))
+    return cls(*values, **keep_known(cls.__init__, options))
 
 
 def on(
@@ -57,13 +68,13 @@ def on(
 ) -> Any:
     """Call `function` when `event` happens, a bound method such as `button.click`. api: its name for programs.
 
-    Without one it is the page's own affair. Any number may run at a time: the desk keeps the order, not Gradio.
+    Without one it is for the page only. Any number may run at a time: the job queue keeps the order, not Gradio.
     """
     hidden = {"api_name": False, "show_api": False} if api is None else {"api_name": api}
     if api is None and "api_visibility" in _parameters(event):
         hidden = {"api_visibility": "private"}
     options = {"concurrency_limit": None, "show_progress": "hidden", **hidden, **options}
-    return event(function, list(inputs), list(outputs), **fitting(event, options))
+    return event(function, list(inputs), list(outputs), **keep_known(event, options))
 
 
 def update(**changes: Any) -> Any:
@@ -71,7 +82,7 @@ def update(**changes: Any) -> Any:
     return gradio().update(**changes)
 
 
-def refusal(text: str) -> Exception:
+def make_refusal(text: str) -> Exception:
     """The error that tells a client why its request cannot be; the log stays as it is, where Gradio can do that."""
     return make(gradio().Error, text, print_exception=False)
 
@@ -81,7 +92,7 @@ def silence_refusals() -> None:
     gradio().Error.print_exception = property(lambda _: False, lambda *_: None)
 
 
-def selected(function: Callable[[int], Any]) -> Callable[..., Any]:
+def by_index(function: Callable[[int], Any]) -> Callable[..., Any]:
     """A function of the index that was selected, for a component's `select` event."""
 
     def select(event: Any) -> Any:
@@ -92,7 +103,7 @@ def selected(function: Callable[[int], Any]) -> Callable[..., Any]:
     return select
 
 
-def requested(function: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
+def with_client(function: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
     """A generator function that is told by the keyword `client` which session calls it."""
 
     def call(request: Any, *values: Any) -> Iterator[Any]:
@@ -103,7 +114,7 @@ def requested(function: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
     return call
 
 
-def uploaded(value: Any) -> list[list[Path]]:
+def list_uploads(value: Any) -> list[list[Path]]:
     """For each file that a File component holds, the paths that say where it lies.
 
     Gradio 3 copies whatever file a client names, and tells only in `orig_name` what that was: both count.
@@ -119,11 +130,11 @@ def uploaded(value: Any) -> list[list[Path]]:
     return found
 
 
-def version() -> tuple[int, ...]:
+def gradio_version() -> tuple[int, ...]:
     """Gradio's version, as (6, 31)."""
     return tuple(int(part) for part in gradio().__version__.split(".")[:2])
 
 
 def file_prefix() -> str:
     """Where files are served, relative to the page."""
-    return "gradio_api/file=" if version() >= (5, 0) else "file="
+    return "gradio_api/file=" if gradio_version() >= (5, 0) else "file="

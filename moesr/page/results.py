@@ -1,4 +1,4 @@
-"""Results on disk: a folder a job, names that do not clash, a zip of all, and an end to old ones."""
+"""Results on disk: a folder per job, names that do not clash, a zip of all, and the end of old ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .intake import safe_stem
+from ..inputs import Source
+from ..outputs import FORMATS, Target, open_new, plan_targets
+from .uploads import safe_stem
 
 log = logging.getLogger(__name__)
 
@@ -23,31 +25,21 @@ def new_folder(parent: Path) -> Path:
     return folder
 
 
-def result_path(folder: Path, name: str, scale: float, taken: set[str]) -> Path:
-    """`<stem>_x4.png` for a picture called `name`; a clash with `taken` (lower case, added to) gets -2, -3."""
-    stem, count = f"{safe_stem(name)}_x{scale:g}", 1
-    result = stem
-    while result.lower() in taken:
-        count += 1
-        result = f"{stem}-{count}"
-    taken.add(result.lower())
-    return folder / f"{result}.png"
+def plan_results(folder: Path, names: Sequence[str], scale: float, format: str = "png") -> list[Target]:
+    """`<stem>_x4.png` in the folder for each picture, by its name; a clash gets -2, -3. format: see outputs.FORMATS."""
+    sources = [Source(Path(f"{safe_stem(name)}_x{scale:g}{os.path.splitext(name)[1] or '.png'}")) for name in names]
+    return list(plan_targets(sources, folder, suffix=FORMATS[format]))
 
 
 def pack(paths: Sequence[Path], target: Path) -> Path:
     """A zip of the files, flat and without compression (PNGs have theirs); it appears whole or not at all."""
-    partial = target.with_name(f".{target.name}.part")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            for path in paths:
-                archive.write(path, path.name)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with open_new(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for path in paths:
+            archive.write(path, path.name)
     return target
 
 
-def purge(folders: Iterable[Path], older_than: float, room: float, since: float = 0.0) -> None:
+def delete_old(folders: Iterable[Path], older_than: float, room: float, since: float = 0.0) -> None:
     """Delete what lies in the folders and is older than `older_than` seconds, then the oldest beyond `room` bytes.
 
     What was there before the time `since` is never touched. What cannot be deleted is logged.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import zlib
@@ -13,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from moesr.errors import ImageError, SettingError
-from moesr.service.intake import Upload, accept, display_name, open_picture, safe_stem, size
-from moesr.service.limits import PUBLIC, Limits
-from moesr.service.settings import Settings, as_text, checked, from_text
+from moesr.page.controls import read_form
+from moesr.page.limits import PUBLIC, Limits
+from moesr.page.uploads import Upload, accept, clean_name, open_picture, read_size, safe_stem
+from moesr.record import read_run, to_texts
+from moesr.settings import read_settings
 
 
 def png_header(width: int, height: int, rest: bytes = b"") -> bytes:
@@ -44,12 +46,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "page.png": (lambda _: b"<html><script>alert(1)</script></html>", "not a PNG"),
     "empty.png": (lambda _: b"", "not a PNG"),
     "bomb.png": (lambda _: BOMB, "144 MP, this page takes at most 4.0 MP"),
-    "200mp.png": (lambda _: png_header(20_000, 10_000, idat(b"x")), "far too many pixels"),
-    "largest.png": (lambda _: png_header(2**31 - 1, 2**31 - 1, idat(b"x")), "far too many pixels"),
+    "200mp.png": (lambda _: png_header(20_000, 10_000, idat(b"x")), "too many pixels"),
+    "largest.png": (lambda _: png_header(2**31 - 1, 2**31 - 1, idat(b"x")), "too many pixels"),
     "cut.png": (lambda folder: good_png(folder)[:300], "damaged picture"),
     "header.png": (lambda folder: good_png(folder)[:20], "damaged picture|not a PNG"),
     "eps.png": (lambda _: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a PNG"),
-    "gif.png": (lambda _: b"GIF89a\1\0\1\0\0\0\0;", "not a PNG"),
+    "gif.png": (lambda _: b"GIF89a\1\0\1\0\0\0\0;", "damaged picture|not a PNG"),
     "large.jpg": (lambda _: b"\xff\xd8" + bytes(21 * 2**20), "22.0 MB, this page takes files of at most 21 MB"),
 }
 
@@ -68,7 +70,7 @@ def test_hostile_files_get_a_line(tmp_path: Path, name: str) -> None:
 
 def test_pixels_are_not_decoded_to_know_the_size(tmp_path: Path) -> None:
     (tmp_path / "header.png").write_bytes(png_header(1500, 1000, idat(b"")))
-    assert size(Upload(tmp_path / "header.png", "header.png"), PUBLIC) == (1500, 1000)
+    assert read_size(Upload(tmp_path / "header.png", "header.png"), PUBLIC) == (1500, 1000)
 
 
 def test_size_is_upright(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_size_is_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
     upload = Upload(tmp_path / "a.jpg", "a.jpg")
-    assert size(upload, PUBLIC) == (30, 40)
+    assert read_size(upload, PUBLIC) == (30, 40)
     assert open_picture(upload, PUBLIC).rgb.shape == (40, 30, 3)
 
 
@@ -111,7 +113,7 @@ def test_only_uploads_are_opened(tmp_path: Path) -> None:
     ],
 )
 def test_names(name: str, shown: str, stem: str) -> None:
-    assert display_name(name) == shown
+    assert clean_name(name) == shown
     assert safe_stem(name) == stem
     assert Path(safe_stem(name)).name == safe_stem(name)
 
@@ -122,47 +124,51 @@ def test_messages_of_limits_give_the_way_out() -> None:
     Limits(output_pixels=1600).check_output("a.png", 10, 10, 4)
 
 
-def test_settings_come_back() -> None:
-    settings = Settings("m", 2.5, 9, "ddim", 0.5, 2**40, 0.25, "wavelet", 512, True)
-    texts = as_text(settings, "0123456789abcdef")
-    assert from_text(texts) == (settings, "0123456789abcdef")
-    assert "MoESR" in texts["Software"]
-    assert json.loads(texts["moesr"])["version"]
+def record_in(folder: Path, text: str) -> Path:
+    info = PngInfo()
+    info.add_text("moesr", text)
+    Image.new("RGB", (2, 2)).save(folder / "a.png", pnginfo=info)
+    return folder / "a.png"
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "", "[]", "null", "7", "{", '{"seed": "' + "9" * 5000 + '"}', '{"seed": -1}', '{"seed": 1.5}', '{"steps": 0}',
+        "", "[]", "null", "7", "{", '{"seed": "' + "9" * 5000 + '"}', '{"seed": 1.5}', '{"steps": 0}',
         '{"scale": NaN}', '{"scale": 1e9}', '{"fidelity": 3}', '{"fidelity": true}', '{"sampler": "euler"}',
         '{"color_fix": ["adain"]}', '{"wrap": 1}', '{"model": ""}', '{"model": "a\\nb"}', '{"tile": "big"}',
         '{"eta": {}}', "[" * 100_000,
     ],
 )  # fmt: skip
-def test_settings_that_make_no_sense_are_none(text: str) -> None:
-    assert from_text({"moesr": text}) is None
+def test_records_that_make_no_sense_are_none(tmp_path: Path, text: str) -> None:
+    assert read_run(record_in(tmp_path, text)) is None
 
 
-def test_unknown_settings_of_newer_versions_are_left_out() -> None:
-    restored = from_text({"moesr": '{"seed": 5, "mood": "blue"}'})
-    assert restored == (Settings(seed=5), "")
-    assert from_text({}) is None
+def test_unknown_settings_of_newer_versions_are_left_out(tmp_path: Path) -> None:
+    found = read_run(record_in(tmp_path, to_texts({"seed": 5, "mood": "blue"})["moesr"]))
+    assert found is not None
+    assert (found.model, found.model_hash, found.settings) == ("tiny", "", {"seed": 5})
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"fidelity": 7}, "fidelity 7: give a number from 0 to 2"),
-        ({"seed": 0.5}, "seed 0.5: give a whole number from 0 to 9007199254740992"),
-        ({"sampler": "euler"}, "sampler 'euler' is unknown: choose one of auto, ddpm"),
+        ({"seed": 0.5}, "seed 0.5: give a whole number from 0 to 18446744073709551615"),
+        ({"sampler": "euler"}, "sampler 'euler': choose one of auto, ddpm"),
         ({"wrap": "yes"}, "wrap 'yes': give true or false"),
         ({"tile": -1}, "tile -1"),
+        ({"scale": "abc"}, "scale 'abc': give a number from 0.1 to 64"),
+        ({"mood": "blue"}, "mood: there is no such setting"),
     ],
 )
 def test_wrong_settings_are_named(values: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingError, match=said):
-        checked(values)
+        read_settings(values)
 
 
-def test_choices_of_menus_may_be_words() -> None:
-    assert checked({"tile": "512", "seed": 3.0, "scale": 4}) == Settings(tile=512, seed=3, scale=4)
+def test_forms_give_words_and_leave_to_the_model() -> None:
+    form = {"tile": "512", "seed": 3.0, "scale": 0, "steps": None, "fidelity": "auto", "wrap": False, "eta": 0}
+    assert read_form(form) == {"tile": 512, "seed": 3, "wrap": False, "eta": 0.0}
+    first, second = (read_settings({"seed": -1})["seed"] for _ in range(2))
+    assert first != second

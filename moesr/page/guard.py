@@ -1,4 +1,4 @@
-"""A guard before a web server: bounds, headers against mixed-up content, nothing fetched for strangers."""
+"""A guard before a web server: limits of requests, security headers, and no address fetched for clients."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Bytes of a request that uploads nothing.
+#: Largest request that uploads nothing, in bytes.
 _OTHER = 16 * 2**20
 #: Room for the frame of an upload.
 _FRAME = 2**20
 #: Seconds in which a client may come back: one whose answers have all come opens another stream for the next.
-_AWAY = 3.0
+_PATIENCE = 3.0
 
 # Gradio offers to fetch addresses of other servers for its clients; this page needs none of that.
 _FETCHING = re.compile(r"/(file=\s*[a-z]+:/|proxy=|stream/deep_link)", re.IGNORECASE)
@@ -41,15 +41,15 @@ class TooLarge(Exception):
 
 
 class Guard:
-    """ASGI middleware. purge is called at every upload, left with the session of a client that listens no longer.
+    """ASGI middleware. clean_up is called at every upload, on_leave with the session of a client that has left.
 
     Gradio from 4 on sends all answers of a session over one stream, and lets its work go on when nobody listens.
     """
 
     def __init__(
-        self, app: App, limits: Limits, purge: Callable[[], None], left: Callable[[str], None] | None = None
+        self, app: App, limits: Limits, clean_up: Callable[[], None], on_leave: Callable[[str], None] | None = None
     ) -> None:
-        self.app, self.limits, self.purge, self.left = app, limits, purge, left
+        self.app, self.limits, self.clean_up, self.on_leave = app, limits, clean_up, on_leave
         self._streams: Counter[str] = Counter()  # open ones
         self._opened: Counter[str] = Counter()  # all so far of the sessions that are there
 
@@ -58,7 +58,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self.left is None or not scope["path"].endswith("/queue/data"):
+        if self.on_leave is None or not scope["path"].endswith("/queue/data"):
             await self._guarded(scope, receive, send)
             return
         session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
@@ -68,14 +68,14 @@ class Guard:
             await self._guarded(scope, receive, send)
         finally:
             self._streams[session] -= 1
-            asyncio.get_running_loop().call_later(_AWAY, self._check, session, self._opened[session])
+            asyncio.get_running_loop().call_later(_PATIENCE, self._check, session, self._opened[session])
 
     def _check(self, session: str, opened: int) -> None:
-        """It has left if, since the last of its `opened` streams ended, no other came, not even for a moment."""
+        """A session has left if no other stream was opened since the last of its `opened` streams ended."""
         if session in self._streams and not self._streams[session] and self._opened[session] == opened:
             del self._streams[session], self._opened[session]
-            if self.left is not None:
-                self.left(session)
+            if self.on_leave is not None:
+                self.on_leave(session)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -85,7 +85,7 @@ class Guard:
             return
         most = _OTHER
         if path.rstrip("/").endswith("/upload"):
-            self.purge()
+            self.clean_up()
             most = self.limits.file_bytes * self.limits.files + _FRAME
         message = f"more than the {most / 1e6:.0f} MB that this page takes at a time; send fewer or smaller files"
         length = dict(scope["headers"]).get(b"content-length", b"")
@@ -94,7 +94,7 @@ class Guard:
             return
         got, started = 0, False
 
-        async def counted() -> MutableMapping[str, Any]:
+        async def receive_counted() -> MutableMapping[str, Any]:
             nonlocal got
             event = await receive()
             got += len(event.get("body", b""))
@@ -102,13 +102,13 @@ class Guard:
                 raise TooLarge
             return event
 
-        async def watched(event: MutableMapping[str, Any]) -> None:
+        async def send_watched(event: MutableMapping[str, Any]) -> None:
             nonlocal started
             started = True
             await answer(event)
 
         try:
-            await self.app(scope, counted, watched)
+            await self.app(scope, receive_counted, send_watched)
         except TooLarge:
             if not started:
                 await _say(answer, 413, message)
