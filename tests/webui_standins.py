@@ -195,7 +195,7 @@ class Component:
         pass
 
     def __getattr__(self, event: str) -> Any:
-        if event.startswith("_"):
+        if event not in EVENTS:
             raise AttributeError(event)
 
         def listen(fn=None, inputs=None, outputs=None, _js=None, queue=None, show_progress="full") -> Component:
@@ -206,6 +206,8 @@ class Component:
         return listen
 
 
+#: Events that MoESR's components have in every Gradio; a typo is an AttributeError.
+EVENTS = ("click", "change", "input", "select", "upload", "then")
 #: Options that components of any Gradio have, for code that looks at signatures.
 OPTIONS = (
     "value",

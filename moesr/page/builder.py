@@ -23,19 +23,25 @@ PAGE_SCRIPT = _HERE / "page.js"
 
 #: Pictures to try, with what they are and the preset that suits them.
 EXAMPLES = (
-    ("coffee.png", "Photograph", "Photograph"),
-    ("cup_cut_out.png", "Transparent", "Photograph"),
-    ("cobbles.png", "Seamless", "Texture (seamless)"),
+    ("face.png", "Face", "Photograph"),
+    ("text.png", "Text", "Faithful"),
+    ("web.jpg", "Web picture", "Web picture (restore)"),
+    ("old.jpg", "Old photograph", "Web picture (restore)"),
+    ("drawing.png", "Drawing", "Faithful"),
+    ("cobbles.png", "Texture", "Texture (seamless)"),
 )
 
 
 @dataclass
 class Built:
-    """The page, and the file field that a host sends pictures to."""
+    """The page, and the parts that a host connects with its own."""
 
     blocks: Any
     handlers: Handlers
+    #: The file field, to send pictures to.
     files: Any
+    #: A row beside the results, which is there when there are some.
+    after: Any = None
 
 
 def build(queue: JobQueue, title: str = "MoESR") -> Built:
@@ -79,7 +85,7 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
             with make(gr.Column, scale=6, min_width=300, elem_id="moesr-right"):
                 progress = _html(gr, "", elem_id="moesr-progress")
                 results = _html(gr, fragments.EMPTY, elem_id="moesr-results")
-                with make(gr.Row, elem_id="moesr-after"):
+                with make(gr.Row, elem_id="moesr-after") as built.after:
                     again = make(gr.Button, "Use as input", size="sm", elem_id="moesr-again", min_width=90)
         if host.standalone:
             _html(gr, fragments.FOOTER)
@@ -167,7 +173,7 @@ def _gallery(gr: Any, handlers: Handlers) -> Any:
     pictures = [(str(path), caption) for (path, _), (_, caption, _) in zip(handlers.examples, EXAMPLES)]
     _html(gr, '<p class="moesr-or">Or try one of these:</p>')
     return make(
-        gr.Gallery, value=pictures, label="Examples", show_label=False, columns=len(pictures), rows=1, height=150,
+        gr.Gallery, value=pictures, label="Examples", show_label=False, columns=3, rows=2, height=270,
         object_fit="contain", allow_preview=False, show_share_button=False, show_download_button=False, buttons=[],
         interactive=False, elem_id="moesr-examples",
     )  # fmt: skip

@@ -48,7 +48,7 @@ def read_size(upload: Upload, limits: Limits) -> tuple[int, int]:
     """
     limits.check_bytes(upload.name, upload.path.stat().st_size if upload.path.is_file() else 0)
     try:
-        with explained(upload.name), Image.open(upload.path, formats=READ_FORMATS) as image:
+        with explained(upload.name, _read_start(upload)), Image.open(upload.path, formats=READ_FORMATS) as image:
             width, height = image.size
             limits.check_input(upload.name, width, height)
             return upright_size(image)
@@ -97,6 +97,15 @@ def safe_stem(name: str) -> str:
     if not stem or stem.split(".")[0].lower() in _RESERVED:
         return f"picture_{stem}".rstrip("_")
     return stem
+
+
+def _read_start(upload: Upload) -> bytes:
+    """The first bytes of a file, by which its kind is named; none if it cannot be read."""
+    try:
+        with upload.path.open("rb") as file:
+            return file.read(64)
+    except OSError:
+        return b""
 
 
 def _without_path(upload: Upload, error: ImageError) -> ImageError:

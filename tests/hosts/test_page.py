@@ -247,7 +247,7 @@ def test_an_example_runs_when_it_is_clicked(served, chrome) -> None:
     with visiting(chrome, served.url) as visitor:
         visitor.set(steps=1)
         visitor.page.evaluate("window.seen.length = 0")
-        visitor.page.locator("#moesr-examples button").filter(has_text="Seamless").click()
+        visitor.page.locator("#moesr-examples button").filter(has_text="Texture").click()
         visitor.wait_for("Sharpening")
         assert visitor.finish().startswith("Done: 1 picture")
         assert visitor.get("wrap") is True

@@ -32,7 +32,8 @@ RECORD = """() => {
       preview: !!place.querySelector(".moesr-preview"), plan: !!place.querySelector(".moesr-plan"),
     };
     const last = window.seen[window.seen.length - 1];
-    if (!last || last.words !== entry.words || last.details !== entry.details || last.percent !== entry.percent || last.preview !== entry.preview)
+    if (!last || last.words !== entry.words || last.details !== entry.details ||
+        last.percent !== entry.percent || last.preview !== entry.preview)
       window.seen.push(entry);
   };
   look();
