@@ -2,7 +2,7 @@
 (function() {
     const here = document.currentScript.src;
     const script = document.createElement("script");
-    script.src = new URL("../moesr/ui/compare.js", here).href + new URL(here).search;
+    script.src = new URL("../moesr/page/compare.js", here).href + new URL(here).search;
     document.head.appendChild(script);
 })();
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import CheckpointError, ImageError, MoESRError, NumericsError, SettingError
 
 if TYPE_CHECKING:
+    from .batch.job import batch
     from .model import SRModel, load
     from .pipeline import decode_latents, sample_latents, upscale
     from .progress import Event
@@ -25,6 +26,7 @@ __all__ = [
     "NumericsError",
     "SRModel",
     "SettingError",
+    "batch",
     "decode_latents",
     "load",
     "sample_latents",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "batch": "batch",
     "load": "model",
     "SRModel": "model",
     "upscale": "pipeline",

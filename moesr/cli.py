@@ -6,7 +6,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from .commands import ablate, bench, check, data, demo, evaluate, models, train, upscale
+from .commands import ablate, batch, bench, check, data, demo, evaluate, models, train, upscale
 from .commands.common import fail
 from .commands.streams import tolerant_streams
 from .errors import MoESRError
@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   python -m moesr upscale photos/ more.webp -o out/         a folder and a file, into out/
   python -m moesr upscale photo.jpg -o x8.png --model models/moesr_x8/ --steps 50
   python -m moesr upscale brick.png -o wall.png --wrap      a seamless texture stays seamless
+  python -m moesr batch archive/ -o large/ --resume         thousands, which stop and go on
   python -m moesr demo                                      the same as a page in the browser
   python -m moesr info model.safetensors                    what a file is
   python -m moesr models                                    what is in the library, what can be fetched
@@ -66,6 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for module in (upscale, demo, models, data, train, evaluate, ablate, bench, check):
+    for module in (upscale, batch, demo, models, data, train, evaluate, ablate, bench, check):
         module.add(commands)
     return parser

@@ -6,15 +6,46 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .config import ModelConfig
+from .errors import SettingError
 from .images.files import read_text
+from .settings import LOADING, RUN_SETTINGS, SETTINGS, read_settings, resolve_run
 
 #: The keyword of the text that holds the record.
 KEYWORD = "moesr"
 _BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """How a result was made, as far as it can be made again."""
+
+    #: Name of the model in the library, and the fingerprint of its files ("" if the result does not say).
+    model: str
+    model_hash: str
+    #: Settings of the run by name: see settings.RUN_SETTINGS.
+    settings: dict[str, Any]
+
+
+def describe_run(model: str, model_hash: str, config: ModelConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run: every setting as it was used, with the model's own value where none was given."""
+    used = {name: settings.get(name, SETTINGS[name].default) for name in RUN_SETTINGS if name != "tile_batch"}
+    return {"model": model, "model_hash": model_hash, **used, **asdict(resolve_run(config, settings))}
+
+
+def describe_settings(
+    config: ModelConfig, path: Path, settings: Mapping[str, Any], *, mask: Path | None = None, bits: int | None = None
+) -> dict[str, Any]:
+    """What makes a result what it is, but for the input. path: the model's; settings: those of `upscale`."""
+    from .library import compute_fingerprint  # needs torch, which finding a record does not
+
+    run = describe_run(path.stem, compute_fingerprint(path), config, settings)
+    return {**run, "mask": digest_file(mask) if mask else None, "bits": bits}
 
 
 def to_texts(record: Mapping[str, Any]) -> dict[str, str]:
@@ -34,6 +65,20 @@ def from_texts(texts: Mapping[str, str]) -> dict[str, Any] | None:
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The record in a file; None for a file without one, or that cannot be read. Pixels are not decoded."""
     return from_texts(read_text(path))
+
+
+def read_run(path: str | os.PathLike[str]) -> RunRecord | None:
+    """The run that a file is the result of; None if it does not say, or says what makes no sense."""
+    record = read_record(path)
+    if record is None:
+        return None
+    try:
+        given = {name: value for name, value in record.items() if name in RUN_SETTINGS}
+        digest = record.get("model_hash")
+        model = LOADING["model"].check(record.get("model", LOADING["model"].default))
+        return RunRecord(model, digest if isinstance(digest, str) else "", read_settings(given))
+    except SettingError:
+        return None
 
 
 def find_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:

@@ -20,7 +20,7 @@ from .images.assembly import Store
 from .images.canvas import Canvas
 from .images.condition import Condition, latent_cells
 from .images.finish import hide_masked
-from .images.preview import draw_preview
+from .images.preview import decode_preview, draw_preview
 from .images.windows import Window, crop
 from .model import SRModel
 from .networks.autoencoder import Autoencoder
@@ -319,8 +319,14 @@ class Run:
             self.plan.reporter.advance(tiles)
 
     def _preview(self) -> Image.Image:
-        """The first image so far, at latent size or smaller."""
-        return draw_preview(None if self._latest is None else self._latest[0], self.condition.thumbnail(0))
+        """The first image so far, small."""
+        height, width = self.condition.filled
+        colours = self.condition.thumbnail(0)[:, :height, :width]
+        latest = None if self._latest is None else self._latest[0, :, :height, :width]
+        if latest is None or not self.model.config.autoencoder.lr_skip:
+            return draw_preview(latest, colours)
+        with self.model.decoder() as autoencoder:
+            return decode_preview(autoencoder, latest, colours)
 
     def _estimate_restore(self, restore: float | str) -> Tensor:
         """How degraded each image is, float32 [B]."""

@@ -7,6 +7,8 @@ fields of HTTP requests are made from SETTINGS. Nothing here needs torch.
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -75,6 +77,18 @@ class Setting:
                 value = int(text) if self.kind == "int" else float(text)
         return self.check(value)
 
+    def describe(self) -> dict[str, Any]:
+        """The JSON schema of a value, as OpenAPI has it: type, range, default and sentence."""
+        kinds = {"int": "integer", "float": "number", "flag": "boolean"}
+        schema: dict[str, Any] = {"type": kinds.get(self.kind, "string")}
+        if self.kind in ("int", "float"):
+            schema |= {"minimum": self.minimum, "maximum": self.maximum}
+            if self.choices:
+                schema = {"anyOf": [schema, {"type": "string", "enum": list(self.choices)}]}
+        elif self.choices:
+            schema["enum"] = list(self.choices)
+        return {**schema, "default": self.default, "description": self.sentence}
+
     @property
     def wanted(self) -> str:
         """What to give instead of a wrong value."""
@@ -102,7 +116,7 @@ def _table(*settings: Setting) -> dict[str, Setting]:
 #: Settings of `upscale`, in the order in which a user meets them.
 SETTINGS = _table(
     Setting(
-        "scale", "float", None, 0.1, 16, 0.25, unit="times",
+        "scale", "float", None, 0.1, 64, 0.25, unit="times",
         sentence="How many times as wide and high the result is; by default the model's own scale.",
     ),
     Setting(
@@ -169,6 +183,29 @@ LOADING = _table(
         sentence="Which experts stay on the device: all, or the one at work and the next (stream).",
     ),
 )  # fmt: skip
+
+
+#: Names of the settings that a single picture can be given as words and numbers: by forms, requests, records.
+RUN_SETTINGS = tuple(name for name, setting in SETTINGS.items() if setting.kind != "image" and name != "batch_seed")
+#: In a form or a request: any seed.
+ANY_SEED = -1
+
+
+def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run from outside: forms, requests, records. None stands for the default, texts for numbers.
+
+    Seed -1 draws one. Raises SettingError, one line, for a name that is none of RUN_SETTINGS or a wrong value.
+    """
+    found = {}
+    for name, value in values.items():
+        if name not in RUN_SETTINGS:
+            raise SettingError(f"{name[:60]}: there is no such setting; choose from {', '.join(RUN_SETTINGS)}")
+        if name == "seed" and str(value) in (str(ANY_SEED), str(float(ANY_SEED))):
+            value = random.SystemRandom().randrange(2**32)
+        if value is not None:
+            setting = SETTINGS[name]
+            found[name] = setting.read(value) if isinstance(value, str) else setting.check(value)
+    return found
 
 
 def check_settings(**values: Any) -> None:
@@ -241,6 +278,12 @@ def resolve(
         spacing=spacing,
         fidelity=config.fidelity if fidelity is None else fidelity,
     )
+
+
+def resolve_run(config: ModelConfig, settings: Mapping[str, Any]) -> Resolved:
+    """`resolve` for the settings of a run by name, most of which it has no use for."""
+    names = ("scale", "steps", "sampler", "spacing", "fidelity", "restore")
+    return resolve(config, **{name: settings[name] for name in names if name in settings})
 
 
 def result_size(height: int, width: int, scale: float) -> tuple[int, int]:

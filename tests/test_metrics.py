@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,17 @@ from safetensors.torch import save_file
 from scipy import linalg, ndimage, signal, special
 from torch import Tensor, nn
 
-from moesr.errors import CheckpointError, ImageError
-from moesr.evaluation.fid import FID, frechet_distance, load_inception
-from moesr.evaluation.inception import Inception
+from moesr.errors import CheckpointError, ImageError, SettingError
+from moesr.evaluation.dists import DISTS
+from moesr.evaluation.fid import FID
 from moesr.evaluation.metrics import grid_power, lr_psnr, psnr_y, ssim_y
 from moesr.evaluation.musiq import MUSIQ, Network
 from moesr.evaluation.niqe import NIQE
 from moesr.images.resize import resize
+from tests.training_setup import write_metrics
 
-# Values of the published programs (BasicSR, pytorch-fid, pyiqa) with the weights and images that are drawn here.
+# Values of the published programs (BasicSR, pyiqa) with the weights and images that are drawn here.
 NIQE_BY_BASICSR = 11.16388
-INCEPTION_BY_PYTORCH_FID = {"mean": 0.6824801, "std": 0.8859414, "largest": 5.9331932, "where": 496}
 MUSIQ_BY_PYIQA = {1: [1.8693140, 1.9947319], 10: [3.5148945, 3.4651313]}
 
 
@@ -265,49 +266,34 @@ def test_niqe_files(niqe_folder: Path, tmp_path: Path) -> None:
 # FID
 
 
-def test_frechet_distance_equals_its_definition() -> None:
-    rng = np.random.default_rng(0)
-    a = rng.normal(0, 1, (40, 6))
-    b = rng.normal(0.5, 2, (30, 6)) @ rng.normal(0, 1, (6, 6))
+class Colours(nn.Module):
+    """A small feature network: mean and deviation of every channel."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([images.mean((2, 3)), images.std((2, 3))], dim=1)
+
+
+def test_fid_equals_its_definition() -> None:
+    pytest.importorskip("torchmetrics")
+    fid, rng = FID(network=Colours()), np.random.default_rng(0)
+    sets = [[planes((texture(24, 30, k) * rng.uniform(0.5, 1, 3)).astype(np.uint8)) for k in range(12)] for _ in "ab"]
+    for image, reference in zip(*sets):
+        fid.add(image, reference)
+    a, b = (Colours()(torch.cat(images)).double().numpy() for images in sets)
     covariances = np.cov(a.T), np.cov(b.T)
     root = linalg.sqrtm(covariances[0] @ covariances[1])
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * np.real(root))
-    x, y = torch.from_numpy(a), torch.from_numpy(b)
-    assert frechet_distance(x, y).item() == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(y, x).item() == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(x, x.flip(0)).item() == pytest.approx(0, abs=1e-9)
-    with pytest.raises(ImageError):
-        frechet_distance(x, y[:1])
+    assert fid.value() == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(ImageError, match="two images"):
+        FID(network=Colours()).value()
 
 
-def test_inception_is_the_one_of_fid(tmp_path: Path) -> None:
-    network = fill(Inception(), 0)
-    assert sum(p.numel() for p in network.parameters()) == 21_785_568
-    features = network(planes(texture(60, 80)))
-    assert features.shape == (1, 2048)
-    found = {"mean": features.mean().item(), "std": features.std().item()}
-    found |= {"largest": features.max().item(), "where": int(features.argmax())}
-    assert found == pytest.approx(INCEPTION_BY_PYTORCH_FID, rel=1e-3)
-    state = {k: v.half() for k, v in network.state_dict().items()}
-    save_file({**state, "fc.weight": torch.zeros(1008, 1)}, tmp_path / "pt_inception.safetensors")
-    fid = FID(tmp_path)
-    for seed in (0, 1):
-        fid.add(planes(texture(60, 80, seed)), planes(texture(60, 80, 1 - seed)))
-    assert fid.value() == pytest.approx(0, abs=1e-3)  # the same set, in another order
-    fid.add(planes(texture(60, 80, 2)), torch.zeros(1, 3, 60, 80))
-    assert fid.value() > 0.1
-
-
-def test_other_networks_are_not_taken_for_inception(tmp_path: Path) -> None:
-    path = tmp_path / "inception.safetensors"
+def test_fid_without_weights_or_library_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="not found"):
         FID(tmp_path)
-    save_file({"fc.weight": torch.zeros(1000, 1)}, path)
-    with pytest.raises(CheckpointError, match="1000 classes"):
-        load_inception(path)
-    save_file({"Conv2d_1a_3x3.conv.weight": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match=r"Conv2d_1a_3x3\.conv\.weight"):
-        load_inception(path)
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    with pytest.raises(SettingError, match=r"pip install 'moesr\[eval\]'"):
+        FID(network=Colours())
 
 
 # MUSIQ
@@ -328,3 +314,13 @@ def test_musiq_of_another_network(tmp_path: Path) -> None:
     save_file({"head.weight": torch.zeros(1, 384)}, tmp_path / "musiq.safetensors")
     with pytest.raises(CheckpointError, match="not MUSIQ"):
         MUSIQ(tmp_path)
+
+
+def test_dists_is_0_for_equal_images_and_grows_with_noise(tmp_path: Path) -> None:
+    network = DISTS(write_metrics(tmp_path / "metrics", vgg=True))
+    generator = torch.Generator().manual_seed(0)
+    image, noise = (torch.rand(2, 3, 48, 40, generator=generator) for _ in range(2))
+    values = [network(image, image + share * (noise - image)) for share in (0.0, 0.1, 0.5)]
+    assert values[0].abs().max() < 1e-5
+    assert bool((values[0] < values[1]).all() and (values[1] < values[2]).all())
+    torch.testing.assert_close(network(image + 0.5 * (noise - image), image), values[2])

@@ -23,10 +23,9 @@ from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNet
 from moesr.errors import SettingError
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_unet import SwinUNet
-from moesr.service.adapter import Alone
-from moesr.service.desk import Desk
-from moesr.service.intake import Upload, accept
-from moesr.service.settings import Settings
+from moesr.page.host import StandaloneHost
+from moesr.page.job_queue import JobQueue
+from moesr.page.uploads import Upload, accept
 from tests.checkpoint_files import SWIN, random_state, resshift_state
 
 VQ = AutoencoderConfig(ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, n_embed=16, lr_fusion=False, refine=False)
@@ -49,42 +48,42 @@ def library(folder: Path, unet: SwinUNetConfig = FILLER) -> Path:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobQueue]:
     monkeypatch.setenv("MOESR_HOME", str(library(tmp_path)))
-    adapter = Alone()
-    adapter.uploads[0].mkdir()
-    desk = Desk(adapter)
-    yield desk
-    desk.close()
-    adapter.close()
+    host = StandaloneHost()
+    host.upload_folders[0].mkdir()
+    queue = JobQueue(host)
+    yield queue
+    queue.close()
+    host.close()
 
 
-def upload(desk: Desk) -> Upload:
-    path = desk.adapter.uploads[0] / "a.png"
+def upload(queue: JobQueue) -> Upload:
+    path = queue.host.upload_folders[0] / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8)).save(path)
-    return accept(path, desk.adapter.uploads)
+    return accept(path, queue.host.upload_folders)
 
 
-def test_the_page_runs_published_files_and_knows_what_it_assumed(desk: Desk) -> None:
-    job = desk.submit([upload(desk)], Settings(model="mine"))
+def test_the_page_runs_published_files_and_knows_what_it_assumed(queue: JobQueue) -> None:
+    job = queue.submit([upload(queue)], "mine", {})
     job.wait(120)
     assert (job.state, job.failures, job.error) == ("done", [], "")
     assert job.results[0].size == (32, 24)
-    (note,) = desk.adapter.models.notes("mine")
+    (note,) = queue.host.facts.list_notes("mine")
     assert "assumed 4; give timesteps, or a name with s15" in note
-    assert desk.adapter.models.notes(desk.adapter.models.default) == ()
+    assert queue.host.facts.list_notes(queue.host.facts.default) == ()
 
 
-def test_the_page_shows_what_was_assumed(desk: Desk) -> None:
+def test_the_page_shows_what_was_assumed(queue: JobQueue) -> None:
     pytest.importorskip("gradio")
-    page = importlib.import_module("moesr.ui.handlers").Handlers(desk)
+    page = importlib.import_module("moesr.page.handlers").Handlers(queue)
     assert page.timeline("mine", 4).count("assumed 4; give timesteps, or a name with s15") == 1
-    assert "assumed" not in page.timeline(desk.adapter.models.default, 4)
+    assert "assumed" not in page.timeline(queue.host.facts.default, 4)
 
 
-def test_models_that_fill_in_are_sent_where_masks_are(desk: Desk) -> None:
+def test_models_that_fill_in_are_sent_where_masks_are(queue: JobQueue) -> None:
     with pytest.raises(SettingError, match=r"^hole fills in what a mask marks, .* upscale --mask"):
-        desk.submit([upload(desk)], Settings(model="hole"))
+        queue.submit([upload(queue)], "hole", {})
 
 
 @pytest.fixture

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
+import json
 import logging
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -22,6 +25,7 @@ from moesr.config import AutoencoderConfig
 from moesr.errors import MoESRError
 from moesr.library import models as library
 from moesr.networks.autoencoder import Autoencoder
+from moesr.settings import RUN_SETTINGS, SETTINGS
 from tests.webui_standins import ROOT, Component, Host, PostprocessedImage, wait_for
 
 pytestmark = pytest.mark.parametrize("nano", ["residual_shift"], indirect=True)
@@ -92,7 +96,7 @@ def test_the_script_is_found_by_its_classes(host: Host, loaded: ModuleType) -> N
 
 
 def test_the_package_is_there_after_the_host_took_its_folder_off_the_path(loaded: ModuleType) -> None:
-    assert module("api").permitted(None, "")
+    assert module("api").is_permitted(None, "")
 
 
 def test_a_second_copy_says_so_and_does_nothing(host: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -126,8 +130,8 @@ def test_models_of_the_flag_come_first(host: Host, nano: Path, tmp_path: Path) -
     host.flags.moesr_models_path = str(given)
     host.load_script(SCRIPT)
     engine = module("engine").engine()
-    assert {"more", "nano", "tiny"} <= set(engine.models.names())
-    assert engine.models.path("nano").parent == given
+    assert {"more", "nano", "tiny"} <= set(engine.facts.list_names())
+    assert engine.facts.find_path("nano").parent == given
 
 
 @both
@@ -152,7 +156,7 @@ def test_settings(host: Host, loaded: ModuleType) -> None:
 def test_the_size_is_exact_and_the_model_runs_once(
     host: Host, loaded: ModuleType, scale: float, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = module("run")
+    run = import_module("moesr.hosting.runner")
     runs = []
     monkeypatch.setattr(run, "upscale", lambda *a, before=run.upscale, **k: runs.append(k) or before(*a, **k))
     data = named(host, "nano")
@@ -222,7 +226,7 @@ def test_progress_is_told_and_the_hosts_own_figures_come_back(
     data.scaler.upscale(picture(), 4, data.data_path)
     assert (host.state.sampling_step, host.state.sampling_steps, host.state.textinfo) == (7, 20, None)
     assert [step for step, _ in seen] == sorted(step for step, _ in seen)
-    assert "MoESR: step 2 of 2, tile 1 of 1" in [text for _, text in seen]
+    assert "MoESR: tile 1/1, step 2/2" in [text for _, text in seen]
 
 
 def test_a_large_picture_is_done_in_tiles(host: Host, loaded: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +236,7 @@ def test_a_large_picture_is_done_in_tiles(host: Host, loaded: ModuleType, monkey
     host.opts.data["moesr_tile"] = "64"
     data = named(host, "nano")
     assert data.scaler.upscale(picture(40, 30), 4, data.data_path).size == (160, 120)
-    assert "MoESR: step 1 of 2, tile 6 of 6" in seen
+    assert "MoESR: tile 6/6, step 1/2" in seen
 
 
 def test_a_missing_model_file_is_named(host: Host, loaded: ModuleType) -> None:
@@ -271,8 +275,8 @@ def test_autocast_of_the_host_does_not_reach_our_layers(host: Host, loaded: Modu
 
 @pytest.mark.parametrize("name", ["realsr_x4_v3", "my-4x"])
 def test_a_scale_in_a_name_is_not_said_twice(loaded: ModuleType, name: str) -> None:
-    assert module("upscaler").title(name, 4) == f"MoESR {name}"
-    assert module("upscaler").title(name, 2) == f"MoESR {name} x2"
+    assert module("upscaler").make_title(name, 4) == f"MoESR {name}"
+    assert module("upscaler").make_title(name, 2) == f"MoESR {name} x2"
 
 
 # Memory
@@ -296,7 +300,7 @@ def test_a_checkpoint_leaves_the_gpu_and_comes_back(
     assert moves("when memory is short") == [], "the CPU is never short of what the checkpoint has"
     assert moves("always") == ([] if host.forge else ["checkpoint off", "checkpoint back"])
     host.state.interrupted = True
-    assert moves("always") == ([] if host.forge else ["checkpoint off", "checkpoint back"])
+    assert moves("always") == [], "nothing begins"
 
 
 @both
@@ -380,10 +384,10 @@ def test_extras(host: Host, loaded: ModuleType) -> None:
     pp = run_extras(loaded, picture(), **{**values, "enabled": True, "scale": 3, "steps": 1, "seed": 5})
     assert pp.image.size == (21, 15)
     assert (pp.shared.target_width, pp.shared.target_height) == (21, 15)
-    digest = module("engine").engine().models.digest("nano")
+    digest = module("engine").engine().facts.compute_hash("nano")
     assert pp.info == {
         "MoESR model": "nano", "MoESR model hash": digest, "MoESR scale": "3", "MoESR steps": 1, "MoESR seed": 5,
-        "MoESR fidelity": "1", "MoESR colour fix": "adain",
+        "MoESR fidelity": "1", "MoESR colour fix": "adain", "MoESR sampler": "ddim",
     }  # fmt: skip
 
 
@@ -400,7 +404,7 @@ def test_extras_with_what_a_program_leaves_out(loaded: ModuleType) -> None:
 def test_extras_interrupted_leaves_the_picture(host: Host, loaded: ModuleType) -> None:
     host.state.skipped = True
     pp = run_extras(loaded, picture(), enabled=True, scale=2)
-    assert (pp.image.size, pp.info) == ((7, 5), {})
+    assert (pp.image.size, pp.info) == ((7, 5), {"MoESR": "interrupted, not upscaled"})
 
 
 # The tab
@@ -413,17 +417,16 @@ def tab(host: Host, loaded: ModuleType) -> Any:
 
 
 def send(tab: Any, name: str, image: Image.Image, text: str | None = None) -> Path:
-    path = tab.desk().adapter.received / name
+    path = tab.job_queue().host.received / name
     image.info.update({"parameters": text} if text else {})
-    ways = tab.Ways(tab.desk())
+    ways = tab.Transfers(tab.job_queue())
     received = Path(ways.receive(image)[0][0])
     return received.replace(path)
 
 
 def job_of(tab: Any, path: Path, **settings: Any) -> Any:
-    made = module("api").checked({"model": "nano", "steps": 1, **settings})
-    upload = module("api").accept(path, tab.desk().adapter.uploads)
-    return tab.desk().submit([upload], made)
+    queue = tab.job_queue()
+    return queue.submit([module("api").accept(path, queue.host.upload_folders)], "nano", {"steps": 1, **settings})
 
 
 def test_the_tab_is_wired_to_the_host(host: Host, loaded: ModuleType) -> None:
@@ -447,7 +450,7 @@ def test_the_tab_is_wired_to_the_host(host: Host, loaded: ModuleType) -> None:
 def test_a_job_is_the_hosts_and_its_result_is_kept(host: Host, tab: Any) -> None:
     path = send(tab, "sent.png", picture(), "a cat\nSteps: 3")
     job = job_of(tab, path, scale=2, seed=9)
-    wait_for(lambda: job.finished)
+    wait_for(lambda: job.is_finished)
     assert (job.state, job.failures) == ("done", [])
     assert host.state.log == ["begin MoESR", "end"]
     [saved] = host.saved
@@ -456,8 +459,8 @@ def test_a_job_is_the_hosts_and_its_result_is_kept(host: Host, tab: Any) -> None
     assert saved["existing"]["parameters"] == "a cat\nSteps: 3"
     assert '"seed": 9' in saved["existing"]["moesr"]
     assert saved["info"].startswith("MoESR model: nano, MoESR model hash: ")
-    address = tab.desk().adapter.url(job.results[0].path)
-    image, parameters = tab.Ways(tab.desk()).shown(address)
+    address = tab.job_queue().host.url(job.results[0].path)
+    image, parameters = tab.Transfers(tab.job_queue()).send(address)
     assert (image.size, parameters) == ((14, 10), "a cat\nSteps: 3")
 
 
@@ -468,7 +471,7 @@ def test_the_queue_is_the_hosts(host: Host, tab: Any) -> None:
         job.wait(0.3)
         assert job.state == "waiting"
         assert host.state.log == []
-    wait_for(lambda: job.finished)
+    wait_for(lambda: job.is_finished)
     assert job.state == "done"
 
 
@@ -484,7 +487,7 @@ def test_interrupt_of_the_host_ends_a_job_and_the_next_is_done(host: Host, tab: 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(press)
     try:
         job = job_of(tab, path)
-        wait_for(lambda: job.finished)
+        wait_for(lambda: job.is_finished)
     finally:
         handle.remove()
     assert began.is_set()
@@ -492,7 +495,7 @@ def test_interrupt_of_the_host_ends_a_job_and_the_next_is_done(host: Host, tab: 
     assert not host.state.interrupted
     assert not host.lock.lock.locked()
     good = job_of(tab, path)
-    wait_for(lambda: good.finished)
+    wait_for(lambda: good.is_finished)
     assert good.state == "done"
 
 
@@ -500,7 +503,7 @@ def test_interrupt_of_the_host_ends_a_job_and_the_next_is_done(host: Host, tab: 
 def test_the_model_is_one_for_tab_and_upscaler(host: Host, tab: Any) -> None:
     path = send(tab, "sent.png", picture())
     job = job_of(tab, path)
-    wait_for(lambda: job.finished)
+    wait_for(lambda: job.is_finished)
     networks = module("engine").engine().networks
     for name in ("nano", "tiny", "nano"):
         data = named(host, name)
@@ -508,13 +511,13 @@ def test_the_model_is_one_for_tab_and_upscaler(host: Host, tab: Any) -> None:
         assert (module("engine").engine().networks is networks) == (name == "nano" and networks._built != {})
         networks = module("engine").engine().networks
     again = job_of(tab, path)
-    wait_for(lambda: again.finished)
+    wait_for(lambda: again.is_finished)
     assert (again.state, again.failures) == ("done", [])
     assert module("engine").engine().networks is networks
 
 
 def test_cancel_changes_one_button(tab: Any) -> None:
-    handlers = import_module("moesr.ui.handlers").Handlers(tab.desk())
+    handlers = import_module("moesr.page.handlers").Handlers(tab.job_queue())
     assert handlers.cancel("") == {"__type__": "update", "interactive": False}
 
 
@@ -533,27 +536,27 @@ def test_options_reach_events_that_forge_has_wrapped(loaded: ModuleType) -> None
     def click(fn: Any, inputs: Any = None, outputs: Any = None, *, js: Any = None, queue: bool = True) -> None:
         given.update(js=js, queue=queue)
 
-    import_module("moesr.ui.compat").on(EventWrapper(click), None, js="f", queue=False)
+    import_module("moesr.page.compat").on(EventWrapper(click), None, js="f", queue=False)
     assert given == {"js": "f", "queue": False}
 
 
 def test_only_results_are_sent_on(tab: Any, tmp_path: Path) -> None:
     secret = tmp_path / "secret.png"
     picture().save(secret)
-    assert tab.Ways(tab.desk()).shown(f"file={secret}") == (None, "")
-    assert tab.Ways(tab.desk()).shown("") == (None, "")
+    assert tab.Transfers(tab.job_queue()).send(f"file={secret}") == (None, "")
+    assert tab.Transfers(tab.job_queue()).send("") == (None, "")
 
 
 @both
 def test_reload_leaves_nothing_behind(host: Host, tab: Any) -> None:
-    folder = tab.desk().adapter.folder
+    folder = tab.job_queue().host.folder
     assert folder.is_dir()
     host.call("script_unloaded")
     assert not folder.exists()
     host.callbacks.clear()
     host.load_script(SCRIPT)
     host.call("ui_tabs")
-    assert tab.desk().adapter.folder.is_dir()
+    assert tab.job_queue().host.folder.is_dir()
 
 
 # The API
@@ -565,36 +568,80 @@ def encoded(image: Image.Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+class Request:
+    """Of Starlette: a body, then nothing until the client leaves."""
+
+    def __init__(self, body: Any, leaves_after: float = 1e9) -> None:
+        self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.leaves_after = leaves_after
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        yield self.body
+
+    async def receive(self) -> dict[str, Any]:
+        await asyncio.sleep(self.leaves_after)
+        return {"type": "http.disconnect"}
+
+
+def ask(tab: Any, body: Any, **more: Any) -> dict[str, Any]:
+    return asyncio.run(module("api").answer(tab.job_queue(), Request(body, **more)))
+
+
 def test_api(host: Host, tab: Any) -> None:
-    api = module("api")
-    asked = {"image": "data:image/png;base64," + encoded(picture(mode="RGBA")), "scale": 2.5, "steps": 1, "seed": None}
-    answer = api.upscale(tab.desk(), asked)
-    image = Image.open(io.BytesIO(base64.b64decode(answer["image"])))
-    assert (image.size, image.mode) == ((18, 13), "RGBA")
+    image = "data:image/png;base64," + encoded(picture(mode="RGBA"))
+    answer = ask(tab, {"image": image, "scale": 2.5, "steps": 1, "seed": -1, "fidelity": None})
+    result = Image.open(io.BytesIO(base64.b64decode(answer["image"])))
+    assert (result.size, result.mode) == ((18, 13), "RGBA")
     assert (answer["width"], answer["height"], answer["settings"]["model"]) == (18, 13, "nano")
+    assert 0 <= answer["settings"]["seed"] < 2**32
     assert host.saved == [], "a program has its answer"
-    assert list(tab.desk().adapter.received.iterdir()) == []
-    assert {"name": "nano", "scale": 4, "steps": 4} in api.listed()
+    assert list(tab.job_queue().host.received.iterdir()) == []
+    assert {"name": "nano", "scale": 4, "steps": 4} in module("api").describe_models()
 
 
 @pytest.mark.parametrize(
-    ("request_", "said"),
+    ("body", "status", "said"),
     [
-        ({}, "give a picture in base64"),
-        ({"image": "!"}, "no base64"),
-        ({"image": base64.b64encode(b"text").decode()}, "image: not a PNG"),
-        ({"image": encoded(picture()), "model": "gone"}, "'gone' is not in the library"),
-        ({"image": encoded(picture()), "steps": 0}, "steps 0"),
-        ({"image": encoded(picture()), "steps": 5000}, "5000 steps"),
+        ({}, 422, "give a picture in base64"),
+        (b"{", 422, "no JSON"),
+        ([], 422, "no JSON object"),
+        ({"image": "!"}, 422, "no base64"),
+        ({"image": base64.b64encode(b"text").decode()}, 422, "image: not a PNG"),
+        ({"image": encoded(picture()), "model": "gone"}, 422, "'gone' is not in the library"),
+        ({"image": encoded(picture()), "steps": 0}, 422, "steps 0"),
+        ({"image": encoded(picture()), "steps": 5000}, 422, "steps 5000"),
+        ({"image": encoded(picture()), "scale": "abc"}, 422, "scale 'abc': give a number from 0.1 to 64"),
+        ({"image": encoded(picture()), "scal": 2}, 422, "scal: there is no such setting"),
     ],
 )
-def test_what_the_api_cannot_do_is_said(tab: Any, request_: dict[str, Any], said: str) -> None:
-    with pytest.raises(MoESRError, match=said):
-        module("api").upscale(tab.desk(), request_)
+def test_what_the_api_cannot_do_is_said(tab: Any, body: Any, status: int, said: str) -> None:
+    with pytest.raises(MoESRError, match=said) as raised:
+        ask(tab, body)
+    assert module("api").find_status(raised.value) == status
+
+
+def test_a_client_of_the_api_that_leaves_or_is_interrupted_ends_its_job(host: Host, tab: Any) -> None:
+    slow = {"image": encoded(picture(64, 64)), "steps": 1000}
+    for interrupt, more in ((False, {"leaves_after": 0.5}), (True, {})):
+        if interrupt:
+            threading.Timer(1.0, host.state.interrupt).start()
+        began = time.monotonic()
+        with pytest.raises(MoESRError) as raised:
+            ask(tab, slow, **more)
+        assert time.monotonic() - began < 30
+        assert module("api").find_status(raised.value) == 409
+        assert not tab.job_queue()._running
+
+
+def test_the_api_describes_its_fields(loaded: ModuleType) -> None:
+    fields = module("api").describe_request()["properties"]
+    assert fields["scale"] == {"type": "number", "minimum": 0.1, "maximum": 64, "default": None,
+                               "description": SETTINGS["scale"].sentence}  # fmt: skip
+    assert set(fields) == {"image", "model", *RUN_SETTINGS}
 
 
 def test_the_api_asks_for_the_hosts_password(loaded: ModuleType) -> None:
-    permitted = module("api").permitted
+    permitted = module("api").is_permitted
 
     def header(text: str) -> str:
         return "Basic " + base64.b64encode(text.encode()).decode()
@@ -651,9 +698,9 @@ def test_a_generation_is_decoded_as_the_setting_says(host: Host, loaded: ModuleT
 
 
 def test_a_decoder_is_offered_for_generations_only(host: Host, loaded: ModuleType, decoder: str) -> None:
-    assert module("engine").decoders() == ["None", decoder]
+    assert module("engine").list_decoders() == ["None", decoder]
     assert decoder not in [data.name for data in loaded.UpscalerMoESR(None).scalers]
-    assert decoder not in module("engine").models()
+    assert decoder not in module("engine").list_models()
 
 
 def test_generation_parameters(host: Host, loaded: ModuleType, decoder: str) -> None:
@@ -663,7 +710,7 @@ def test_generation_parameters(host: Host, loaded: ModuleType, decoder: str) -> 
         return p.extra_generation_params
 
     assert parameters("Latent") == {}
-    assert parameters("MoESR nano x4") == {"MoESR hires": "steps: 2, seed: 0, fidelity: 1.0, colour fix: adain"}
+    assert parameters("MoESR nano x4") == {"MoESR hires": "steps: 2, seed: 0, fidelity: auto, colour fix: adain"}
     host.opts.data["moesr_decoder"] = decoder
     assert parameters(None) == {"MoESR decoder": decoder}
     assert parameters(None, is_sd1=False) == {}

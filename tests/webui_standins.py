@@ -394,7 +394,7 @@ def _module(**values: Any) -> ModuleType:
 
 def _replaced(name: str) -> bool:
     first = name.split(".")[0]
-    ours = name.startswith(("moesr.webui", "moesr.ui"))
+    ours = name.startswith(("moesr.webui", "moesr.page"))
     return ours or first in ("modules", "modules_forge", "backend", "gradio")
 
 

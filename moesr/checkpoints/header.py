@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from ..config import ModelConfig, SwinUNetConfig, UNetConfig
+from ..config import ModelConfig, SwinUNetConfig
 from ..diffusion.process import PREDICTIONS
 from ..errors import CheckpointError, MoESRError
 from ..images.condition import RESIZES
@@ -115,49 +115,37 @@ def _of_kind(found: Any, default: Any) -> bool:
 
 
 def _check_values(config: ModelConfig) -> None:
+    """Raises ValueError for what no network and no process can be, or would take all memory to build."""
     unet, vae, process = config.unet, config.autoencoder, config.process
-    if not all((unet.channel_mult, vae.ch_mult, config.stages)) or len(vae.blocks) != len(vae.ch_mult):
-        raise ValueError("levels or stages")
-    if max(*vae.blocks, vae.fusion_blocks, vae.filter_expansion) > MOST_BLOCKS:
-        raise ValueError("more blocks than any network has")
-    if min(unet.num_head_channels, unet.norm_groups, vae.norm_groups) < 1:
-        raise ValueError("widths of heads or groups")
-    if isinstance(unet, SwinUNetConfig):
-        _check_swin(unet)
-    else:
-        _check_unet(unet)
-    if config.lr_resize not in RESIZES:
-        raise ValueError("the way LR images are resized")
-    if vae.kind not in ("vq", "kl") or not vae.scale_factor > 0:
-        raise ValueError("kind or factor of the autoencoder")
-    if process.kind not in ("ddpm", "residual_shift") or process.predict not in PREDICTIONS:
-        raise ValueError("kind of the process")
-    positive = (process.linear_start, process.kappa, process.power, process.min_noise_level, process.etas_end)
-    if min(positive) <= 0 or max(process.linear_start, process.linear_end, process.etas_end) > 1:
-        raise ValueError("schedule of the process")
-    if not 0 < process.timesteps <= 100_000 or list(config.stages) != sorted({0, *config.stages})[1:]:
-        raise ValueError("timesteps or stages")
-    if config.stages[-1] > process.timesteps or not 1 <= config.scale <= 64 or config.steps < 1:
-        raise ValueError("stages, scale or steps")
-
-
-def _check_unet(unet: UNetConfig) -> None:
-    if unet.num_res_blocks > MOST_BLOCKS or unet.space_experts > 256:
-        raise ValueError("more blocks than any network has")
+    swin = isinstance(unet, SwinUNetConfig)
+    each = unet.num_res_blocks if isinstance(unet.num_res_blocks, tuple) else (unet.num_res_blocks,)
+    blocks = (*each, *vae.blocks, vae.fusion_blocks, vae.filter_expansion, unet.swin_depth if swin else 0)
     attends = [m for i, m in enumerate(unet.channel_mult) if 2**i in unet.attention_downsamples]
-    if any(m * unet.model_channels % unet.num_head_channels for m in (*attends, unet.channel_mult[-1])):
+    widths = [unet.swin_channels] if swin else [m * unet.model_channels for m in (*attends, *unet.channel_mult[-1:])]
+    positive = (process.linear_start, process.kappa, process.power, process.min_noise_level, process.etas_end)
+    rules = {
+        "levels or stages": unet.channel_mult and vae.ch_mult and config.stages and len(vae.blocks) == len(vae.ch_mult)
+        and (len(each) == len(unet.channel_mult) or not swin),
+        "more blocks than any network has": max(blocks) <= MOST_BLOCKS,
+        "widths of heads or groups": min(unet.num_head_channels, unet.norm_groups, vae.norm_groups) >= 1,
+        "the way LR images are resized": config.lr_resize in RESIZES,
+        "kind or factor of the autoencoder": vae.kind in ("vq", "kl") and vae.scale_factor > 0,
+        "kind of the process": process.kind in ("ddpm", "residual_shift") and process.predict in PREDICTIONS,
+        "schedule of the process": min(positive) > 0
+        and max(process.linear_start, process.linear_end, process.etas_end) <= 1,
+        "timesteps": 0 < process.timesteps <= 100_000,
+        "stages, scale or steps": 1 <= config.scale <= 64 and config.steps >= 1 and all(config.stages)
+        and list(config.stages) == sorted(set(config.stages)) and max(config.stages, default=0) <= process.timesteps,
+    }  # fmt: skip
+    wrong = [what for what, right in rules.items() if not right]
+    if wrong:
+        raise ValueError(wrong[0])
+    if any(width % unet.num_head_channels or not width for width in widths):
         raise ValueError(f"heads of {unet.num_head_channels} channels do not fit into the network")
-
-
-def _check_swin(unet: SwinUNetConfig) -> None:
-    if len(unet.num_res_blocks) != len(unet.channel_mult):
-        raise ValueError("blocks of its levels")
-    if max(*unet.num_res_blocks, unet.swin_depth) > MOST_BLOCKS or unet.lr_downsamples > 6:
-        raise ValueError("more blocks than any network has")
-    if unet.swin_channels % unet.num_head_channels or not unet.swin_channels:
-        raise ValueError(f"heads of {unet.num_head_channels} channels do not fit into the network")
-    sizes = min(unet.window, unet.latent_size)
-    if sizes < 1 or unet.window > LARGEST_WINDOW or unet.multiple > LARGEST_MULTIPLE:
-        raise ValueError("sizes of its windows")
-    if unet.shift_mask not in MASKS:
-        raise ValueError("mask of its shifted windows")
+    if isinstance(unet, SwinUNetConfig):
+        if not 1 <= unet.window <= LARGEST_WINDOW or unet.latent_size < 1 or unet.multiple > LARGEST_MULTIPLE:
+            raise ValueError("sizes of its windows")
+        if unet.lr_downsamples > 6 or unet.shift_mask not in MASKS:
+            raise ValueError("features or masks of its windows")
+    elif unet.space_experts > 256:
+        raise ValueError("more experts than any network has")

@@ -117,17 +117,6 @@ class _Bounded:
         return line
 
 
-#: Operations that the base class may carry out. Text forms of protocol 0 and extension codes are not among them.
-_KEPT = (
-    pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.NONE,
-    pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.LONG4,
-    pickle.BINFLOAT, pickle.BINSTRING, pickle.SHORT_BINSTRING, pickle.BINUNICODE, pickle.SHORT_BINUNICODE,
-    pickle.BINUNICODE8, pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8, pickle.EMPTY_TUPLE, pickle.TUPLE,
-    pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.BINGET,
-    pickle.LONG_BINGET, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GLOBAL, pickle.BINPERSID,
-)  # fmt: skip
-
-
 #: The unpickler that is written in Python, whose operations can be replaced.
 _Base: Any = pickle._Unpickler  # type: ignore[attr-defined]
 
@@ -135,8 +124,8 @@ _Base: Any = pickle._Unpickler  # type: ignore[attr-defined]
 class _Unpickler(_Base):
     """Makes plain values and tensors. It calls no function but those of `_FOUND`, and hashes nothing but text."""
 
-    #: Only operations in this table are carried out.
-    dispatch = {code[0]: _Base.dispatch[code[0]] for code in _KEPT}  # noqa: RUF012  # as in the base class
+    #: Of the base class, without what reserves as much memory as a file asks for.
+    dispatch = {code: run for code, run in _Base.dispatch.items() if code != pickle.BYTEARRAY8[0]}  # noqa: RUF012
 
     def find_class(self, module: str, name: str, /) -> Any:
         """What a name stands for here; nothing is imported."""
@@ -146,11 +135,17 @@ class _Unpickler(_Base):
         return _FOUND.get((module, name)) or Placeholder(f"{module[:LONGEST_NAME]}.{name[:LONGEST_NAME]}")
 
     def _find(self) -> None:
-        name = self.stack.pop()
-        module = self.stack.pop()
+        name, module = self.stack.pop(), self.stack.pop()
         if not all(isinstance(n, str) and len(n) < LONGEST_NAME for n in (module, name)):
             raise ValueError("a name in its list of tensors")
         self.stack.append(self.find_class(module, name))
+
+    def get_extension(self, code: int) -> None:
+        """A number that stands for a name among programs that agree on it; here for nothing."""
+        self.append(Placeholder("extension"))
+
+    def _instantiate(self, kind: Any, arguments: Any) -> None:
+        self.append(_call(kind, tuple(arguments)))
 
     def _call(self) -> None:
         arguments = self.stack.pop()
@@ -163,12 +158,12 @@ class _Unpickler(_Base):
     def _ignore_state(self) -> None:
         self.stack.pop()
 
-    def _make_object(self) -> None:
-        self.pop_mark()
-        self.stack.append(Placeholder("object"))
-
     def _make_set(self) -> None:
         self.stack.append(Placeholder("set"))
+
+    def _make_frozen_set(self) -> None:
+        self.pop_mark()
+        self._make_set()
 
     def _make_dict(self) -> None:
         items = self.pop_mark()
@@ -186,16 +181,12 @@ class _Unpickler(_Base):
         item = self.stack.pop()
         _fill(self.stack[-1], [item])
 
-    def _make_list(self) -> None:
-        items = self.pop_mark()
-        self.stack.append(items)
-
     dispatch.update({
         pickle.STACK_GLOBAL[0]: _find, pickle.REDUCE[0]: _call, pickle.NEWOBJ[0]: _call,
-        pickle.NEWOBJ_EX[0]: _call_with_names, pickle.BUILD[0]: _ignore_state, pickle.OBJ[0]: _make_object,
-        pickle.EMPTY_SET[0]: _make_set, pickle.FROZENSET[0]: _make_object, pickle.DICT[0]: _make_dict,
-        pickle.LIST[0]: _make_list, pickle.SETITEMS[0]: _add_items, pickle.APPENDS[0]: _add_items,
-        pickle.ADDITEMS[0]: _add_items, pickle.SETITEM[0]: _add_pair, pickle.APPEND[0]: _add_item,
+        pickle.NEWOBJ_EX[0]: _call_with_names, pickle.BUILD[0]: _ignore_state, pickle.DICT[0]: _make_dict,
+        pickle.EMPTY_SET[0]: _make_set, pickle.FROZENSET[0]: _make_frozen_set, pickle.SETITEMS[0]: _add_items,
+        pickle.APPENDS[0]: _add_items, pickle.ADDITEMS[0]: _add_items, pickle.SETITEM[0]: _add_pair,
+        pickle.APPEND[0]: _add_item,
     })  # fmt: skip
 
 

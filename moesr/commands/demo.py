@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
     demo.add_argument("--port", type=positive, help="port (default: a free one from 7860 on)")
     demo.add_argument(
         "--listen", nargs="?", const=ANYWHERE, metavar="ADDRESS",
-        help="let others reach the page, at this address of the machine (default: any), with limits for strangers",
+        help="let others reach the page, at this address of the machine (default: any), with limits for a public page",
     )  # fmt: skip
     demo.add_argument(
         "--auth", metavar="USER:PASSWORD", help="ask for it (or MOESR_DEMO_AUTH, which others cannot see)"
@@ -45,11 +45,11 @@ def add(commands: Any) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from ..service.limits import LOCAL, PUBLIC
-    from ..ui.page import LOOPBACK, Options, Page
+    from ..page.limits import LOCAL, PUBLIC
+    from ..page.server import LOOPBACK, Options, Page
 
     limits = LOCAL if options.listen is None else PUBLIC
-    asked = {
+    given = {
         "file_bytes": options.max_size and options.max_size * 10**6,
         "input_pixels": options.max_input and options.max_input * 10**6,
         "output_pixels": options.max_output and options.max_output * 10**6,
@@ -63,7 +63,7 @@ def _demo(options: argparse.Namespace) -> int:
             address=options.listen or LOOPBACK,
             port=options.port,
             auth=_auth(options.auth or os.environ.get("MOESR_DEMO_AUTH")),
-            limits=replace(limits, **{name: value for name, value in asked.items() if value}),
+            limits=replace(limits, **{name: value for name, value in given.items() if value}),
             devices=tuple(options.device.split(",")),
             dtype=options.dtype,
             root_path=options.root_path,

@@ -67,6 +67,9 @@ def _all(config: Any, out: Path, metrics: Path | None, options: argparse.Namespa
 
     if not options.pack:
         raise SettingError("no training images: give a pack or a folder with --pack")
+    for folder in options.evaluate or ():
+        if not (Path(folder) / "hr").is_dir():
+            raise SettingError(f"--evaluate {folder}: no folder hr in there; make sets with `data --sets`")
     recipe = Recipe(
         config, options.pack, out, minutes=options.minutes, start=options.start, device=options.device,
         seed=options.seed, metrics=metrics, save_minutes=options.save_minutes,

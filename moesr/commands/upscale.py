@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -241,20 +241,12 @@ class _Run:
     @cached_property
     def _record(self) -> dict[str, Any]:
         """What makes the result what it is, but for the input."""
-        from ..library import compute_fingerprint, find
-        from ..record import digest_file
-        from ..settings import resolve
+        from ..library import find
+        from ..record import describe_settings
 
-        path, mask, settings = find(self.options.model), self.options.mask, self._settings
-        own = {name: settings[name] for name in ("scale", "steps", "sampler", "spacing", "fidelity", "restore")}
-        return {
-            "model": path.stem,
-            "model_hash": compute_fingerprint(path),
-            **{name: settings[name] for name in ("restore", "seed", "color_fix", "wrap", "eta", "tile")},
-            **asdict(resolve(self._model.config, **own)),
-            "mask": digest_file(Path(mask)) if mask else None,
-            "bits": self.options.bits,
-        }
+        mask = Path(self.options.mask) if self.options.mask else None
+        path = find(self.options.model)
+        return describe_settings(self._model.config, path, self._settings, mask=mask, bits=self.options.bits)
 
     @cached_property
     def _source_states(self) -> set[tuple[int, int]]:

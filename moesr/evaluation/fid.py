@@ -1,18 +1,16 @@
-"""FID (Heusel et al., arXiv 1706.08500): distance of the distributions of two sets of images."""
+"""FID (Heusel et al., arXiv 1706.08500) by torchmetrics: distance of the distributions of two sets of images."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints.reading import Weights
-from ..errors import CheckpointError, ImageError
-from .files import fill, find, metrics_folder
-from .inception import Inception
-
-_CLASSES = 1008  # of the network that FID was defined with; torchvision's own Inception has 1000
+from ..errors import ImageError, SettingError
+from .files import find, metrics_folder
 
 
 class FID:
@@ -20,46 +18,42 @@ class FID:
 
     Each image is one sample, resized as a whole. Small sets give large values (the estimate is biased), so compare only
     values of equally many images. weights: a folder with a file `*inception*.pth`, by default the one that
-    MOESR_METRICS names. Raises CheckpointError for a file that is missing or of another network.
+    MOESR_METRICS names. network: in place of Inception, features [N, d] of images [N, 3, H, W] in [0, 1]. Raises
+    SettingError without torchmetrics, CheckpointError for a file that is missing.
     """
 
-    def __init__(self, weights: str | Path | None = None, device: str | torch.device = "cpu") -> None:
-        self.network = load_inception(find(metrics_folder(weights), "inception")).to(device)
-        self.device = device
-        self._features: tuple[list[Tensor], list[Tensor]] = ([], [])
+    def __init__(
+        self, weights: str | Path | None = None, device: str | torch.device = "cpu", network: nn.Module | None = None
+    ) -> None:
+        found = {} if network else Weights(find(metrics_folder(weights), "inception"))
+        try:
+            from torchmetrics.image.fid import FrechetInceptionDistance
+
+            if network:
+                metric = FrechetInceptionDistance(network, normalize=True)
+            else:
+                with TemporaryDirectory() as folder:  # torch-fidelity 0.4 would run what a pickle asks for
+                    path = str(Path(folder) / "inception.pth")
+                    torch.save({name: found[name] for name in found}, path)
+                    # pytorch-fid resizes without antialiasing
+                    metric = FrechetInceptionDistance(
+                        normalize=True, antialias=False, feature_extractor_weights_path=path
+                    )
+        except (ImportError, RuntimeError) as error:  # missing, or a torchvision that does not fit torch
+            raise SettingError(
+                "FID needs torchmetrics and torch-fidelity: pip install 'moesr[eval]', or 'torchmetrics[image]'"
+            ) from error
+        self._metric, self._device, self._count = metric.to(device), device, 0
 
     @torch.inference_mode()
     def add(self, image: Tensor, reference: Tensor) -> None:
         """Take in images [B, 3, H, W] and references of any size, both in [0, 1]."""
-        for batch, features in zip((image, reference), self._features):
-            features.append(self.network(batch.float().to(self.device)).double().cpu())
+        for batch, real in ((image, False), (reference, True)):
+            self._metric.update(batch.float().to(self._device), real=real)
+        self._count += len(image)
 
     def value(self) -> float:
         """The distance of what was added. Raises ImageError for fewer than two images."""
-        images, references = (torch.cat(f) if f else torch.zeros(0, 1) for f in self._features)
-        return float(frechet_distance(images, references))
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Fréchet distance of the Gaussians fitted to samples [n, d] and [m, d], float64: a scalar.
-
-    |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)). With S = X^T X, X the centred samples over sqrt(n - 1), the
-    last trace is the sum of the singular values of X_a X_b^T: exact, and no larger than the number of samples.
-    Raises ImageError for fewer than two samples on a side.
-    """
-    if min(len(a), len(b)) < 2:
-        raise ImageError("FID: needs at least two images")
-    x, y = ((s - s.mean(dim=0)) / (len(s) - 1) ** 0.5 for s in (a, b))
-    shift = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
-    return shift + x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum()
-
-
-def load_inception(path: Path) -> Inception:
-    """FID's network with the weights of a file. Raises CheckpointError, one line, for any other network's."""
-    weights = Weights(path)
-    classes = weights.shapes().get("fc.weight", (_CLASSES,))[0]
-    if classes != _CLASSES:
-        raise CheckpointError(f"{path}: an Inception of {classes} classes, not the one of FID (docs/metrics.md)")
-    network = Inception()
-    fill(network, weights, "the Inception of FID")
-    return network
+        if self._count < 2:
+            raise ImageError("FID: needs at least two images")
+        return float(self._metric.compute())

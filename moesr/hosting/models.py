@@ -63,9 +63,11 @@ class HostedModel:
         keeper = self.networks.keeper
         return LatentDecoder(network, keeper.device, self._dtype, self.networks, NetworkView(self.networks))
 
-    def begin_run(self, width: int, height: int, tile: int = 0) -> None:
-        """A run starts. width, height: of the result in pixels. tile: side of its tiles, 0 if the pipeline chooses."""
-        side = min(max(width, height), tile or LARGEST_TILE)
+    def begin_run(self, width: int, height: int, tile: int | str = "auto") -> None:
+        """A run starts. width, height: of the result in pixels. tile: side of its tiles; auto: the pipeline chooses."""
+        side = max(width, height)
+        if tile != 0:
+            side = min(side, LARGEST_TILE if tile == "auto" else int(tile))
         self.networks.begin_run(estimate_tile_memory(self._config, self.networks.keeper.device, side))
 
 

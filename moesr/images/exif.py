@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -141,11 +142,24 @@ def _extended(data: bytes, ifd: int, entries: Sequence[tuple[int, int, bytes]]) 
 def resolution(exif: bytes) -> tuple[float, float] | None:
     """Pixels per inch that a block tells, horizontal and vertical as stored; None if it tells none."""
     try:
-        block = _load(exif)
-        factor = {2: 1.0, 3: 2.54}[block.get(RESOLUTION_UNIT, 2)]
-        return float(block[X_RESOLUTION]) * factor, float(block[Y_RESOLUTION]) * factor
+        return dpi_of_tags(_load(exif))
     except Exception:  # as in `texts`
         return None
+
+
+def dpi_of_tags(tags: Any) -> tuple[float, float] | None:
+    """Pixels per inch by the tags of a directory; None if they tell none. tags: a mapping."""
+    factor = {2: 1.0, 3: 2.54}.get(tags.get(RESOLUTION_UNIT, 2), 0.0)
+    return valid_dpi(tags.get(X_RESOLUTION), tags.get(Y_RESOLUTION), factor)
+
+
+def valid_dpi(x: Any, y: Any, factor: float = 1.0) -> tuple[float, float] | None:
+    """Both numbers times the factor; None if they are no resolution."""
+    try:
+        x, y = float(x) * factor, float(y) * factor
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (x, y) if 1 < x < 1e6 and 1 < y < 1e6 else None
 
 
 def _load(exif: bytes) -> Image.Exif:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import re
 import struct
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from . import exif as exif_blocks
 from . import png
@@ -52,30 +54,32 @@ def exif_of(image: Image.Image) -> bytes:
 def for_result(metadata: Metadata, width: int, height: int) -> Metadata:
     """The same for an upright picture of that size: orientation 1, sizes updated, thumbnails dropped."""
     exif = exif_blocks.of_result(metadata.exif, width, height) if metadata.exif else b""
-    return Metadata(
-        exif, _xmp_of_result(metadata.xmp, width, height), metadata.iptc, metadata.dpi, metadata.text,
-        metadata.colour_chunks,
-    )  # fmt: skip
+    return replace(metadata, exif=exif, xmp=_xmp_of_result(metadata.xmp, width, height))
 
 
-def png_chunks(metadata: Metadata) -> bytes:
+def png_info(metadata: Metadata) -> PngInfo:
     """The chunks of a PNG, without those that tell colours."""
+    info = PngInfo()
+    if metadata.dpi:
+        x, y = (min(round(value / 0.0254), 2**31 - 1) for value in metadata.dpi)  # per metre
+        info.add(b"pHYs", struct.pack(">IIB", x, y, 1))
     texts = dict(metadata.text)
     if metadata.iptc:
         resources = iptc_resources(metadata.iptc)
         body = "\n".join(resources.hex()[i : i + 72] for i in range(0, 2 * len(resources), 72))
         texts[IPTC_KEYWORD] = f"\niptc\n{len(resources):8d}\n{body}\n"
-    chunks = [png.dpi_chunk(metadata.dpi)] if metadata.dpi else []
     for keyword, text in texts.items():
         try:
-            chunks.append(png.text_chunk(keyword, text))
+            if not 1 <= len(keyword.encode("latin-1")) <= 79 or "\0" in keyword:
+                raise ValueError(f"keyword {keyword!r}: a PNG takes 1 to 79 characters")
+            info.add_text(keyword, text.replace("\0", "").encode("utf-8", "replace").decode())
         except ValueError as error:
             _log.info("a text was left out: %s", error)
     if metadata.xmp:
-        chunks.append(png.text_chunk(png.XMP_KEYWORD, metadata.xmp.decode("utf-8", "replace")))
+        info.add_itxt(png.XMP_KEYWORD, metadata.xmp.decode("utf-8", "replace"))
     if metadata.exif:
-        chunks.append(png.exif_chunk(metadata.exif))
-    return b"".join(chunks)
+        info.add(b"eXIf", metadata.exif)
+    return info
 
 
 def pillow_options(metadata: Metadata, kind: str) -> tuple[dict[str, Any], list[str]]:
@@ -151,18 +155,11 @@ def _xmp_of_result(xmp: bytes, width: int, height: int) -> bytes:
 
 
 def _dpi(image: Image.Image, turned: bool) -> tuple[float, float] | None:
-    """Pixels per inch; None if the file has none, as JPEG and TIFF without a unit, where Pillow makes some up."""
-    dpi = image.info.get("dpi") or exif_blocks.resolution(exif_of(image))
-    has_unit = image.info.get("jfif_unit", 0) in (1, 2)
-    if image.format in ("JPEG", "MPO") and not has_unit and dpi == (72, 72):
-        return None
-    try:
-        x, y = (float(value) for value in dpi or ())
-    except (TypeError, ValueError, IndexError, ZeroDivisionError):
-        return None
-    if not (1 < x < 1e6 and 1 < y < 1e6):
-        return None
-    return (y, x) if turned else (x, y)
+    """Pixels per inch; None if the file has none, as JPEG without a unit, where Pillow makes some up."""
+    dpi = image.info.get("dpi")
+    made_up = image.format in ("JPEG", "MPO") and image.info.get("jfif_unit", 0) not in (1, 2) and dpi == (72, 72)
+    found = None if made_up else exif_blocks.valid_dpi(*dpi) if dpi else exif_blocks.resolution(exif_of(image))
+    return (found[1], found[0]) if found and turned else found
 
 
 def _unhex(text: str) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # PNG colour type -> samples per pixel
@@ -58,37 +59,9 @@ def insert(data: bytes, chunks: bytes) -> bytes:
     return data[:_HEADER_END] + chunks + data[_HEADER_END:]
 
 
-def icc_chunk(icc: bytes) -> bytes:
-    """The chunk of an ICC profile."""
-    return _chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc))
-
-
-def exif_chunk(exif: bytes) -> bytes:
-    """The chunk of an EXIF block without `Exif`."""
-    return _chunk(b"eXIf", exif)
-
-
-def dpi_chunk(dpi: tuple[float, float]) -> bytes:
-    """The chunk of a resolution."""
-    x, y = (min(round(value / 0.0254), 2**31 - 1) for value in dpi)
-    return _chunk(b"pHYs", struct.pack(">IIB", x, y, 1))
-
-
-def text_chunk(keyword: str, text: str) -> bytes:
-    """The chunk of a text: tEXt, which every program reads, if it is Latin-1, else iTXt.
-
-    Raises ValueError for a keyword that is empty, longer than 79 characters or not Latin-1.
-    """
-    word = keyword.encode("latin-1")
-    if not 1 <= len(word) <= 79 or b"\0" in word:
-        raise ValueError(f"keyword {keyword!r}: a PNG takes 1 to 79 characters")
-    text = text.replace("\0", "")
-    if keyword != XMP_KEYWORD:
-        try:
-            return _chunk(b"tEXt", word + b"\0" + text.encode("latin-1"))
-        except UnicodeEncodeError:
-            pass
-    return _chunk(b"iTXt", word + b"\0\0\0\0\0" + text.encode("utf-8", "replace"))
+def join_chunks(info: PngInfo) -> bytes:
+    """Whole chunks in a row, from what Pillow collects."""
+    return b"".join(_chunk(name, body) for name, body, *_ in info.chunks)
 
 
 def colour_chunks(data: bytes) -> bytes:

@@ -192,7 +192,7 @@ def _cut_short(data: bytes, allow_truncated: bool) -> Picture | None:
         picture = _decode(repair[0])
         first = repair[1]
         whole = first == picture.rgb.shape[0]
-        if whole and not _ends_early(data):
+        if whole and b"IEND" in data[-16:]:
             whole, first = False, -1  # all rows, but with a wrong checksum
     if whole:
         return replace(picture, notes=(*picture.notes, "the end of the file is missing, all pixels are there"))
@@ -200,10 +200,6 @@ def _cut_short(data: bytes, allow_truncated: bool) -> Picture | None:
         return replace(picture, notes=())
     said = "the file is damaged; colours may be wrong" if first < 0 else f"the file is cut short at about row {first}"
     return replace(picture, notes=(*picture.notes, said))
-
-
-def _ends_early(data: bytes) -> bool:
-    return b"IEND" not in data[-16:]
 
 
 def _to_rgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes | None]:

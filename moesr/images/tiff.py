@@ -7,6 +7,7 @@ plain bytes, and what the bytes mean is worked out here.
 from __future__ import annotations
 
 import io
+import itertools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -68,15 +69,10 @@ def read_tiff(data: bytes, from_pil: Any) -> Picture:
     page, notes = _choose(pages)
     if page.area > 2 * (Image.MAX_IMAGE_PIXELS or page.area):
         raise Image.DecompressionBombError(f"{page.area} pixels")
-    depth = set(page.values(_BITS, (1,)))
+    depth, photometric, count = set(page.values(_BITS, (1,))), page.value(_PHOTOMETRIC, 1), page.value(_SAMPLES, 1)
     plain = set(page.values(_FORMAT, (1,))) <= {1, 4} and max(depth) <= 8
-    planar = page.value(_PLANAR, 1) == 2 and page.value(_SAMPLES, 1) > 1
-    photometric = page.value(_PHOTOMETRIC, 1)
-    if depth == {12} and page.value(_SAMPLES, 1) == 1:
-        plain = True
-    if photometric == 5 and not planar and depth <= {8, 16}:
-        plain = True
-    if plain and not planar:
+    plain = plain or (depth == {12} and count == 1) or (photometric == 5 and depth <= {8, 16})
+    if plain and not (page.value(_PLANAR, 1) == 2 and count > 1):
         with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
             image.seek(page.index)
             image.load()
@@ -203,82 +199,71 @@ def float_range(values: np.ndarray) -> tuple[float, list[str]]:
 def _samples(data: bytes, page: _Page, dtype: np.dtype[Any]) -> np.ndarray:
     """Samples of a page as stored, [H, W, samples], in the machine's byte order."""
     width, height, count = page.value(_WIDTH, 0), page.value(_HEIGHT, 0), page.value(_SAMPLES, 1)
-    planar = page.value(_PLANAR, 1) == 2 and count > 1
-    within = 1 if planar else count  # samples that lie side by side
+    planes = count if page.value(_PLANAR, 1) == 2 else 1
+    within = count // planes  # samples that lie side by side
     tiled = _TILES in page.tags
-    block = page.value(_TILE_WIDTH, width) if tiled else width
-    block_rows = page.value(_TILE_HEIGHT, height) if tiled else min(page.value(_STRIP_ROWS, height), height)
-    if not (block > 0 and block_rows > 0):
-        raise ImageError("damaged TIFF: tiles without a size; get it again")
-    wide = -(-width // block) * block
-    rows = -(-height // block_rows) * block_rows if tiled else height
-    if wide * rows > 4 * width * height + 2**20:
-        raise ImageError("damaged TIFF: tiles that are larger than the picture; get it again")
+    block = page.value(_TILE_WIDTH, 0) if tiled else width
+    rows = page.value(_TILE_HEIGHT, 0) if tiled else min(page.value(_STRIP_ROWS, height), height)
+    across, down = (-(-side // part) if part > 0 else 0 for side, part in ((width, block), (height, rows)))
+    if not across or not down or (tiled and across * block * down * rows > 4 * width * height + 2**20):
+        raise ImageError("damaged TIFF: tiles without a size, or larger than the picture; get it again")
     offsets = page.values(_TILES if tiled else _STRIPS)
     lengths = page.values(_TILE_BYTES if tiled else _STRIP_BYTES, (len(data),) * len(offsets))
-    planes = count if planar else 1
-    each = (wide // block) * (-(-rows // block_rows))
-    if len(offsets) < planes * each or len(lengths) < planes * each:
+    if min(len(offsets), len(lengths)) < planes * across * down:
         raise ImageError("damaged TIFF: parts of the picture are missing; get it again")
-    row_bytes = wide * within * dtype.itemsize
-    parts = []
-    for plane in range(planes):
-        span = slice(plane * each, (plane + 1) * each)
+    out = np.empty((height, width, count), dtype.newbyteorder("="))
+    places = itertools.product(range(planes), range(0, height, rows), range(0, width, block))
+    for (plane, y, x), offset, length in zip(places, offsets, lengths):
+        shape = (rows if tiled else min(rows, height - y), block, within)
+        raw = _unpacked(data[offset : offset + length], page, shape[0], block * within * dtype.itemsize)
+        part = _unpredicted(raw, page.value(_PREDICTOR, 1), dtype, shape)[: height - y, : width - x]
+        out[y : y + rows, x : x + block, plane * within : (plane + 1) * within] = part
+    return out
+
+
+def _unpacked(raw: bytes, page: _Page, rows: int, row_bytes: int) -> np.ndarray:
+    """The decompressed bytes [rows, row bytes] of a strip or tile."""
+    compression, fill = page.value(_COMPRESSION, 1), page.value(_FILL, 1)
+    if compression in (8, 32946) and fill == 1:
+        raw = zlib.decompressobj().decompress(raw, rows * row_bytes)
+    elif compression != 1 or fill != 1:  # by Pillow, as the only strip of an 8-bit grey picture
         tags = {
-            _WIDTH: row_bytes, _HEIGHT: rows, _BITS: 8, _COMPRESSION: page.value(_COMPRESSION, 1), _PHOTOMETRIC: 1,
-            _SAMPLES: 1, _FILL: page.value(_FILL, 1),
+            _WIDTH: row_bytes, _HEIGHT: rows, _BITS: 8, _COMPRESSION: compression, _PHOTOMETRIC: 1, _SAMPLES: 1,
+            _FILL: fill, _STRIP_ROWS: rows, _STRIPS: 0, _STRIP_BYTES: len(raw),
         }  # fmt: skip
-        if tiled:
-            tags |= {_TILE_WIDTH: block * within * dtype.itemsize, _TILE_HEIGHT: block_rows,
-                     _TILES: offsets[span], _TILE_BYTES: lengths[span]}  # fmt: skip
-        else:
-            tags |= {_STRIP_ROWS: block_rows, _STRIPS: offsets[span], _STRIP_BYTES: lengths[span]}
-        raw = _unpacked(data, tags, row_bytes, rows)
-        part = _unpredicted(raw, page.value(_PREDICTOR, 1), dtype, block, within)
-        parts.append(part[:height, :width])
-    return np.concatenate(parts, axis=2) if planar else parts[0]
-
-
-def _unpacked(data: bytes, tags: dict[int, Any], row_bytes: int, rows: int) -> np.ndarray:
-    """The decompressed bytes [rows, row bytes] of strips or tiles that `tags` describe as 8-bit grey."""
-    order = "little" if data[:2] == b"II" else "big"
-    header = data[:2] + (42).to_bytes(2, order) + (8).to_bytes(4, order)
-    directory = TiffImagePlugin.ImageFileDirectory_v2(header)
-    for tag, value in tags.items():
-        directory.tagtype[tag] = TiffTags.LONG
-        directory[tag] = value
-    length = len(directory.tobytes(8))
-    if _TILES in tags:
-        directory[_TILES] = tuple(value + length for value in tags[_TILES])
-    else:  # of strips Pillow wants positions after the directory
-        directory[_STRIPS] = tuple(value - 8 for value in tags[_STRIPS])
-    file = io.BytesIO(b"".join([header, directory.tobytes(8), data[8:]]))
-    image = TiffImagePlugin.TiffImageFile(file)  # opened directly: the number of pixels was checked before
-    image.load()
-    values = np.asarray(image)
-    if values.shape != (rows, row_bytes) or values.dtype != np.uint8:
+        image = TiffImagePlugin.TiffImageFile(io.BytesIO(_file(tags) + raw))  # so without a limit of pixels
+        image.load()
+        raw = np.asarray(image).tobytes()
+    if len(raw) < rows * row_bytes:
         raise ImageError("damaged TIFF: the samples do not fill the picture; get it again")
+    return np.frombuffer(raw, np.uint8, rows * row_bytes).reshape(rows, row_bytes)
+
+
+def _unpredicted(raw: np.ndarray, predictor: int, dtype: np.dtype[Any], shape: tuple[int, int, int]) -> np.ndarray:
+    """Samples [rows, columns, samples] from their bytes [rows, row bytes]; differences are summed up within rows."""
+    if predictor == 3 and dtype.kind == "f":  # of bytes, the highest of all samples first
+        sums = np.cumsum(raw.reshape(len(raw), -1, shape[2]), axis=1, dtype=np.uint8)
+        raw = sums.reshape(len(raw), dtype.itemsize, -1).swapaxes(1, 2)
+        dtype = dtype.newbyteorder(">")
+    values = np.frombuffer(raw.tobytes(), dtype).reshape(shape)
+    if predictor == 2:
+        whole = np.dtype(f"u{dtype.itemsize}")
+        native = values.astype(dtype.newbyteorder("="))
+        return np.cumsum(native.view(whole), axis=1, dtype=whole).view(native.dtype)
+    if predictor not in (1, 3) or (predictor == 3 and dtype.kind != "f"):
+        raise ImageError(f"a kind of TIFF that is not supported (predictor {predictor}); save it without compression")
     return values
 
 
-def _unpredicted(raw: np.ndarray, predictor: int, dtype: np.dtype[Any], block: int, within: int) -> np.ndarray:
-    """Samples [H, W, within] from their bytes; differences are summed up within each row of a block."""
-    rows = len(raw)
-    blocks = raw.reshape(rows, -1, block * within * dtype.itemsize)
-    native = dtype.newbyteorder("=")
-    if predictor == 3 and dtype.kind == "f":
-        sums = np.cumsum(blocks.reshape(rows, blocks.shape[1], -1, within), axis=2, dtype=np.uint8)
-        planes = sums.reshape(rows, blocks.shape[1], dtype.itemsize, block * within)
-        values = np.ascontiguousarray(planes.swapaxes(2, 3)).view(dtype.newbyteorder(">")).astype(native)
-        return values.reshape(rows, -1, within)
-    values = np.ascontiguousarray(blocks).view(dtype).astype(native)
-    if predictor == 2:
-        whole = np.dtype(f"u{dtype.itemsize}")
-        steps = values.view(whole).reshape(rows, blocks.shape[1], block, within)
-        values = np.cumsum(steps, axis=2, dtype=whole).view(native)
-    elif predictor != 1:
-        raise ImageError(f"a kind of TIFF that is not supported (predictor {predictor}); save it without compression")
-    return values.reshape(rows, -1, within)
+def _file(tags: dict[int, Any], kinds: dict[int, int] | None = None) -> bytes:
+    """A TIFF without samples, which follow; positions of strips count from its end. kinds: types of unusual tags."""
+    directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\x08\0\0\0")
+    directory.tagtype.update({_STRIPS: TiffTags.LONG, _STRIP_BYTES: TiffTags.LONG, **(kinds or {})})
+    for tag, value in tags.items():
+        directory[tag] = value
+    file = io.BytesIO()
+    directory.save(file)
+    return file.getvalue()
 
 
 def _metadata(data: bytes, page: _Page) -> Metadata:
@@ -303,7 +288,9 @@ def _metadata(data: bytes, page: _Page) -> Metadata:
     iptc = iptc or iptc_of_resources(resources if isinstance(resources, bytes) else b"")
     xmp = tags.get(_XMP, b"")
     xmp = bytes(v for v in xmp) if isinstance(xmp, tuple) else xmp if isinstance(xmp, bytes) else b""
-    return Metadata(exif, xmp.rstrip(b"\0"), iptc, _dpi(page), exif_blocks.texts(exif) if exif else {})
+    dpi = exif_blocks.dpi_of_tags(tags)
+    dpi = (dpi[1], dpi[0]) if dpi and page.value(_ORIENTATION, 1) >= 5 else dpi
+    return Metadata(exif, xmp.rstrip(b"\0"), iptc, dpi, exif_blocks.texts(exif) if exif else {})
 
 
 def read_texts(data: bytes) -> dict[str, str]:
@@ -324,23 +311,10 @@ def _sub_directory(data: bytes, offset: Any, pointer: int) -> dict[int, Any]:
         return {}
 
 
-def _dpi(page: _Page) -> tuple[float, float] | None:
-    factor = {2: 1.0, 3: 2.54}.get(page.value(_DPI_UNIT, 2))
-    try:
-        x, y = float(page.tags[_X_DPI]), float(page.tags[_Y_DPI])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return None
-    if factor is None or not (1 < x < 1e6 and 1 < y < 1e6):
-        return None
-    turned = page.value(_ORIENTATION, 1) >= 5
-    return (y * factor, x * factor) if turned else (x * factor, y * factor)
-
-
 def write_tiff(pixels: np.ndarray, metadata: Metadata, icc: bytes | None) -> bytes:
     """A TIFF of uint8 or uint16 [H, W, C], C = 1 grey, 2 grey + alpha, 3 RGB or 4 RGBA, compressed without loss."""
     height, width, channels = pixels.shape
     colours = 1 if channels < 3 else 3
-    directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\x08\0\0\0")
     rows = max(1, _STRIP_SIZE // pixels[0].nbytes)
     strips = [_packed(pixels[start : start + rows]) for start in range(0, height, rows)]
     positions = np.cumsum([0, *map(len, strips)])
@@ -354,11 +328,7 @@ def write_tiff(pixels: np.ndarray, metadata: Metadata, icc: bytes | None) -> byt
         tags[_EXTRA] = 2
     if metadata.dpi:
         tags |= {_X_DPI: metadata.dpi[0], _Y_DPI: metadata.dpi[1], _DPI_UNIT: 2}
-    binary = {_ICC: icc, _XMP: metadata.xmp, _IPTC: metadata.iptc}
-    for tag, value in binary.items():
-        if value:
-            directory.tagtype[tag] = TiffTags.BYTE if tag == _XMP else TiffTags.UNDEFINED
-            directory[tag] = value
+    tags |= {tag: value for tag, value in ((_ICC, icc), (_XMP, metadata.xmp), (_IPTC, metadata.iptc)) if value}
     exif = exif_blocks.completed(metadata.exif, metadata.text, workflow=False)
     if exif:
         block = Image.Exif()
@@ -366,14 +336,8 @@ def write_tiff(pixels: np.ndarray, metadata: Metadata, icc: bytes | None) -> byt
         tags |= {tag: block[tag] for tag in _DESCRIPTIVE if tag in block and tag != _ORIENTATION}
         tags |= {pointer: dict(inner) for pointer in (exif_blocks.EXIF_IFD, exif_blocks.GPS_IFD)
                  if (inner := block.get_ifd(pointer))}  # fmt: skip
-    for tag, value in tags.items():
-        if tag in (_STRIPS, _STRIP_BYTES):
-            directory.tagtype[tag] = TiffTags.LONG
-        directory[tag] = value
-    file = io.BytesIO()
-    directory.save(file)
-    file.write(b"".join(strips))
-    return file.getvalue()
+    kinds = {_ICC: TiffTags.UNDEFINED, _XMP: TiffTags.BYTE, _IPTC: TiffTags.UNDEFINED}
+    return _file(tags, kinds) + b"".join(strips)
 
 
 def _packed(rows: np.ndarray) -> bytes:

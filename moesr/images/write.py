@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import secrets
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -116,8 +117,10 @@ def _png(picture: Picture) -> bytes:
         data = _saved(image, "PNG", {})
     kept = picture.metadata
     same = profile.of_chunks(kept.colour_chunks, picture.grey) == picture.icc or profile.is_hdr(kept.colour_chunks)
-    chunks = kept.colour_chunks if same else png.icc_chunk(picture.icc) if picture.icc else b""
-    return png.insert(data, chunks + translate.png_chunks(kept))
+    info = translate.png_info(kept)
+    if picture.icc and not same:
+        info.add(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))
+    return png.insert(data, (kept.colour_chunks if same else b"") + png.join_chunks(info))
 
 
 def _saved(image: Any, kind: str, options: dict[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import MoESRError
 from . import webui_api
-from .engine import NO_DECODER, decoders, engine
+from .engine import NO_DECODER, engine, list_decoders
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 _FACTOR = 0.18215
 
 
-def chosen() -> str | None:
+def chosen_decoder() -> str | None:
     """The decoder that our setting names, None for the checkpoint's own."""
     name = webui_api.get_option("moesr_decoder")
     return None if name in (None, "", NO_DECODER) else name
@@ -28,7 +28,7 @@ def attach(checkpoint: Any) -> None:
         return
 
     def decode_first_stage(latents: Any, *more: Any, **options: Any) -> Any:
-        name = chosen()
+        name = chosen_decoder()
         if name is not None:
             try:
                 return _decode(name, latents / getattr(checkpoint, "scale_factor", _FACTOR))
@@ -41,10 +41,10 @@ def attach(checkpoint: Any) -> None:
     checkpoint.decode_first_stage = decode_first_stage
 
 
-def facts(checkpoint: Any) -> dict[str, str]:
+def list_facts(checkpoint: Any) -> dict[str, str]:
     """What goes into the generation parameters of a checkpoint's pictures."""
-    name = chosen()
-    used = name in decoders() and getattr(checkpoint, "is_sd1", False)
+    name = chosen_decoder()
+    used = name in list_decoders() and getattr(checkpoint, "is_sd1", False)
     return {"MoESR decoder": name} if name and used else {}
 
 

@@ -10,13 +10,14 @@ from functools import lru_cache
 import torch
 
 from ..errors import CheckpointError, MoESRError, SettingError
+from ..hosting.facts import ModelFacts
 from ..hosting.models import HostedModel, open_hosted
 from ..hosting.networks import Keeper, Networks
+from ..hosting.runner import Runner
 from ..latent_decoder import LatentDecoder, open_decoder
 from ..library import DEFAULT, add_folder, installed
 from ..model import DTYPES, SRModel
 from ..runtime import PlainRuntime, Runtime
-from ..service.models import Models
 from ..tiling import LARGEST_TILE
 from . import webui_api
 from .keepers import A1111Keeper, ForgeKeeper
@@ -29,46 +30,47 @@ NO_DECODER = "None"
 class Engine(PlainRuntime):
     """One model and one decoder of SD latents in memory at a time. Runs are the host's: they never overlap.
 
-    As a `Runtime` it answers for the networks of the model at work.
+    It is the `ModelSource` of the runner, and the `Runtime` of the networks at work.
     """
 
     def __init__(self, keeper: Keeper) -> None:
         self.keeper = keeper
-        self.models = Models(DEFAULT)
+        self.facts = ModelFacts(DEFAULT)
         self.dtype = webui_api.get_option("moesr_dtype")
         #: Networks of the model that was used last.
         self.networks: Networks | None = None
         self._opened: dict[tuple[str, str], HostedModel] = {}
         self._decoder: tuple[object, HostedModel] | None = None
 
-    def default(self) -> str:
+    def choose_default(self) -> str:
         """The model that our setting names, or the embedded one if that is not there any more."""
         name = webui_api.get_option("moesr_model")
         return name if name in installed() else DEFAULT
 
+    def get_runtime(self) -> Runtime:
+        """Itself."""
+        return self
+
     @contextmanager
-    def run(self, name: str, side: int) -> Iterator[None]:
-        """Inside, a model may be used for pictures whose result has sides of at most `side` pixels.
+    def use(self, name: str, *, side: int, runtime: Runtime) -> Iterator[SRModel]:
+        """The model of that name, inside the block, for results whose sides have at most `side` pixels.
 
         The host's checkpoint makes room for it, and has it back afterwards. Raises MoESRError for a model that is not
         there or broken.
         """
-        networks = self._open(name).networks
+        hosted = self._open(name)
+        networks = hosted.networks
         if self.networks is not None and self.networks is not networks:
             self.networks.end_run(keep=False)
         self.networks = networks
-        self._opened[name, self.models.digest(name)].begin_run(side, side)
+        hosted.begin_run(side, side)
         device = self.keeper.device
         short = device.type != "cpu" and PlainRuntime().free_memory(device) < networks.needed
         with webui_api.move_checkpoint_aside(short), webui_api.disable_autocast():
             try:
-                yield
+                yield hosted.assemble(runtime)
             finally:
                 networks.end_run(webui_api.get_option("moesr_keep"))
-
-    def model(self, name: str, runtime: Runtime) -> SRModel:
-        """The model of that name, for use inside `run`. runtime: whether to stop, and for memory."""
-        return self._open(name).assemble(runtime)
 
     def decoder(self, name: str) -> LatentDecoder:
         """The KL decoder of that name. Raises SettingError if there is none."""
@@ -111,9 +113,9 @@ class Engine(PlainRuntime):
 
     def _open(self, name: str) -> HostedModel:
         """Opened models stay known, since the tab keeps one between its jobs; their networks come and go."""
-        key = (name, self.models.digest(name))
+        key = (name, self.facts.compute_hash(name))
         if key not in self._opened:
-            path = self.models.path(name)
+            path = self.facts.find_path(name)
             dtype = DTYPES.get(self.dtype, "auto")
             try:
                 self._opened[key] = open_hosted(name, path, self.keeper, dtype=dtype)
@@ -130,18 +132,31 @@ def engine() -> Engine:
     return Engine(ForgeKeeper() if webui_api.FORGE else A1111Keeper(webui_api.choose_device()))
 
 
-def decoders() -> list[str]:
+@lru_cache(maxsize=1)
+def runner() -> Runner:
+    """What runs every picture of this process, for the tab, the upscalers, Extras and HTTP requests."""
+    return Runner(engine())
+
+
+def stop() -> None:
+    """Let go of everything; the next call of `engine` begins anew."""
+    engine().close()
+    engine.cache_clear()
+    runner.cache_clear()
+
+
+def list_decoders() -> list[str]:
     """Names in the library that decode latents of SD 1.5, after the one for none."""
     engine()  # adds the host's folders
     return [NO_DECODER, *(name for name, path in installed().items() if open_decoder(path) is not None)]
 
 
-def models() -> dict[str, int]:
+def list_models() -> dict[str, int]:
     """Models in the library that make pictures larger, and how much; broken files are left out with a line."""
-    found, known = {}, engine().models
+    found, known = {}, engine().facts
     for name, path in installed().items():
         try:
-            config = known.config(name)
+            config = known.read_config(name)
         except MoESRError as error:
             if open_decoder(path) is None:
                 log.warning("MoESR: left out: %s", error)

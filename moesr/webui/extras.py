@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any
 
-from ..service.job import Stopped
-from ..service.settings import CHOICES, checked
-from ..ui.compat import gradio, make
-from ..ui.handlers import LARGEST_SCALE, MOST_STEPS
+from ..hosting.runner import Stopped
+from ..page.compat import gradio, make
+from ..page.controls import make_control, own_values, read_form
 from . import webui_api
-from .engine import engine, models
-from .infotext import facts
+from .engine import engine, list_models
+from .infotext import list_facts
 from .run import upscale_now
 
 log = logging.getLogger(__name__)
+
+#: Controls in rows.
+_ROWS = (("scale",), ("steps", "fidelity"), ("color_fix", "seed", "wrap"), ("restore", "tile"))
 
 
 class MoESRExtras(webui_api.scripts_postprocessing.ScriptPostprocessing):
@@ -26,39 +27,19 @@ class MoESRExtras(webui_api.scripts_postprocessing.ScriptPostprocessing):
 
     def ui(self) -> dict[str, Any]:
         """Controls by the names of process()'s arguments."""
-        gr = gradio()
-        default = engine().default()
+        default = engine().choose_default()
+        own = own_values(engine().facts.read_config(default))
         with webui_api.ui_components.InputAccordion(False, label="MoESR", elem_id="extras_moesr") as enabled:
-            with webui_api.ui_components.FormRow():
-                model = make(gr.Dropdown, list(models()), value=default, label="Model", elem_id="extras_moesr_model")
-                scale = make(
-                    gr.Slider, 1, LARGEST_SCALE, value=engine().models.config(default).scale, step=0.25,
-                    label="Scale", elem_id="extras_moesr_scale",
-                )  # fmt: skip
-            with webui_api.ui_components.FormRow():
-                steps = make(
-                    gr.Slider, 0, MOST_STEPS, value=0, step=1, label="Steps, 0 for the model's own",
-                    elem_id="extras_moesr_steps",
-                )  # fmt: skip
-                fidelity = make(
-                    gr.Slider, 0, 1, value=1, step=0.05, label="Fidelity to the input", elem_id="extras_moesr_fidelity"
-                )
-            with webui_api.ui_components.FormRow():
-                color_fix = make(
-                    gr.Radio, list(CHOICES["color_fix"]), value="adain", label="Colour fix", elem_id="extras_moesr_fix"
-                )
-                seed = make(gr.Number, value=0, precision=0, label="Seed", elem_id="extras_moesr_seed")
-                wrap = make(gr.Checkbox, value=False, label="Seamless texture", elem_id="extras_moesr_wrap")
-        return {
-            "enabled": enabled,
-            "model": model,
-            "scale": scale,
-            "steps": steps,
-            "fidelity": fidelity,
-            "color_fix": color_fix,
-            "seed": seed,
-            "wrap": wrap,
-        }
+            model = make(
+                gradio().Dropdown, list(list_models()), value=default, label="Model", elem_id="extras_moesr_model"
+            )
+            controls = {"enabled": enabled, "model": model}
+            for row in _ROWS:
+                with webui_api.ui_components.FormRow():
+                    for name in row:
+                        elem_id = f"extras_moesr_{name}"
+                        controls[name] = make_control(name, elem_id=elem_id, info=None, **own.get(name, {}))
+        return controls
 
     def process_firstpass(self, pp: Any, enabled: bool = False, scale: float | None = None, **_: Any) -> None:
         """Tells other scripts the size to come."""
@@ -66,21 +47,17 @@ class MoESRExtras(webui_api.scripts_postprocessing.ScriptPostprocessing):
             width, height = pp.shared.target_width or pp.image.width, pp.shared.target_height or pp.image.height
             pp.shared.target_width, pp.shared.target_height = int(width * scale + 0.5), int(height * scale + 0.5)
 
-    def process(self, pp: Any, enabled: bool = False, **values: Any) -> None:
-        """Replaces the picture. Raises MoESRError; interrupted, the picture stays as it was."""
+    def process(self, pp: Any, enabled: bool = False, model: str | None = None, **values: Any) -> None:
+        """Replaces the picture. Raises MoESRError; interrupted, the picture stays as it was, and its infotext says so.
+
+        The API leaves out what it does not know of, and None stands for that.
+        """
         if not enabled:
             return
-        # The API leaves out what it does not know of, and None stands for that.
-        given = {name: value for name, value in values.items() if value is not None}
-        given = {"model": engine().default(), **given}
-        given["steps"] = given.get("steps") or None
-        given["seed"] = max(0, int(given.get("seed", 0)))
-        settings = checked(given)
-        config = engine().models.config(settings.model)
-        settings = replace(settings, scale=settings.scale or config.scale, steps=settings.steps or config.steps)
         try:
-            pp.image = upscale_now(pp.image, settings)
+            pp.image, record = upscale_now(pp.image, model or engine().choose_default(), read_form(values))
         except Stopped:
             log.info("MoESR: interrupted; this picture stays as it was")
+            pp.info["MoESR"] = "interrupted, not upscaled"
             return
-        pp.info.update(facts(settings, engine().models.digest(settings.model)))
+        pp.info.update(list_facts(record))

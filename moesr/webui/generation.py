@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from . import decoder, webui_api
-from .infotext import line
-from .run import option_settings
+from .infotext import join_facts
 from .upscaler import is_ours
+
+_OPTIONS = ("steps", "seed", "fidelity", "color_fix")
 
 
 class MoESRGeneration(webui_api.scripts.Script):
@@ -18,14 +19,15 @@ class MoESRGeneration(webui_api.scripts.Script):
         return "MoESR"
 
     def show(self, is_img2img: bool) -> Any:
-        """Always at work, never seen."""
+        """Always at work, without controls."""
         return webui_api.scripts.AlwaysVisible
 
     def process(self, p: Any, *_: Any) -> None:
         """Before sampling."""
-        p.extra_generation_params.update(decoder.facts(p.sd_model))
+        p.extra_generation_params.update(decoder.list_facts(p.sd_model))
         used = p.hr_upscaler if getattr(p, "enable_hr", False) else None
         if is_ours(used):
-            settings = option_settings("", None)
-            told = {"steps": settings.steps or "model's", "seed": settings.seed, "fidelity": settings.fidelity}
-            p.extra_generation_params["MoESR hires"] = line({**told, "colour fix": settings.color_fix})
+            words = {"color_fix": "colour fix"}
+            facts = {words.get(name, name): webui_api.get_option(f"moesr_{name}") for name in _OPTIONS}
+            facts["steps"] = facts["steps"] or "model's"
+            p.extra_generation_params["MoESR hires"] = join_facts(facts)

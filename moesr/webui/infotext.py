@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from ..service.settings import Settings
+from ..settings import SETTINGS
+
+#: Names in the record of a run that are always said, and those that are said where they are not the default.
+_ALWAYS = ("model", "model_hash", "scale", "steps", "seed", "fidelity", "color_fix")
+_CHANGED = ("sampler", "eta", "restore", "wrap")
+_WORDS = {"model_hash": "model hash", "color_fix": "colour fix"}
 
 
-def facts(settings: Settings, digest: str) -> dict[str, Any]:
-    """Names and values for PNG info. settings: with scale and steps as they were used."""
-    told = {
-        "MoESR model": settings.model,
-        "MoESR model hash": digest,
-        "MoESR scale": f"{settings.scale:g}" if settings.scale else None,
-        "MoESR steps": settings.steps,
-        "MoESR seed": settings.seed,
-        "MoESR fidelity": f"{settings.fidelity:g}",
-        "MoESR colour fix": settings.color_fix,
-        "MoESR sampler": None if settings.sampler == "auto" else settings.sampler,
-        "MoESR eta": None if settings.eta == 1.0 else f"{settings.eta:g}",
-        "MoESR wrap": True if settings.wrap else None,
-    }
-    return {name: value for name, value in told.items() if value is not None}
+def list_facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Names and values for PNG info. record: see record.describe_run."""
+    names = [*_ALWAYS, *(name for name in _CHANGED if record[name] != SETTINGS[name].default)]
+    return {f"MoESR {_WORDS.get(name, name)}": _as_text(record[name]) for name in names}
 
 
-def line(told: dict[str, Any]) -> str:
+def join_facts(facts: Mapping[str, Any]) -> str:
     """One line; values with commas or colons are in quotation marks, as the host has them."""
-    return ", ".join(f"{name}: {_quoted(str(value))}" for name, value in told.items())
+    return ", ".join(f"{name}: {_quote(str(value))}" for name, value in facts.items())
 
 
-def _quoted(text: str) -> str:
+def _as_text(value: Any) -> Any:
+    return f"{value:g}" if isinstance(value, float) else value
+
+
+def _quote(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' if any(c in text for c in ',:\n"') else text

@@ -1,9 +1,8 @@
-"""What the host is told when it loads its extensions: callbacks. Called anew with each Reload UI."""
+"""The callbacks that the host gets when it loads its extensions, anew with each Reload UI."""
 
 from __future__ import annotations
 
-from . import api, decoder, options, tab, webui_api
-from .engine import engine
+from . import api, decoder, engine, options, tab, webui_api
 
 
 def start() -> None:
@@ -20,5 +19,4 @@ def start() -> None:
 def stop() -> None:
     """Before the host loads its extensions again."""
     tab.close()
-    engine().close()
-    engine.cache_clear()
+    engine.stop()

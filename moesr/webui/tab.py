@@ -12,12 +12,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..errors import MoESRError
-from ..service.desk import Desk
-from ..service.intake import accept
-from ..ui.builder import build
-from ..ui.compat import gradio, make, on, update
+from ..page.builder import build
+from ..page.compat import gradio, make, on, update
+from ..page.job_queue import JobQueue
+from ..page.uploads import accept
 from . import webui_api
-from .surroundings import Surroundings
+from .tab_host import TabHost
 
 log = logging.getLogger(__name__)
 
@@ -29,34 +29,34 @@ TARGETS = ("txt2img", "img2img", "inpaint", "extras")
 #: Tabs whose gallery can send to ours.
 SOURCES = ("txt2img", "img2img", "extras")
 
-_desk: Desk | None = None
+_queue: JobQueue | None = None
 _galleries: dict[str, Any] = {}
 
 
-def desk() -> Desk:
-    """The desk of the tab and the API, until `close`."""
-    global _desk
-    if _desk is None:
-        _desk = Desk(Surroundings())
-    return _desk
+def job_queue() -> JobQueue:
+    """The jobs of the tab and the API, until `close`."""
+    global _queue
+    if _queue is None:
+        _queue = JobQueue(TabHost())
+    return _queue
 
 
 def close() -> None:
     """Stop working; results that were not saved are deleted."""
-    global _desk
-    if _desk is not None:
-        _desk.close()
-        assert isinstance(_desk.adapter, Surroundings)
-        _desk.adapter.close()
-    _desk = None
+    global _queue
+    if _queue is not None:
+        _queue.close()
+        assert isinstance(_queue.host, TabHost)
+        _queue.host.close()
+    _queue = None
     _galleries.clear()
 
 
 def add() -> list[tuple[Any, str, str]]:
     """The callback of on_ui_tabs."""
     gr = gradio()
-    built = build(desk(), TITLE)
-    ways = Ways(desk())
+    built = build(job_queue(), TITLE)
+    transfers = Transfers(job_queue())
     with built.blocks:
         with make(gr.Row, elem_id="moesr-send"):
             sends = {target: make(gr.Button, f"Send to {target}", elem_id=f"moesr-send-{target}") for target in TARGETS}
@@ -69,9 +69,9 @@ def add() -> list[tuple[Any, str, str]]:
         with make(gr.Row, elem_id="moesr-pastes"):
             pastes = {target: make(gr.Button, target, elem_id=f"moesr-paste-{target}") for target in TARGETS}
         for target, button in sends.items():
-            sent = on(button.click, ways.shown, [shown], [result, parameters], js="moesr_shown", queue=False)
+            sent = on(button.click, transfers.send, [shown], [result, parameters], js="moesr_shown", queue=False)
             on(sent.then, None, js=f"() => moesr_paste('{target}')", queue=False)
-        on(received.change, ways.receive, [received], [built.files, received], queue=False)
+        on(received.change, transfers.receive, [received], [built.files, received], queue=False)
     for target, button in pastes.items():
         webui_api.infotext_utils.register_paste_params_button(
             webui_api.infotext_utils.ParamBinding(
@@ -102,18 +102,18 @@ def watch(component: Any, **options: Any) -> None:
             )
 
 
-class Ways:
+class Transfers:
     """Pictures on their way in and out of the tab."""
 
-    def __init__(self, owner: Desk) -> None:
-        assert isinstance(owner.adapter, Surroundings)
-        self._adapter, self._results = owner.adapter, owner.results
+    def __init__(self, queue: JobQueue) -> None:
+        assert isinstance(queue.host, TabHost)
+        self._host, self._results = queue.host, queue.results
 
     def receive(self, image: Image.Image | None) -> tuple[Any, Any]:
         """A picture that another tab sent, as an upload; and an empty place for the next: (files, received)."""
         if image is None:
             return update(), update()
-        path = self._adapter.received / f"received_{secrets.token_hex(4)}.png"
+        path = self._host.received / f"received_{secrets.token_hex(4)}.png"
         if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
             image = image.convert("RGB")
         texts, parameters = PngInfo(), image.info.get("parameters")
@@ -122,7 +122,7 @@ class Ways:
         image.save(path, pnginfo=texts)
         return [str(path)], None
 
-    def shown(self, address: str) -> tuple[Any, str]:
+    def send(self, address: str) -> tuple[Any, str]:
         """The result at an address of our page, and the generation parameters of its source."""
         path = Path(unquote(str(address).partition("file=")[2]))
         try:
@@ -132,4 +132,4 @@ class Ways:
             return None, ""
         with Image.open(found.path) as image:
             image.load()
-        return image, self._adapter.parameters(path)
+        return image, self._host.read_parameters(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,16 @@ from typing import Any
 from PIL import Image
 
 from ..errors import SettingError
-from ..service.job import Stopped
+from ..hosting.runner import Stopped
+from ..settings import result_size
 from . import webui_api
-from .engine import engine, models
-from .run import option_settings, upscale_now
+from .engine import engine, list_models
+from .run import read_options, upscale_now
 
 log = logging.getLogger(__name__)
 
 
-def exact_size(width: int, height: int, scale: float) -> tuple[int, int]:
-    """Width and height of the result: those of the image times the scale, to the nearest pixel."""
-    return max(1, math.floor(width * scale + 0.5)), max(1, math.floor(height * scale + 0.5))
-
-
-def title(name: str, scale: int) -> str:
+def make_title(name: str, scale: int) -> str:
     """What the lists call a model. The host finds the scale by the `x4` in it."""
     known = re.search(r"(\d)[xX]|[xX](\d)", name)
     fits = known is not None and str(scale) in (known[1], known[2])
@@ -45,36 +40,36 @@ class UpscalerMoESR(webui_api.upscaler.Upscaler):
         self.model_path = dirname or self.model_path
         self._names: dict[str, str] = {}
         self.scalers = []
-        for name, scale in models().items():
-            path = str(engine().models.path(name))
+        for name, scale in list_models().items():
+            path = str(engine().facts.find_path(name))
             self._names[path] = name
-            self.scalers.append(webui_api.upscaler.UpscalerData(title(name, scale), path, self, scale))
+            self.scalers.append(webui_api.upscaler.UpscalerData(make_title(name, scale), path, self, scale))
 
     def upscale(self, img: Image.Image, scale: float, selected_model: str | None = None) -> Image.Image:
         """The image in exactly the asked size, in one run. Interrupted, it is a plain enlargement, as with the host's.
 
         Raises MoESRError, which the host shows: for a model whose file has gone, for instance.
         """
-        size = exact_size(img.width, img.height, scale)
+        height, width = result_size(img.height, img.width, scale)
         if scale < 1:
-            return img.resize(size, Image.Resampling.LANCZOS)
+            return img.resize((width, height), Image.Resampling.LANCZOS)
         try:
-            return upscale_now(img, option_settings(self._named(selected_model), scale))
+            return upscale_now(img, self._find_name(selected_model), {**read_options(), "scale": scale})[0]
         except Stopped:
             log.info("MoESR: interrupted; this picture is enlarged without a model")
-            return img.resize(size, Image.Resampling.LANCZOS)
+            return img.resize((width, height), Image.Resampling.LANCZOS)
 
     def do_upscale(self, img: Image.Image, selected_model: str | None = None) -> Image.Image:
         """The image at the model's own scale, for extensions that call this by themselves."""
-        name = self._named(selected_model)
-        return self.upscale(img, engine().models.config(name).scale, selected_model)
+        name = self._find_name(selected_model)
+        return self.upscale(img, engine().facts.read_config(name).scale, selected_model)
 
     def load_model(self, path: str) -> Any:
         """Models are loaded by `upscale`."""
 
-    def _named(self, selected: str | None) -> str:
+    def _find_name(self, selected: str | None) -> str:
         if selected is None:
-            return engine().default()
+            return engine().choose_default()
         name = self._names.get(selected, Path(selected).stem)
         if not Path(selected).exists():
             raise SettingError(f"model {name}: {selected} is not there any more; put it back or press Reload UI")

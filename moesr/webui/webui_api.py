@@ -31,7 +31,8 @@ from modules import (
 )
 from PIL import Image
 
-from ..service.job import Stopped
+from ..hosting.runner import Stopped
+from ..settings import LOADING, SETTINGS
 
 __all__ = [
     "infotext_utils",
@@ -46,15 +47,15 @@ __all__ = [
 FORGE = find_spec("modules_forge") is not None
 FOLDER = "MoESR"
 
+#: Settings of a run for the doors that have no controls of their own, as options `moesr_...`.
+RUN_OPTIONS = ("steps", "fidelity", "restore", "color_fix", "seed", "wrap", "tile")
 #: Options before the host has ours, and where they are missing in its settings.
 DEFAULTS: dict[str, Any] = {
-    "moesr_model": "tiny",
-    "moesr_steps": 0,
-    "moesr_fidelity": 1.0,
-    "moesr_color_fix": "adain",
-    "moesr_seed": 0,
-    "moesr_tile": "auto",
-    "moesr_dtype": "auto",
+    "moesr_model": LOADING["model"].default,
+    **{f"moesr_{name}": SETTINGS[name].default for name in RUN_OPTIONS},
+    "moesr_steps": 0,  # the model's own
+    "moesr_fidelity": "auto",  # the model's own
+    "moesr_dtype": LOADING["dtype"].default,
     "moesr_checkpoint": "when memory is short",
     "moesr_keep": True,
     "moesr_save": True,

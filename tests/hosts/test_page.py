@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moesr.images.files import read_text
-from moesr.service.settings import from_text
+from moesr.record import read_run
 from tests.hosts.page import Served, serving, slowness
 from tests.hosts.setup_page import gradio_version, install_package
 from tests.hosts.visitor import AT_WORK, browser, percents, visiting
@@ -78,10 +77,10 @@ def test_a_picture_comes_back_larger_and_exact_in_size(served, chrome, photo: Pa
         result = visitor.download(0, tmp_path)
         with Image.open(result) as image:
             assert (image.size, image.mode) == ((153, 108), "RGB")
-        told = from_text(read_text(result))
-        assert told is not None
-        assert (told[0].model, told[0].scale, told[0].steps) == ("tiny", 2.5, 100)
-        assert len(told[1]) == 16
+        found = read_run(result)
+        assert found is not None
+        assert (found.model, found.settings["scale"], found.settings["steps"]) == ("tiny", 2.5, 100)
+        assert len(found.model_hash) == 16
         # Gradio 3 and 4 ask for a script of another host, which the page forbids.
         foreign = [url for url in foreign if not url.startswith((served.url, "data:", "blob:"))]
         assert all("iframe-resizer" in url for url in foreign), foreign

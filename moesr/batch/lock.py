@@ -1,0 +1,63 @@
+"""One job per OUT: a file that its owner locks, with the owner's machine and process in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import SettingError
+
+
+class JobLock:
+    """Held from its making to `close`, or to the end of the process however it ends, by one shard of a job.
+
+    Raises SettingError if another process holds it, or a shard of another number of shards, which would overlap.
+    """
+
+    def __init__(self, folder: Path, shard: tuple[int, int]) -> None:
+        path = folder / f"lock-{shard[0]}-of-{shard[1]}"
+        for other in folder.glob("lock-*-of-*"):
+            if not other.name.endswith(f"-of-{shard[1]}"):
+                _open_locked(other).close()
+        self._file = _open_locked(path)
+        with contextlib.suppress(OSError):  # a full disk; the lock holds without a name
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            self._file.flush()
+
+    def close(self) -> None:
+        """Let others in."""
+        self._file.close()
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be written ({error.strerror}); check the folder") from error
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(2**20)  # a place without text, so that others can read the name
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        return _refuse(path, file, error)
+    except PermissionError as error:  # Windows
+        return _refuse(path, file, error)
+    except OSError:  # a file system without locks: write_new still replaces nothing
+        pass
+    return file
+
+
+def _refuse(path: Path, file: BinaryIO, error: OSError) -> BinaryIO:
+    file.close()
+    owner = path.read_text(errors="replace").strip("\0") or "another process"
+    raise SettingError(f"{path}: {owner} is at work there; wait for its end, or give another OUT") from error

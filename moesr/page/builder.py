@@ -1,0 +1,186 @@
+"""The one builder: the same blocks for the page and for a tab of another program, in any Gradio from 3.41 on."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..settings import SETTINGS
+from . import fragments
+from .compat import by_index, gradio, gradio_version, make, on, with_client
+from .controls import CONTROLS, make_control, own_values
+from .handlers import Handlers
+from .job_queue import JobQueue
+
+_HERE = Path(__file__).parent
+CSS = (_HERE / "page.css", _HERE / "standalone.css")  # a host takes the first, by style.css
+SCRIPT = _HERE / "compare.js"
+PAGE_SCRIPT = _HERE / "page.js"
+
+#: Pictures to try, their captions, and what they need.
+EXAMPLES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("coffee.png", "Photograph", {}),
+    ("cup_cut_out.png", "Transparent", {}),
+    ("cobbles.png", "Seamless", {"wrap": True}),
+)
+
+
+@dataclass
+class Built:
+    """The page, and the file field that a host sends pictures to."""
+
+    blocks: Any
+    handlers: Handlers
+    files: Any
+
+
+def build(queue: JobQueue, title: str = "MoESR") -> Built:
+    """The page over a job queue. A host renders `blocks` in a tab of its own; page.py launches them."""
+    gr = gradio()
+    host = queue.host
+    handlers = Handlers(queue, _copy_examples(host.folder))
+    own = own_values(host.facts.read_config(host.facts.default))
+    # Gradio 6 takes them at launch; a host has its own theme, and gets CSS and script as files.
+    look = looks() if host.standalone and gradio_version() < (6, 0) else {}
+    with make(gr.Blocks, title=title, analytics_enabled=False, delete_cache=None, **look) as blocks:
+        if host.standalone:
+            _html(gr, fragments.HEADER)
+        with make(gr.Row, elem_id="moesr-page"):
+            with make(gr.Column, scale=4, min_width=300, elem_id="moesr-left"):
+                built = Built(blocks, handlers, _drop_zone(gr))
+                chosen = _html(gr, "", elem_id="moesr-chosen")
+                controls = {"scale": make_control("scale", elem_id="moesr-scale", info=None, **own["scale"])}
+                with make(gr.Row, elem_id="moesr-buttons"):
+                    run = make(gr.Button, "Upscale", variant="primary", elem_id="moesr-run", scale=3, min_width=120)
+                    cancel = make(gr.Button, "Cancel", interactive=False, elem_id="moesr-cancel", min_width=90)
+                with make(gr.Accordion, "Advanced", open=False, elem_id="moesr-advanced"):
+                    model = make(
+                        gr.Dropdown, handlers.facts.list_names(), value=host.facts.default, label="Model",
+                        elem_id="moesr-model",
+                    )  # fmt: skip
+                    for name in CONTROLS[1:]:
+                        elem_id = f"moesr-{name.replace('_', '-')}"
+                        controls[name] = make_control(name, elem_id=elem_id, **own.get(name, {}))
+                    plan = _html(gr, handlers.timeline(host.facts.default, own["steps"]["value"]))
+                gallery = _gallery(gr, handlers)
+            with make(gr.Column, scale=6, min_width=300, elem_id="moesr-right"):
+                progress = _html(gr, "", elem_id="moesr-progress")
+                results = _html(gr, fragments.EMPTY, elem_id="moesr-results")
+        if host.standalone:
+            _html(gr, fragments.FOOTER)
+        job = make(gr.Textbox, "", visible=False, elem_id="moesr-job")
+        values = [model, *(controls[name] for name in CONTROLS)]
+        shown = [progress, results, run, cancel, job]
+        scale, steps, sampler = controls["scale"], controls["steps"], controls["sampler"]
+
+        on(run.click, with_client(handlers.run), [built.files, *values], shown)
+        on(cancel.click, handlers.cancel, [job], [cancel], queue=False)
+        for event in (built.files.change, scale.change):
+            on(event, handlers.list_files, [built.files, model, scale], [chosen], queue=False)
+        on(built.files.upload, handlers.restore_settings, [built.files], [progress, plan, *values], queue=False)
+        on(model.input, handlers.change_model, [model], [plan, *(controls[name] for name in own)], queue=False)
+        for event in (steps.change, sampler.change):
+            on(event, handlers.timeline, [model, steps, sampler], [plan], queue=False)
+        taken = on(gallery.select, by_index(handlers.choose_example), [], [built.files, controls["wrap"]], queue=False)
+        on(taken.then, with_client(handlers.run), [built.files, *values], shown)
+        _api(gr, handlers)
+        if host.standalone:
+            on(blocks.load, handlers.list_models, [], [model], queue=False)
+            on(blocks.load, None, js=script(), queue=False)
+    return built
+
+
+def looks() -> dict[str, Any]:
+    """Theme and CSS of the page, as options of Blocks (before 6) or of launch. No font is fetched from anywhere."""
+    gr = gradio()
+    fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
+    theme = gr.themes.Base(
+        primary_hue=gr.themes.colors.indigo,
+        secondary_hue=gr.themes.colors.indigo,
+        neutral_hue=gr.themes.colors.zinc,
+        radius_size=gr.themes.sizes.radius_md,
+        font=fonts,
+        font_mono=["ui-monospace", "Consolas", "monospace"],
+    )
+    # Versions differ in what they draw pale, and in which blue: said once for all.
+    colours = {
+        "body_text_color_subdued": ("*neutral_500", "*neutral_400"),
+        "slider_color": ("*primary_500", "*primary_500"),
+        "button_primary_background_fill": ("*primary_600", "*primary_600"),
+        "button_primary_background_fill_hover": ("*primary_700", "*primary_500"),
+        "button_primary_text_color": ("white", "white"),
+        "button_primary_border_color": ("*primary_600", "*primary_600"),
+    }
+    theme = theme.set(**{key: light for key, (light, _) in colours.items()})
+    theme = theme.set(**{f"{key}_dark": dark for key, (_, dark) in colours.items()})
+    return {"theme": theme, "css": "\n".join(path.read_text(encoding="utf-8") for path in CSS)}
+
+
+def script() -> str:
+    """The comparison element and what the page itself does, as a function that Gradio calls in the browser."""
+    both = "\n".join(path.read_text(encoding="utf-8") for path in (SCRIPT, PAGE_SCRIPT))
+    return f"() => {{ {both} }}"
+
+
+def _html(gr: Any, value: str, **options: Any) -> Any:
+    return make(gr.HTML, value, padding=False, elem_classes="moesr-html", **options)
+
+
+def _drop_zone(gr: Any) -> Any:
+    kind = {"type": "filepath"} if gradio_version() >= (4, 0) else {}
+    return make(
+        gr.File,
+        file_count="multiple",
+        file_types=["image"],
+        label="Pictures",
+        elem_id="moesr-files",
+        height=190,
+        **kind,
+    )
+
+
+def _gallery(gr: Any, handlers: Handlers) -> Any:
+    pictures = [(str(path), caption) for (path, _), (_, caption, _) in zip(handlers.examples, EXAMPLES)]
+    _html(gr, '<p class="moesr-or">Or try one of these:</p>')
+    return make(
+        gr.Gallery, value=pictures, label="Examples", show_label=False, columns=len(pictures), rows=1, height=150,
+        object_fit="contain", allow_preview=False, show_share_button=False, show_download_button=False, buttons=[],
+        interactive=False, elem_id="moesr-examples",
+    )  # fmt: skip
+
+
+def _api(gr: Any, handlers: Handlers) -> None:
+    """The endpoint for programs, /upscale: it has no face. Its parameters are those of the table."""
+    kind = {"type": "filepath"} if gradio_version() >= (4, 0) else {}
+    image = make(gr.File, label="image", visible=False, **kind)
+    inputs = [make(gr.Textbox, handlers.facts.default, label="model", visible=False)]
+    for name in CONTROLS:
+        setting = SETTINGS[name]
+        part = gr.Checkbox if setting.kind == "flag" else gr.Textbox if setting.choices else gr.Number
+        value = str(setting.default) if setting.choices else setting.default
+        inputs.append(make(part, value=value, label=name, info=setting.sentence, visible=False))
+    result = make(gr.File, label="result", visible=False)
+    info = make(gr.JSON, label="info", visible=False)
+    button = make(gr.Button, "API", visible=False)
+
+    # Spelled out: its names are the parameters of the endpoint. Gradio finds the request by its type.
+    def upscale(
+        image, model, scale, steps, fidelity, color_fix, seed, tile, wrap, sampler, eta, restore, spacing, request
+    ):
+        values = (scale, steps, fidelity, color_fix, seed, tile, wrap, sampler, eta, restore, spacing)
+        yield from handlers.api(image, model, *values, client=str(getattr(request, "session_hash", None) or ""))
+
+    upscale.__annotations__ = {"request": gr.Request}
+    on(button.click, upscale, [image, *inputs], [result, info], api="upscale")
+
+
+def _copy_examples(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The examples, copied to where the host lets files be read."""
+    target = folder / "examples"
+    target.mkdir(parents=True, exist_ok=True)
+    found = []
+    for name, _, changes in EXAMPLES:
+        found.append((Path(shutil.copy(_HERE / "examples" / name, target / name)), changes))
+    return found

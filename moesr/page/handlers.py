@@ -1,0 +1,193 @@
+"""What happens when something on the page is clicked, dropped or changed. Plain functions of values; see builder.py."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import MoESRError
+from ..hosting.facts import Plan
+from ..record import RunRecord, read_run
+from ..settings import SETTINGS, result_size
+from . import fragments
+from .compat import list_uploads, make_refusal, update
+from .controls import CONTROLS, own_values, read_controls
+from .job_queue import JobQueue
+from .jobs import Job
+from .uploads import Upload, accept, read_size
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at a job.
+TICK = 0.4
+
+
+class Handlers:
+    """The page's functions over a job queue."""
+
+    def __init__(self, queue: JobQueue, examples: Sequence[tuple[Path, dict[str, Any]]] = ()) -> None:
+        self.queue, self.host, self.facts = queue, queue.host, queue.host.facts
+        self.examples = list(examples)
+        self._roots = [*self.host.upload_folders, *{path.parent for path, _ in self.examples}]
+
+    def run(self, files: Any, model: str, *values: Any, client: str = "") -> Iterator[tuple[Any, ...]]:
+        """Upscale what was dropped: (progress, results, run button, cancel button, job id), again and again.
+
+        client: who asks; see JobQueue.cancel_jobs_of.
+        """
+        try:
+            job = self.queue.submit(self._accept_all(files), model, read_controls(values), client=client)
+        except MoESRError as error:
+            yield fragments.message(str(error)), update(), update(interactive=True), update(interactive=False), ""
+            return
+        try:
+            yield fragments.waiting(0, None), "", update(interactive=False), update(interactive=True), job.id
+            yield from ((*shown, update(), update(), update()) for shown in self._follow(job))
+        finally:
+            job.cancel()  # if the client went away; a finished job does not mind
+        results = fragments.results(job.results, job.archive, self.host.url) if job.results else ""
+        yield fragments.outcome(job), results, update(interactive=True), update(interactive=False), ""
+
+    def cancel(self, job_id: str) -> Any:
+        """Stop the job with that id: the cancel button. One value: Gradio takes a tuple for the button's text."""
+        job = self.queue.find(str(job_id))
+        if job is not None:
+            job.cancel()
+        return update(interactive=False)
+
+    def api(self, image: Any, model: str, *values: Any, client: str = "") -> Iterator[tuple[Any, Any]]:
+        """Upscale one picture for a program: (file, what was done). Raises Gradio's Error with a line that says why."""
+        try:
+            settings = read_controls(values)
+            job = self.queue.submit(
+                self._accept_all(image), model or self.facts.default, settings, preview=False, client=client
+            )
+        except MoESRError as error:
+            raise make_refusal(str(error)) from error
+        version = -1
+        try:
+            while not job.is_finished:
+                fraction = round(job.progress.fraction, 3)
+                yield None, {"state": job.state, "ahead": self.queue.count_ahead(job), "progress": fraction}
+                version = job.wait(TICK, version)
+        finally:
+            job.cancel()
+        if not job.results:
+            raise make_refusal(job.error or "; ".join(job.failures))
+        yield str(job.results[0].path), {"state": job.state, **describe_result(job)}
+
+    def list_files(self, files: Any, model: str, scale: float) -> str:
+        """What was dropped, with sizes before and after, or why it will not do."""
+        lines, wrong = [], []
+        try:
+            self.queue.limits.check_files(len(list_uploads(files)))
+            factor = float(scale or self.facts.read_config(model).scale)
+        except MoESRError as error:
+            return fragments.message(str(error))
+        for paths in list_uploads(files):
+            try:
+                upload = self._accept(paths)
+                width, height = read_size(upload, self.queue.limits)
+                self.queue.limits.check_output(upload.name, width, height, factor)
+                rows, columns = result_size(height, width, factor)
+                lines.append((upload.name, f"{width} x {height} → {columns} x {rows}"))
+            except MoESRError as error:
+                wrong.append(str(error))
+        return fragments.files(lines) + fragments.messages(wrong[:5])
+
+    def restore_settings(self, files: Any) -> tuple[Any, ...]:
+        """The settings inside the first picture, if there are any: (note, timeline, model, *controls)."""
+        nothing = ("", *[update()] * (2 + len(CONTROLS)))
+        for paths in list_uploads(files)[:1]:
+            try:
+                upload = self._accept(paths)
+            except MoESRError:
+                return nothing  # `list_files` says why
+            found = read_run(upload.path)
+            if found is not None:
+                return self._show_run(upload.name, found)
+        return nothing
+
+    def change_model(self, model: str) -> tuple[Any, ...]:
+        """What another model changes: (timeline, scale, steps, fidelity)."""
+        try:
+            changes = own_values(self.facts.read_config(model))
+            return self.timeline(model, changes["steps"]["value"]), *(update(**change) for change in changes.values())
+        except MoESRError as error:
+            return fragments.message(str(error)), update(), update(), update()
+
+    def timeline(self, model: str, steps: float, sampler: str = "auto") -> str:
+        """The picture of which expert works at which step, and what had to be assumed about the model's files."""
+        try:
+            plan = self.facts.plan_steps(model, steps=int(steps), sampler=sampler)
+            return fragments.plan_picture(plan, width=400) + fragments.messages(self.facts.list_notes(model), "note")
+        except (MoESRError, TypeError, ValueError) as error:
+            return fragments.message(str(error))
+
+    def choose_example(self, index: int) -> tuple[Any, ...]:
+        """An example: (files, wrap)."""
+        path, changes = self.examples[index]
+        return [str(path)], changes.get("wrap", False)
+
+    def list_models(self) -> Any:
+        """The models that are there now, for the menu."""
+        return update(choices=self.facts.list_names())
+
+    def _follow(self, job: Job) -> Iterator[tuple[Any, Any]]:
+        """(progress, results) until the job has ended."""
+        version, done, plan = -1, 0, self._plan(job)
+        while not job.is_finished:
+            if job.is_cancelled:
+                progress = fragments.cancelling(job.progress)
+            elif job.state == "waiting":
+                progress = fragments.waiting(self.queue.count_ahead(job), self.queue.estimate_wait(job))
+            else:
+                progress = fragments.running(job.progress, plan)
+            has_more = len(job.results) > done
+            done = len(job.results)
+            yield progress, fragments.results(job.results[:done], None, self.host.url) if has_more else update()
+            if not job.is_cancelled:
+                job.wait(TICK)
+            version = job.wait(TICK, version)
+
+    def _plan(self, job: Job) -> Plan | None:
+        try:
+            own = {name: job.settings[name] for name in ("steps", "sampler", "spacing") if name in job.settings}
+            return self.facts.plan_steps(job.model, **own)
+        except MoESRError:
+            return None
+
+    def _accept_all(self, files: Any) -> list[Upload]:
+        found = list_uploads(files)
+        self.queue.limits.check_files(len(found))
+        return [self._accept(paths) for paths in found]
+
+    def _accept(self, paths: Sequence[Path]) -> Upload:
+        first, *_ = [accept(path, self._roots) for path in paths]
+        return first
+
+    def _show_run(self, name: str, run: RunRecord) -> tuple[Any, ...]:
+        notes, model = [], run.model
+        if model not in self.facts.list_names():
+            notes.append(f"its model {model} is not in the library")
+            model = ""
+        elif run.model_hash and run.model_hash != self.facts.compute_hash(model):
+            notes.append(f"its model {model} was another version, the result will differ")
+        steps, seed = run.settings.get("steps"), run.settings.get("seed", SETTINGS["seed"].default)
+        text = "; ".join([f"Settings taken from {name}: seed {seed}, {steps or 'own'} steps", *notes])
+        timeline = self.timeline(model or self.facts.default, steps or 1, run.settings.get("sampler", "auto"))
+        values = {control: run.settings.get(control, SETTINGS[control].default) for control in CONTROLS}
+        words = {control: str(value) if SETTINGS[control].choices else value for control, value in values.items()}
+        changes = [update() if words[control] is None else update(value=words[control]) for control in CONTROLS]
+        return fragments.message(text, "note"), timeline, update(value=model) if model else update(), *changes
+
+
+def describe_result(job: Job) -> dict[str, Any]:
+    """What a program reads of the first result of a job."""
+    result = job.results[0]
+    record = {**result.record}
+    digest = record.pop("model_hash")
+    size, seconds = dict(zip(("width", "height"), result.size)), round(job.seconds, 2)
+    return {**size, "seconds": seconds, "settings": record, "model_hash": digest}

@@ -1,0 +1,169 @@
+"""One device at work on the jobs of a page: pictures are read, run and saved, one after the other."""
+
+from __future__ import annotations
+
+import gc
+import io
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import ImageError, MoESRError, SettingError
+from ..hosting.runner import OpenModel, Progress, Result, Runner, Stopped
+from ..images.files import WRITE_SUFFIXES, Picture, to_pil, write_image
+from ..images.write import check_size
+from ..outputs import Target
+from ..record import to_texts
+from ..settings import result_size
+from ..tiling import LARGEST_TILE
+from .host import PageHost
+from .jobs import FinishedPicture, Job, JobProgress
+from .limits import Limits
+from .results import new_folder, pack, plan_results
+from .uploads import open_picture, read_size
+
+log = logging.getLogger(__name__)
+
+#: Side of the live preview in pixels, and seconds between two of them.
+PREVIEW, PREVIEW_SECONDS = 640, 0.7
+#: Largest picture that browsers are given as it is, in pixels.
+VIEW_PIXELS = 40_000_000
+
+
+class Worker:
+    """Runs jobs on one device, in one thread."""
+
+    def __init__(self, host: PageHost, limits: Limits, results: Path, runner: Runner) -> None:
+        self._host, self._limits, self._results, self._runner = host, limits, results, runner
+
+    def run(self, job: Job) -> tuple[str, str]:
+        """Do the job: its state at the end, and what to say. What is wrong with one picture is noted in its failures.
+
+        Raises Stopped if it has to end early, MoESRError for what concerns all pictures. Finished results are kept.
+        """
+
+        def check() -> None:
+            job.check()
+            self._host.check()
+
+        with self._host.begin_job(job):
+            job.check()
+            job.start(self._limits.seconds)
+            scale = float(job.settings.get("scale") or self._host.facts.read_config(job.model).scale)
+            with self._runner.open(job.model, side=self._longest_side(job, scale), check=check) as model:
+                folder = new_folder(self._results)
+                targets = plan_results(folder, [upload.name for upload in job.uploads], scale, job.format)
+                try:
+                    for number, target in enumerate(targets, 1):
+                        self._upscale(job, model, number, target, scale)
+                finally:
+                    if len(job.results) > 1:
+                        job.archive = pack([result.path for result in job.results], folder / "moesr.zip")
+                    gc.collect()
+        if job.results or not job.failures:
+            return "done", ""
+        return "failed", job.failures[0] if len(job.failures) == 1 else "none of the pictures could be done"
+
+    def close(self) -> None:
+        """Let go of the models."""
+        self._runner.source.close()
+
+    def _upscale(self, job: Job, model: OpenModel, number: int, target: Target, scale: float) -> None:
+        upload, count = job.uploads[number - 1], len(job.uploads)
+        reporter = _Reporter(job, self._host, number)
+        try:
+            job.check()
+            picture = open_picture(upload, self._limits)
+            height, width = picture.rgb.shape[:2]
+            self._limits.check_output(upload.name, width, height, scale)
+            check_size(upload.name, WRITE_SUFFIXES[target.path.suffix.lower()], *result_size(height, width, scale))
+            clock = model.start_clock(width, height, job.settings)
+            result = model.upscale(picture, job.settings, clock=clock, show=reporter.show)
+            job.check()  # the last time: from here on the picture is finished and kept
+            job.results.append(save_result(result, picture, upload.path, target))
+            clock.finish()
+        except Stopped:
+            raise
+        except (SettingError, ImageError) as error:
+            if isinstance(error, SettingError) and count > 1:
+                raise  # wrong for all pictures alike
+            job.failures.append(_name_picture(upload.name, error))
+        except MoESRError as error:
+            job.failures.append(_name_picture(upload.name, error))
+        except Exception as error:  # one broken picture must not take the others with it
+            log.exception("a picture failed")
+            job.failures.append(f"{upload.name}: something went wrong ({type(error).__name__}); the log says more")
+
+    def _longest_side(self, job: Job, scale: float) -> int:
+        """Of all results, in pixels, as far as headers tell."""
+        longest = 1.0
+        for upload in job.uploads:
+            try:
+                longest = max(longest, max(read_size(upload, self._limits)) * scale)
+            except MoESRError as error:  # said when it is that picture's turn
+                log.debug("%s", error)
+                longest = max(longest, LARGEST_TILE)
+        return int(longest + 0.5)
+
+
+class _Reporter:
+    """Turns the progress of a picture into that of its job."""
+
+    def __init__(self, job: Job, host: PageHost, number: int) -> None:
+        count = len(job.uploads)
+        self._job, self._host = job, host
+        self._start = JobProgress(
+            picture=number, pictures=count, name=job.uploads[number - 1].name, fraction=(number - 1) / count
+        )
+        self._drawn_at = float("-inf")
+        self._preview: bytes | None = None
+        job.show(self._start)
+
+    def show(self, progress: Progress) -> None:
+        """The picture has come so far."""
+        event, start, left = progress.event, self._start, progress.seconds_left
+        if self._job.preview and event.preview is not None and time.monotonic() - self._drawn_at > PREVIEW_SECONDS:
+            self._preview = _encode_jpeg(event.preview())
+            self._drawn_at = time.monotonic()
+        following = start.pictures - start.picture
+        if left is not None and following:
+            left = left + following * left / (1 - progress.fraction) if progress.fraction < 1 else None
+        fraction = start.fraction + progress.fraction / start.pictures
+        self._job.show(
+            replace(start, event=event, fraction=fraction, seconds_left=left, preview=self._preview)
+        )
+        self._host.show(self._job)
+
+
+def save_result(result: Result, before: Picture, upload: Path, target: Target) -> FinishedPicture:
+    """Put a result on disk, with what a browser needs to compare it: all of it, or nothing."""
+    path, after = target.path, result.picture
+    height, width = after.rgb.shape[:2]
+    inputs = path.parent / "inputs"
+    inputs.mkdir(exist_ok=True)
+    source = inputs / f"{path.name}.png"
+    write_image(source, replace(before, bits=8))
+    view = path
+    if width * height > VIEW_PIXELS or path.suffix.lower() in (".tif", ".tiff"):
+        view = inputs / f"{path.stem}_view.jpg"
+        shrink = min(1.0, (VIEW_PIXELS / (width * height)) ** 0.5)
+        small = to_pil(after).convert("RGB").resize((int(width * shrink), int(height * shrink)), Image.Resampling.BOX)
+        small.save(view, "JPEG", quality=92)
+    write_image(path, replace(after, metadata=after.metadata.with_text(to_texts(result.record))))
+    before_size = (before.rgb.shape[1], before.rgb.shape[0])
+    return FinishedPicture(path, source, view, before_size, (width, height), upload, result.record)
+
+
+def _encode_jpeg(image: Image.Image) -> bytes:
+    image.thumbnail((PREVIEW, PREVIEW))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _name_picture(name: str, error: Exception) -> str:
+    text = str(error)
+    return text if text.startswith(name) else f"{name}: {text}"

@@ -1,0 +1,89 @@
+"""A1111 and Forge as the host of the tab's jobs: see moesr/page/host.py."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from ..hosting.runner import Runner
+from ..leftovers import TemporaryFolder
+from ..page.jobs import FinishedPicture, Job
+from ..record import KEYWORD, to_texts
+from . import webui_api
+from .engine import engine, runner
+from .infotext import join_facts, list_facts
+
+log = logging.getLogger(__name__)
+
+
+class TabHost:
+    """The `PageHost`. Its folder lies among Gradio's uploads, where every version serves files; `close` deletes it."""
+
+    standalone = False
+
+    def __init__(self) -> None:
+        self.facts = engine().facts
+        self.facts.default = engine().choose_default()
+        parent = webui_api.find_temporary_folder()
+        parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = TemporaryFolder("moesr-tab-", parent)
+        self.folder = self._temporary.path
+        self.received = self.folder / "received"
+        self.received.mkdir()
+        self.upload_folders = [parent]
+        self._preview: bytes | None = None
+        self._sources: dict[Path, Path] = {}
+
+    @contextmanager
+    def begin_job(self, job: Job) -> Iterator[None]:
+        """The host's queue, and results kept where the host keeps its own."""
+        with webui_api.begin_job(len(job.uploads)):
+            try:
+                yield
+            finally:
+                for result in job.results:
+                    self._keep(job, result)
+
+    def check(self) -> None:
+        """Raises Stopped if Interrupt was pressed anywhere in the host."""
+        webui_api.check()
+
+    def show(self, job: Job) -> None:
+        """To the host's bar."""
+        at = job.progress
+        webui_api.shared.state.job_no = at.picture - 1
+        new = at.preview if at.preview is not self._preview else None
+        self._preview = at.preview
+        fraction = min(1.0, max(0.0, at.fraction * at.pictures - (at.picture - 1)))
+        webui_api.show_progress(fraction, f"MoESR: {at.name}, {at.event.text}", new)
+
+    def make_runner(self, device: str, dtype: str) -> Runner:
+        """The one of all doors; precision and device are the host's."""
+        return runner()
+
+    def url(self, path: Path) -> str:
+        """Gradio's route for files, in both hosts."""
+        return "file=" + quote(path.as_posix(), safe="/:")
+
+    def close(self) -> None:
+        """Delete what was received and made."""
+        self._temporary.close()
+
+    def read_parameters(self, result: Path) -> str:
+        """Generation parameters of the picture that a result was made from; empty if it had none."""
+        source = self._sources.get(result)
+        return webui_api.read_parameters(source) if source is not None and source.is_file() else ""
+
+    def _keep(self, job: Job, result: FinishedPicture) -> None:
+        self._sources[result.path] = result.source
+        # Without a preview it is a program that asks: the answer is all it wants, as with the host's API.
+        if not (job.preview and webui_api.get_option("moesr_save")):
+            return
+        info, texts = join_facts(list_facts(result.record)), {KEYWORD: to_texts(result.record)[KEYWORD]}
+        try:
+            webui_api.save_result(result.path, info, texts, result.source)
+        except (OSError, ValueError) as error:
+            job.failures.append(f"{result.path.name}: not saved in the host's folder ({error}); download it here")

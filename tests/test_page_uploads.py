@@ -1,0 +1,174 @@
+"""Uploads of strangers: hostile files, names and paths, and settings that come with pictures."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from moesr.errors import ImageError, SettingError
+from moesr.page.controls import read_form
+from moesr.page.limits import PUBLIC, Limits
+from moesr.page.uploads import Upload, accept, clean_name, open_picture, read_size, safe_stem
+from moesr.record import read_run, to_texts
+from moesr.settings import read_settings
+
+
+def png_header(width: int, height: int, rest: bytes = b"") -> bytes:
+    body = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + body
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(body)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + rest
+
+
+def idat(data: bytes) -> bytes:
+    chunk = b"IDAT" + data
+    return struct.pack(">I", len(data)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+def good_png(folder: Path) -> bytes:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)).save(folder / "good.png")
+    return (folder / "good.png").read_bytes()
+
+
+BOMB = png_header(12_000, 12_000, idat(zlib.compress(bytes(12_000 * 36_001), 9)[:200_000]))
+
+HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
+    "picture.svg": (lambda _: b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "not a PNG"),
+    "page.html": (lambda _: b"<html><script>alert(1)</script></html>", "not a PNG"),
+    "page.png": (lambda _: b"<html><script>alert(1)</script></html>", "not a PNG"),
+    "empty.png": (lambda _: b"", "not a PNG"),
+    "bomb.png": (lambda _: BOMB, "144 MP, this page takes at most 4.0 MP"),
+    "200mp.png": (lambda _: png_header(20_000, 10_000, idat(b"x")), "too many pixels"),
+    "largest.png": (lambda _: png_header(2**31 - 1, 2**31 - 1, idat(b"x")), "too many pixels"),
+    "cut.png": (lambda folder: good_png(folder)[:300], "damaged picture"),
+    "header.png": (lambda folder: good_png(folder)[:20], "damaged picture|not a PNG"),
+    "eps.png": (lambda _: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a PNG"),
+    "gif.png": (lambda _: b"GIF89a\1\0\1\0\0\0\0;", "damaged picture|not a PNG"),
+    "large.jpg": (lambda _: b"\xff\xd8" + bytes(21 * 2**20), "22.0 MB, this page takes files of at most 21 MB"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(HOSTILE))
+def test_hostile_files_get_a_line(tmp_path: Path, name: str) -> None:
+    make, said = HOSTILE[name]
+    (tmp_path / name).write_bytes(make(tmp_path))
+    upload = accept(tmp_path / name, [tmp_path])
+    with pytest.raises(ImageError, match=said) as raised:
+        open_picture(upload, PUBLIC)
+    assert str(raised.value).startswith(f"{name}: ")
+    assert str(tmp_path) not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_pixels_are_not_decoded_to_know_the_size(tmp_path: Path) -> None:
+    (tmp_path / "header.png").write_bytes(png_header(1500, 1000, idat(b"")))
+    assert read_size(Upload(tmp_path / "header.png", "header.png"), PUBLIC) == (1500, 1000)
+
+
+def test_size_is_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
+    upload = Upload(tmp_path / "a.jpg", "a.jpg")
+    assert read_size(upload, PUBLIC) == (30, 40)
+    assert open_picture(upload, PUBLIC).rgb.shape == (40, 30, 3)
+
+
+def test_only_uploads_are_opened(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "uploads", tmp_path / "secret.png"
+    (inside / "deep").mkdir(parents=True)
+    Image.new("RGB", (2, 2)).save(outside)
+    Image.new("RGB", (2, 2)).save(inside / "deep" / "mine.png")
+    assert accept(inside / "deep" / "mine.png", [inside]).name == "mine.png"
+    os.symlink(outside, inside / "link.png")
+    beside = inside / ".." / "secret.png"
+    for path in (outside, beside, inside / "link.png", inside, inside / "none.png", "/etc/passwd"):
+        with pytest.raises(ImageError, match="send") as raised:
+            accept(path, [inside])
+        assert str(tmp_path) not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown", "stem"),
+    [
+        ("photo.png", "photo.png", "photo"),
+        ("../../etc/passwd", "passwd", "passwd"),
+        ("..\\..\\boot.ini", "boot.ini", "boot"),
+        ("C:\\photos\\Größe ✓.jpg", "Größe ✓.jpg", "Größe _"),
+        ("a\n\x1b[31mb\u202egnp.exe", "a[31mbgnp.exe", "a_31mbgnp"),
+        ("<img src=x onerror=alert(1)>.png", "<img src=x onerror=alert(1)>.png", "_img src_x onerror_alert_1__"),
+        ("CON.png", "CON.png", "picture_CON"),
+        ("..", "..", "picture"),
+        ("", "picture", "picture"),
+        (".hidden.png", ".hidden.png", "hidden"),
+        ("x" * 300 + ".png", "x" * 76 + ".png", "x" * 76),
+    ],
+)
+def test_names(name: str, shown: str, stem: str) -> None:
+    assert clean_name(name) == shown
+    assert safe_stem(name) == stem
+    assert Path(safe_stem(name)).name == safe_stem(name)
+
+
+def test_messages_of_limits_give_the_way_out() -> None:
+    with pytest.raises(ImageError, match="choose a smaller scale"):
+        Limits(output_pixels=100).check_output("a.png", 10, 10, 4)
+    Limits(output_pixels=1600).check_output("a.png", 10, 10, 4)
+
+
+def record_in(folder: Path, text: str) -> Path:
+    info = PngInfo()
+    info.add_text("moesr", text)
+    Image.new("RGB", (2, 2)).save(folder / "a.png", pnginfo=info)
+    return folder / "a.png"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "null", "7", "{", '{"seed": "' + "9" * 5000 + '"}', '{"seed": 1.5}', '{"steps": 0}',
+        '{"scale": NaN}', '{"scale": 1e9}', '{"fidelity": 3}', '{"fidelity": true}', '{"sampler": "euler"}',
+        '{"color_fix": ["adain"]}', '{"wrap": 1}', '{"model": ""}', '{"model": "a\\nb"}', '{"tile": "big"}',
+        '{"eta": {}}', "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_records_that_make_no_sense_are_none(tmp_path: Path, text: str) -> None:
+    assert read_run(record_in(tmp_path, text)) is None
+
+
+def test_unknown_settings_of_newer_versions_are_left_out(tmp_path: Path) -> None:
+    found = read_run(record_in(tmp_path, to_texts({"seed": 5, "mood": "blue"})["moesr"]))
+    assert found is not None
+    assert (found.model, found.model_hash, found.settings) == ("tiny", "", {"seed": 5})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"fidelity": 7}, "fidelity 7: give a number from 0 to 2"),
+        ({"seed": 0.5}, "seed 0.5: give a whole number from 0 to 18446744073709551615"),
+        ({"sampler": "euler"}, "sampler 'euler': choose one of auto, ddpm"),
+        ({"wrap": "yes"}, "wrap 'yes': give true or false"),
+        ({"tile": -1}, "tile -1"),
+        ({"scale": "abc"}, "scale 'abc': give a number from 0.1 to 64"),
+        ({"mood": "blue"}, "mood: there is no such setting"),
+    ],
+)
+def test_wrong_settings_are_named(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        read_settings(values)
+
+
+def test_forms_give_words_and_leave_to_the_model() -> None:
+    form = {"tile": "512", "seed": 3.0, "scale": 0, "steps": None, "fidelity": "auto", "wrap": False, "eta": 0}
+    assert read_form(form) == {"tile": 512, "seed": 3, "wrap": False, "eta": 0.0}
+    first, second = (read_settings({"seed": -1})["seed"] for _ in range(2))
+    assert first != second
