@@ -42,7 +42,7 @@ def estimate_tile_memory(config: AutoencoderConfig, device: torch.device, side: 
     if device.type == "cpu":  # whatever the tile: bands of wide features, distances to codes, the libraries' own
         return 256 * 2**20 + (25 * config.ch + 1250) * pixels
     if not config.refine:
-        return (27 * config.ch + 20) * pixels
+        return ((24 + 3 * config.lr_fusion) * config.ch + 12) * pixels
     # The wide features of the frequency U-Net exist in bands once they are large (networks/bands.py).
     return int((21.5 * config.ch + 111) * pixels + min((72.5 * config.ch + 11) * pixels, 82 * 2**20))
 

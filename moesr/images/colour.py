@@ -52,8 +52,9 @@ class Moments:
         """Standard deviation and mean, float32 [C, 1, 1]."""
         if self._found is None:
             count = sum(n for n, _, _ in self._parts)
-            mean = sum((m * (n / count) for n, _, m in self._parts), start=torch.zeros_like(self._parts[0][2]))
-            variance = sum((v + (m - mean).square()) * (n / max(count - 1, 1)) for n, v, m in self._parts)
+            zero = torch.zeros_like(self._parts[0][2])
+            mean = sum((m * (n / count) for n, _, m in self._parts), start=zero)
+            variance = sum(((v + (m - mean).square()) * (n / max(count - 1, 1)) for n, v, m in self._parts), start=zero)
             self._found = (variance + _EPS).sqrt().float()[:, None, None], mean.float()[:, None, None]
         return self._found
 
