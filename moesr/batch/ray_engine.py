@@ -52,7 +52,7 @@ def run_ray(
             f"--engine ray: {error.name} cannot be imported; run: pip install 'moesr[cluster]' "
             "(Ray has no packages for some Pythons and systems; --engine local with --shard needs none)"
         ) from error
-    _connect(ray, cluster)
+    started = _connect(ray, cluster)
     try:
         block = max(1, min(_LARGEST_BLOCK, count // (8 * cluster.workers[1])))
         blocks = []
@@ -72,10 +72,8 @@ def run_ray(
         )  # fmt: skip
         for found in results.iter_rows():
             line = json.loads(found["row"])
-            if line.get("fatal"):
-                raise SettingError(line["error"])
-            if line["status"] == "pending":
-                ray.get(keeper.stop.remote())
+            if line["status"] == "pending" and not line["error"]:
+                continue  # not tried, as another one has said why
             journal.finish(line, write=False)
             yield line
     except MoESRError:
@@ -84,13 +82,14 @@ def run_ray(
         words = str(error).strip().splitlines()[-1][:300]
         raise SettingError(f"Ray ended the job ({words}); finished files are kept, --resume goes on") from error
     finally:
-        ray.shutdown()
+        if started:
+            ray.shutdown()
 
 
-def _connect(ray: Any, cluster: Cluster) -> None:
-    """Join the cluster, or start one on this machine that only this machine reaches."""
+def _connect(ray: Any, cluster: Cluster) -> bool:
+    """Join the cluster, or start one that only this machine reaches. False if the caller had done that."""
     if ray.is_initialized():
-        return
+        return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if cluster.address:
@@ -103,6 +102,7 @@ def _connect(ray: Any, cluster: Cluster) -> None:
         raise SettingError(f"Ray at {cluster.address or 'this machine'}: {words}; check --address") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return True
 
 
 class _JournalKeeper:
@@ -118,14 +118,11 @@ class _JournalKeeper:
             return -1, {}
         attempt = self._journal.start(row_id, worker=worker, limit=self._attempts)
         state = asdict(self._journal.find(row_id)) if not attempt else {}
-        return attempt, state and {**state, "error": self._journal.find_error(row_id)}
+        return attempt, state
 
     def finish(self, line: dict[str, Any]) -> None:
         self._journal.finish(line)
         self._stopped |= line["status"] == "pending"
-
-    def stop(self) -> None:
-        self._stopped = True
 
 
 class _RayWorker:
@@ -153,7 +150,7 @@ class _RayWorker:
     def _process_row(self, row: Row) -> dict[str, Any]:
         plain = {"id": row.id, "source": row.label, "target": row.target}
         if self._worker is None:
-            return {**plain, "status": "pending", "error": self._error, "fatal": True}
+            return {**plain, "status": "pending", "error": self._error}
         attempt, state = self._ray.get(self._keeper.start.remote(row.id, describe_process()))
         if attempt < 0:
             return {**plain, "status": "pending", "error": ""}
