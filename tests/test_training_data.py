@@ -161,7 +161,7 @@ def test_bad_settings_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.
         (["--degradation", "fog"], "degradation 'fog' is unknown"),
         (["--crop", "64"], "6 of 6 images are smaller"),
         (["--crop", "32", "--preview", sheet, "--count", "401"], "at most 400"),
-        (["--crop", "32", "--preview", str(tmp_path / "sheet.txt")], "cannot write .txt"),
+        (["--crop", "32", "--preview", str(tmp_path / "sheet.txt")], "format 'txt' is unknown"),
     ):
         assert main(["data", str(folder), *arguments]) == 1
         said = capsys.readouterr()
