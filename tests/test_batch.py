@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,7 @@ def test_ray_gives_the_same_bytes_and_survives_a_killed_worker(
     names.write_text("\n".join([*map(str, sources), str(tmp_path / "gone.png")]), "utf-8")
     killed: list[int] = []
 
-    def kill_once(report: Any, line: dict[str, Any]) -> None:
+    def kill_once(report: Any, line: Mapping[str, Any]) -> None:
         if not killed and line["status"] == "done":
             killed.append(int(line["worker"].rpartition(":")[2]))
             os.kill(killed[0], signal.SIGKILL)
