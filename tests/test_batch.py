@@ -311,6 +311,7 @@ def test_a_killed_worker_is_replaced(
     assert max(line.get("attempt", 0) for line in read_lines(out)) == 2
 
 
+@pytest.mark.slow
 def test_a_picture_that_kills_every_worker_fails_by_name(
     model: str, photos: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
@@ -354,6 +355,7 @@ def test_a_killed_driver_loses_nothing(
     assert len(lines) <= len(done) * 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_ends_the_job_with_one_line(
     model: str, photos: Path, undisturbed: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
