@@ -92,9 +92,9 @@ class LatentDecoder:
         reporter, free = Reporter(callback), self.runtime.free_memory(self.device)
         tiles = TileSize(
             tile, whole=max(height, width), smallest=SMALLEST_TILE // config.factor, multiple=1, config=config,
-            dtype=self.dtype, runtime=self.runtime, free=free, reporter=reporter,
+            device=self.device, runtime=self.runtime, free=free, reporter=reporter,
         )  # fmt: skip
-        batch = tiles.batch(config, self.dtype, self.device, free)
+        batch = tiles.batch()
         out = torch.empty(len(latents), 3, height * config.factor, width * config.factor)
         home = place_canvases(4 * out[0].numel(), self.device, free)
 

@@ -20,7 +20,7 @@ from .images.assembly import Store
 from .images.canvas import Canvas
 from .images.condition import Condition, latent_cells
 from .images.finish import hide_masked
-from .images.preview import draw_preview
+from .images.preview import decode_preview, draw_preview
 from .images.windows import Window, crop
 from .model import SRModel
 from .networks.autoencoder import Autoencoder
@@ -75,7 +75,7 @@ def plan_run(
         smallest=max(SMALLEST_TILE // config.factor, 2 * unet.alignment, unet.multiple),
         multiple=unet.multiple,
         config=config,
-        dtype=model.dtype,
+        device=model.device,
         runtime=model.runtime,
         free=free,
         reporter=reporter,
@@ -84,7 +84,7 @@ def plan_run(
     image = 4 * (6 * height * width + math.prod(cells) * (4 * unet.detail**2 + 5 * unet.out_channels))
     group = max(1, GROUP_BYTES // image)
     home = scratch.place_canvases(group * image + 12 * height * width * model.scale**2, model.device, free)
-    batch = tiles.batch(config, model.dtype, model.device, free) if tile_batch == "auto" else int(tile_batch)
+    batch = tiles.batch() if tile_batch == "auto" else int(tile_batch)
     return Plan(model, wrap, tiles, batch, group, home, reporter)
 
 
@@ -295,7 +295,7 @@ class Run:
         yield from self._resized_rows(image, 0, top, side)
         for start, band in decode_in_tiles(
             decode, grid, height=height, width=width, factor=self.factor, wrap=self.wrap,
-            tile_batch=self.plan.tile_batch, home=self.home, partial=self.layout.is_partial,
+            tile_batch=self.plan.tile_batch, home=self.home, blender=self.layout.blender(side, self.factor),
         ):  # fmt: skip
             if right - left < width * self.factor and not self.wrap:
                 rows = Window(start // self.factor, 0, band.shape[1] // self.factor, width)
@@ -319,8 +319,14 @@ class Run:
             self.plan.reporter.advance(tiles)
 
     def _preview(self) -> Image.Image:
-        """The first image so far, at latent size or smaller."""
-        return draw_preview(None if self._latest is None else self._latest[0], self.condition.thumbnail(0))
+        """The first image so far, small."""
+        height, width = self.condition.filled
+        colours = self.condition.thumbnail(0)[:, :height, :width]
+        latest = None if self._latest is None else self._latest[0, :, :height, :width]
+        if latest is None or not self.model.config.autoencoder.lr_skip:
+            return draw_preview(latest, colours)
+        with self.model.decoder() as autoencoder:
+            return decode_preview(autoencoder, latest, colours)
 
     def _estimate_restore(self, restore: float | str) -> Tensor:
         """How degraded each image is, float32 [B]."""

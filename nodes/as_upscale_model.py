@@ -18,7 +18,7 @@ class UpscaleModel:
 
     input_channels = output_channels = 3
 
-    def __init__(self, model: Any, steps: int, seed: int, fidelity: float) -> None:
+    def __init__(self, model: Any, steps: int | None, seed: int, fidelity: float | None) -> None:
         self._model, self._steps, self._seed, self._fidelity = model, steps, seed, fidelity
         self.scale = model.hosted.sr.scale
 
@@ -57,7 +57,7 @@ class UpscaleModel:
         result = upscale(
             self._model.hosted.sr,
             image.movedim(1, -1),
-            steps=self._steps or None,
+            steps=self._steps,
             seed=self._seed,
             fidelity=self._fidelity,
             color_fix="wavelet",
@@ -75,11 +75,17 @@ class MoESRAsUpscaleModel(io.ComfyNode):
             node_id="MoESRAsUpscaleModel",
             category=widgets.CATEGORY,
             search_aliases=[*widgets.ALIASES, "upscale model", "ultimate sd upscale"],
-            inputs=[widgets.model(), widgets.steps(), widgets.seed(), widgets.fidelity()],
+            inputs=[widgets.model(), widgets.automatic("steps"), widgets.seed(), widgets.automatic("fidelity")],
             outputs=[io.UpscaleModel.Output("upscale_model")],
         )
 
     @classmethod
-    def execute(cls, model: Any, steps: int, seed: int, fidelity: float) -> Any:
+    def validate_inputs(cls, steps: Any = None, fidelity: Any = None) -> bool | str:
+        """Says what is wrong."""
+        return widgets.check(steps=steps, fidelity=fidelity)
+
+    @classmethod
+    def execute(cls, model: Any, steps: Any, seed: int, fidelity: Any) -> Any:
         """The upscale model."""
+        steps, fidelity = widgets.read("steps", steps), widgets.read("fidelity", fidelity)
         return io.NodeOutput(UpscaleModel(model, steps, seed, fidelity))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -19,25 +20,29 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
+from comfy.cli_args import LatentPreviewMethod, args
 from comfy_api.latest import ComfyExtension, io
 from comfy_execution.graph_utils import GraphBuilder
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
+from PIL import Image
 from server import PromptServer
 from torch import nn
 
 from ..moesr.hosting.networks import Keeper
 from ..moesr.progress import PHASES, Event
-from ..moesr.settings import SETTINGS
+from ..moesr.settings import LOADING, SETTINGS
 
 __all__ = ["ComfyExtension", "GraphBuilder", "io"]
 
 FOLDER = "moesr"
 SUFFIXES = {".safetensors", ".ckpt", ".pth", ".pt"}
-PREVIEW_SIDE = 512
 BAR_LENGTH = 1000
 #: Seconds between messages to the page, at least; a new step is always told.
 PAUSE = 0.05
+
+#: Names of inputs that are rarely touched.
+ADVANCED = tuple(s.name for s in (*SETTINGS.values(), *LOADING.values()) if s.advanced)
 
 #: Layers that the host has a kind of its own of, whose weights it can leave in system memory.
 _LAYERS = {
@@ -147,61 +152,72 @@ def make_vae(
 
 
 class Progress:
-    """Callback of a run: the host's bar, a line of text on the node, a preview per step, events for our page script.
+    """Callback of a run: the host's bar, a preview per step, and events from which web/comfy/moesr.js makes the status.
 
     experts and noise: of each step, for the picture of the plan; empty for a node that only decodes.
     """
 
     def __init__(self, experts: Sequence[int] = (), noise: Sequence[float] = ()) -> None:
-        self._experts, self._noise = list(experts), list(noise)
+        self._plan = {"experts": list(experts), "noise": list(noise)} if experts else {}
         #: The part of a whole run that this node does.
         self._start, self._end = (0.0, PHASES["sample"][1]) if experts else PHASES["decode"]
         self._bar = comfy.utils.ProgressBar(BAR_LENGTH)
         self._node = _find_node_on_page()
-        self._last_step = ("", 0)  # phase and step
-        self._last_time = 0.0
+        self._last_step = ("", 0, 0)  # phase, image and step
+        self._begun = self._last_time = time.monotonic()
 
     def __call__(self, event: Event) -> None:
-        is_new_step = (event.phase, event.step) != self._last_step
-        now = time.monotonic()
+        step = (event.phase, event.image, event.step)
+        is_new_step, now = step != self._last_step, time.monotonic()
         if not is_new_step and not event.note and now - self._last_time < PAUSE:
             return
-        self._last_step, self._last_time = (event.phase, event.step), now
+        self._last_step, self._last_time = step, now
         preview = None
-        if is_new_step and event.preview is not None:
-            preview = ("JPEG", event.preview(), PREVIEW_SIDE)
+        if is_new_step and event.preview is not None and _wants_previews():
+            preview = ("JPEG", event.preview(), args.preview_size)
         # Of the pictures at work, then of all.
         fraction = ((event.fraction - event.done) / event.share - self._start) / (self._end - self._start)
-        fraction = event.done + event.share * fraction
-        self._bar.update_absolute(round(BAR_LENGTH * min(1.0, max(0.0, fraction))), BAR_LENGTH, preview)
-        text = event.text + (f", expert {event.expert}" if event.phase == "sample" else "")
-        self._send_text(f"{text}\n{event.note}" if event.note else text)
-        data = {"phase": event.phase, "step": event.step, "tile": event.tile, "tiles": event.tiles}
-        self._send_event(data | ({"experts": self._experts, "noise": self._noise} if is_new_step else {}))
+        fraction = min(1.0, max(0.0, event.done + event.share * fraction))
+        self._bar.update_absolute(round(BAR_LENGTH * fraction), BAR_LENGTH, preview)
+        names = ("phase", "step", "steps", "expert", "tile", "tiles", "image", "images", "note")
+        data = {name: getattr(event, name) for name in names}
+        if fraction > 0.02:
+            data["left"] = round((now - self._begun) * (1 - fraction) / fraction)
+        self._send(data | (self._plan if is_new_step else {}))
 
-    def finish(self) -> None:
-        """The bar is full."""
-        self._bar.update_absolute(BAR_LENGTH)
-        self._send_event({"phase": "done"})
+    def finish(self, pictures: torch.Tensor | None = None) -> None:
+        """The bar is full. pictures: the result [B, H, W, C], the first of which takes the place of the previews."""
+        preview = None
+        if pictures is not None and _wants_previews():
+            fewer = math.ceil(max(pictures.shape[1:3]) / args.preview_size)
+            small = pictures[0, ::fewer, ::fewer, :3].clamp(0, 1).mul(255).round().byte().cpu()
+            preview = ("JPEG", Image.fromarray(small.numpy()), args.preview_size)
+        self._bar.update_absolute(BAR_LENGTH, BAR_LENGTH, preview)
+        self._send({"phase": "done"})
 
-    def _send_text(self, text: str) -> None:
+    def _send(self, data: dict[str, Any]) -> None:
         server = PromptServer.instance
-        server.send_progress_text(text, self._node, server.client_id)
-
-    def _send_event(self, data: dict[str, Any]) -> None:
-        server = PromptServer.instance
-        server.send_sync("moesr.step", {"node": self._node, **data}, server.client_id)
+        server.send_sync("moesr.step", {**self._node, **data}, server.client_id)
 
 
-def _find_node_on_page() -> str:
-    """The id of the node at work, or of the node on the page that it is part of."""
-    context = get_executing_context()
-    if context is None:
-        return ""
+def _wants_previews() -> bool:
+    return args.preview_method != LatentPreviewMethod.NoPreviews
+
+
+def _find_node_on_page() -> dict[str, str]:
+    """Id and type of the node at work, or of the node on the page that it is part of."""
     try:
-        return str(get_progress_state().dynprompt.get_display_node_id(context.node_id))
+        prompt, node = get_progress_state().dynprompt, get_executing_context().node_id
+        node = prompt.get_display_node_id(node)
+        return {"node": str(node), "type": prompt.get_node(node)["class_type"]}
     except Exception:  # the host's book-keeping of node ids changes; no reason to lose a picture
-        return str(context.node_id)
+        return {}
+
+
+def to_output(values: torch.Tensor) -> torch.Tensor:
+    """Values as the host wants them between nodes: where --gpu-only and --fp16-intermediates say."""
+    find_dtype = getattr(memory, "intermediate_dtype", lambda: values.dtype)
+    return values.to(memory.intermediate_device(), find_dtype())
 
 
 def read_prompt_inputs(link: str | None = None) -> dict[str, Any]:
@@ -229,14 +245,19 @@ def find_model_folders() -> list[str]:
     return folder_paths.get_folder_paths(FOLDER)
 
 
-def make_schema(node_id: str, inputs: list[Any], outputs: list[Any], **more: Any) -> Any:
-    """The host's schema of a node, whose words are those of locales/en, without fields that this host does not know."""
+def make_schema(
+    node_id: str, inputs: list[Any], outputs: list[Any], advanced: Sequence[str] = ADVANCED, **more: Any
+) -> Any:
+    """The host's schema of a node, whose words are those of locales/en, without fields that this host does not know.
+
+    advanced: names of inputs that are rarely touched.
+    """
     words = _read_words()[node_id]
     described = [(put, words["inputs"][put.id]) for put in inputs]
     described += [(put, words["outputs"][str(i)]) for i, put in enumerate(outputs)]
     for put, text in described:
         put.display_name, put.tooltip = text["name"], text["tooltip"]
-        if put.id in SETTINGS and SETTINGS[put.id].advanced and hasattr(put, "advanced"):  # newer hosts fold it away
+        if put.id in advanced and hasattr(put, "advanced"):  # newer hosts fold it away
             put.advanced = True
     more |= {"display_name": words["display_name"], "description": words["description"]}
     known = {f.name for f in fields(io.Schema)}

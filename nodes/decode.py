@@ -6,9 +6,8 @@ import logging
 from typing import Any
 
 from ..moesr.errors import SettingError
-from ..moesr.settings import SETTINGS
 from . import widgets
-from .comfyui import Progress, io, make_schema, read_prompt_inputs
+from .comfyui import Progress, io, make_schema, read_prompt_inputs, to_output
 
 log = logging.getLogger(__name__)
 
@@ -27,47 +26,48 @@ class FrequencyCompensatedDecode(io.ComfyNode):
                 widgets.model(),
                 io.Latent.Input("samples"),
                 io.Image.Input("image", optional=True),
-                widgets.fidelity(),
+                widgets.automatic("fidelity"),
                 widgets.choice("color_fix"),
-                widgets.tile(),
-                widgets.scale(),
+                widgets.automatic("tile"),
+                widgets.automatic("scale", optional=True),
                 widgets.wrap(optional=True),
                 io.Mask.Input("mask", optional=True),
+                widgets.automatic("tile_batch", optional=True),
             ],
             outputs=[io.Image.Output("image_out")],
         )
 
     @classmethod
-    def validate_inputs(cls, color_fix: str | None) -> bool | str:
-        """Says before anything is sampled that there is no such colour fix; None stands for a link."""
-        choices = SETTINGS["color_fix"].choices
-        if color_fix is None or color_fix in choices:
-            return True
-        return f"color_fix: there is no {color_fix}; choose one of {', '.join(choices)}"
+    def validate_inputs(
+        cls, color_fix: Any, fidelity: Any = None, tile: Any = None, scale: Any = None, tile_batch: Any = None
+    ) -> bool | str:
+        """Says before anything is sampled what is wrong."""
+        return widgets.check(color_fix=color_fix, fidelity=fidelity, tile=tile, scale=scale, tile_batch=tile_batch)
 
     @classmethod
     def execute(
         cls,
         model: Any,
         samples: dict[str, Any],
-        fidelity: float,
+        fidelity: Any,
         color_fix: str,
-        tile: int,
+        tile: Any,
         image: Any = None,
-        scale: float = 0.0,
+        scale: Any = "auto",
         wrap: bool = False,
         mask: Any = None,
+        tile_batch: Any = "auto",
     ) -> Any:
         """The pictures, float [B, H, W, C]."""
         from ..moesr.pipeline import decode_latents
 
-        latents = samples["samples"]
+        latents, tile = samples["samples"], widgets.read("tile", tile)
         progress = Progress()
         if model.hosted.decoder is not None:
             factor = model.hosted.decoder.autoencoder.config.factor
             model.hosted.begin_run(latents.shape[-1] * factor, latents.shape[-2] * factor, tile)
-            picture = model.hosted.decoder.decode(latents, tile=tile or "auto", callback=progress)
-            progress.finish()
+            picture = to_output(model.hosted.decoder.decode(latents, tile=tile, callback=progress))
+            progress.finish(picture)
             return io.NodeOutput(picture)
         if image is None:
             raise SettingError("image: connect the source, the image that the MoESR Sampler was given")
@@ -78,13 +78,15 @@ class FrequencyCompensatedDecode(io.ComfyNode):
             model.hosted.sr,
             latents,
             image,
-            scale=scale or None,
-            fidelity=fidelity,
+            scale=widgets.read("scale", scale),
+            fidelity=widgets.read("fidelity", fidelity),
             color_fix=color_fix,
-            tile=tile or "auto",
+            tile=tile,
+            tile_batch=widgets.read("tile_batch", tile_batch),
             wrap=wrap,
-            mask=widgets.drop_unpainted(samples.get("noise_mask") if mask is None else mask),
+            mask=samples.get("noise_mask") if mask is None else mask,
             callback=progress,
         )
-        progress.finish()
+        picture = to_output(picture)
+        progress.finish(picture)
         return io.NodeOutput(picture)

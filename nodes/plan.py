@@ -29,11 +29,11 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(sr: Any, steps: int, sampler: str) -> Plan:
-    """The plan of a run of a super-resolution model; 0 steps and "auto" are the model's own."""
+def make_plan(sr: Any, steps: int | None, sampler: str) -> Plan:
+    """The plan of a run of a super-resolution model; None and "auto" are the model's own."""
     from ..moesr.settings import resolve
 
-    settings = resolve(sr.config, steps=steps or None, sampler=sampler)
+    settings = resolve(sr.config, steps=steps, sampler=sampler)
     times = sr.process.timesteps(settings.steps, settings.spacing)
     highest = max(sr.process.s.tolist())
     noise = [sr.process.s[t].item() / highest for t in times]

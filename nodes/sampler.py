@@ -7,7 +7,7 @@ from typing import Any
 from ..moesr.errors import SettingError
 from ..moesr.settings import SETTINGS
 from . import widgets
-from .comfyui import Progress, io, make_schema, read_prompt_inputs
+from .comfyui import Progress, io, make_schema, read_prompt_inputs, to_output
 from .plan import make_plan
 
 
@@ -25,16 +25,22 @@ class MoESRSampler(io.ComfyNode):
                 widgets.model(),
                 io.Image.Input("image"),
                 widgets.seed(),
-                widgets.steps(),
+                widgets.automatic("steps"),
                 widgets.choice("sampler"),
                 widgets.number("eta"),
                 io.Combo.Input("batch_seed", options=list(widgets.BATCH_SEED_WORDS), default="per image"),
-                widgets.tile(),
+                widgets.automatic("tile"),
                 widgets.wrap(),
                 io.Mask.Input("mask", optional=True),
+                widgets.automatic("tile_batch", optional=True),
             ],
             outputs=[io.Latent.Output("samples"), io.String.Output("plan")],
         )
+
+    @classmethod
+    def validate_inputs(cls, steps: Any = None, tile: Any = None, tile_batch: Any = None) -> bool | str:
+        """Says before anything is sampled what is wrong."""
+        return widgets.check(steps=steps, tile=tile, tile_batch=tile_batch)
 
     @classmethod
     def execute(
@@ -42,13 +48,14 @@ class MoESRSampler(io.ComfyNode):
         model: Any,
         image: Any,
         seed: int,
-        steps: int,
+        steps: Any,
         sampler: str,
         eta: float,
         batch_seed: str,
-        tile: int,
+        tile: Any,
         wrap: bool,
         mask: Any = None,
+        tile_batch: Any = "auto",
     ) -> Any:
         """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
         from ..moesr.pipeline import sample_latents
@@ -58,25 +65,26 @@ class MoESRSampler(io.ComfyNode):
         sr = model.hosted.sr
         if read_prompt_inputs().get("scale", 0) not in (0, sr.scale):  # of an older prompt; the host leaves it out
             raise SettingError("scale: the Sampler has none any more; set it in Frequency-Compensated Decode")
-        mask = widgets.drop_unpainted(mask)
+        steps, tile = widgets.read("steps", steps), widgets.read("tile", tile)
         plan = make_plan(sr, steps, sampler)
         progress = Progress(plan.experts, plan.noise)
         model.hosted.begin_run(image.shape[2] * sr.scale, image.shape[1] * sr.scale, tile)
         samples = sample_latents(
             sr,
             image,
-            steps=steps or None,
+            steps=steps,
             sampler=sampler,
             eta=eta,
             seed=seed,
             batch_seed=widgets.BATCH_SEED_WORDS[batch_seed],
-            tile=tile or "auto",
+            tile=tile,
+            tile_batch=widgets.read("tile_batch", tile_batch),
             wrap=wrap,
             mask=mask,
             callback=progress,
         )
         progress.finish()
-        latent = {"samples": samples.cpu()}
+        latent = {"samples": to_output(samples)}
         if mask is not None:
             latent["noise_mask"] = mask
         return io.NodeOutput(latent, "\n".join([plan.text(), *sr.notes]))

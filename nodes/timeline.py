@@ -23,12 +23,17 @@ class MoESRExpertTimeline(io.ComfyNode):
             node_id="MoESRExpertTimeline",
             category=widgets.CATEGORY,
             search_aliases=["moesr", "mixture of experts", "schedule", "sigmas", "noise schedule"],
-            inputs=[widgets.model(), widgets.steps(), widgets.choice("sampler")],
+            inputs=[widgets.model(), widgets.automatic("steps"), widgets.choice("sampler")],
             outputs=[io.Image.Output("picture"), io.String.Output("plan")],
         )
 
     @classmethod
-    def execute(cls, model: Any, steps: int, sampler: str) -> Any:
+    def validate_inputs(cls, steps: Any = None) -> bool | str:
+        """Says what is wrong."""
+        return widgets.check(steps=steps)
+
+    @classmethod
+    def execute(cls, model: Any, steps: Any, sampler: str) -> Any:
         """The picture, float [1, H, W, 3], and the text."""
         import numpy as np
         import torch
@@ -37,7 +42,7 @@ class MoESRExpertTimeline(io.ComfyNode):
         from ..moesr.images.timeline import timeline
 
         widgets.check_choice("sampler", sampler, SETTINGS["sampler"].choices)
-        plan = make_plan(model.hosted.sr, steps, sampler)
+        plan = make_plan(model.hosted.sr, widgets.read("steps", steps), sampler)
         bars = timeline(plan.experts, plan.noise, plan.timesteps, size=SIZE, ink=(200, 204, 212))
         picture = Image.new("RGBA", SIZE, (*GROUND, 255))
         picture.alpha_composite(bars)

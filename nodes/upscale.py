@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..moesr.settings import SETTINGS
 from . import model as models
+from . import widgets
 from .comfyui import GraphBuilder, io, make_schema
-from .widgets import ALIASES, CATEGORY, number
 
 #: What people type who want a larger picture, and find this node first.
 WORDS = (
     "upscale", "upscaler", "superres", "enlarge", "enhance", "hires", "4x", "increase resolution", "image upscale",
     "video upscale", "restore", "jpeg", "tile", "超分", "高清", "放大",
 )  # fmt: skip
+#: Of the result, in pixels; 0 is no limit.
+LARGEST_SIDE = 16384
 
 
 class MoESRUpscale(io.ComfyNode):
@@ -23,30 +26,46 @@ class MoESRUpscale(io.ComfyNode):
         """Inputs and outputs."""
         return make_schema(
             node_id="MoESRUpscale",
-            category=CATEGORY,
-            search_aliases=[*ALIASES, *WORDS],
+            category=widgets.CATEGORY,
+            search_aliases=[*widgets.ALIASES, *WORDS],
             enable_expand=True,
             inputs=[
                 io.Image.Input("image"),
                 io.Combo.Input("model", options=models.list_models()),
-                number("scale", default=4.0, round=0.001),
+                widgets.number("scale", default=4.0, round=0.001),
+                widgets.number("seed", optional=True, control_after_generate=False),
+                widgets.automatic("fidelity", optional=True),
+                widgets.automatic("tile", optional=True),
+                io.Int.Input("max_resolution", default=0, min=0, max=LARGEST_SIDE, step=64, optional=True),
             ],
+            advanced=("seed", "fidelity", "tile", "max_resolution"),
             outputs=[io.Image.Output("image_out")],
         )
 
     @classmethod
-    def validate_inputs(cls, model: str | None) -> bool | str:
-        """A line that names the widget if there is no such model."""
-        return (model is not None and models.find_problem(model)) or True
+    def validate_inputs(cls, model: str | None, fidelity: Any = None, tile: Any = None) -> bool | str:
+        """A line that names the widget if there is no such model or value."""
+        return (model is not None and models.find_problem(model)) or widgets.check(fidelity=fidelity, tile=tile)
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, scale: float, **_: Any) -> str:
+    def fingerprint_inputs(cls, model: str, **_: Any) -> str:
         """Another value when a file of the model has changed."""
         return models.fingerprint(model)
 
     @classmethod
-    def execute(cls, image: Any, model: str, scale: float) -> Any:
+    def execute(
+        cls,
+        image: Any,
+        model: str,
+        scale: float,
+        seed: int = 0,
+        fidelity: Any = "auto",
+        tile: Any = "auto",
+        max_resolution: int = 0,
+    ) -> Any:
         """The three nodes, as a graph that the host runs; so the model stays in its cache while images change."""
+        if max_resolution:
+            scale = max(float(SETTINGS["scale"].minimum or 0), min(scale, max_resolution / max(image.shape[1:3])))
         graph = GraphBuilder()
         loader = graph.node("MoESRLoader", "loader", model=model, dtype="auto", experts="auto")
         sampler = graph.node(
@@ -54,12 +73,12 @@ class MoESRUpscale(io.ComfyNode):
             "sampler",
             model=loader.out(0),
             image=image,
-            seed=0,
-            steps=0,
+            seed=seed,
+            steps="auto",
             sampler="auto",
             eta=1.0,
             batch_seed="per image",
-            tile=0,
+            tile=tile,
             wrap=False,
         )
         decode = graph.node(
@@ -68,9 +87,9 @@ class MoESRUpscale(io.ComfyNode):
             model=loader.out(0),
             samples=sampler.out(0),
             image=image,
-            fidelity=1.0,
+            fidelity=fidelity,
             color_fix="adain",
-            tile=0,
+            tile=tile,
             scale=scale,
         )
         return io.NodeOutput(decode.out(0), expand=graph.finalize())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,6 @@ from ..moesr.settings import BATCH_SEEDS, SETTINGS
 from .comfyui import io
 from .model import MODEL
 
-log = logging.getLogger(__name__)
-
 CATEGORY = "image/upscaling"
 #: What every node of the pack is found by; newer hosts search these too.
 ALIASES = ("moesr", "super resolution", "diffusion upscale")
@@ -20,18 +17,41 @@ ALIASES = ("moesr", "super resolution", "diffusion upscale")
 BATCH_SEED_WORDS = dict(zip(("per image", "same for all"), BATCH_SEEDS))
 
 
+#: Numbers that a list offers beside "auto". A prompt or a link may give any number that the setting takes.
+OFFERED = {
+    "steps": (*range(1, 11), 12, 15, 20, 25, 30, 40, 50, 100, 250, 500, 1000),
+    "fidelity": (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2),
+    "tile": (128, 256, 384, 512, 640, 768, 1024, 1536, 2048),
+    "tile_batch": (1, 2, 4, 8, 16),
+    "scale": (1, 1.5, 2, 3, 4, 6, 8),
+}
+
+
+def read(name: str, value: Any) -> Any:
+    """The value of a list with "auto" as the pipeline takes it. Raises SettingError, one line.
+
+    Workflows of older versions have numbers, and 0 for auto.
+    """
+    if value == "auto" or (name != "fidelity" and value in (0, "0")):
+        return SETTINGS[name].default
+    return SETTINGS[name].read(str(value))
+
+
+def check(**values: Any) -> bool | str:
+    """True, or the line that says which value is wrong: what the host wants of `validate_inputs`. None is a link."""
+    try:
+        for name, value in values.items():
+            if value is not None:
+                read(name, value)
+    except SettingError as error:
+        return str(error)
+    return True
+
+
 def check_choice(widget: str, value: str, options: Sequence[str]) -> None:
     """Raises SettingError that names the widget if a value is none of its options. Older hosts do not look."""
     if value not in options:
         raise SettingError(f"{widget}: there is no {value}; choose one of {', '.join(options)}")
-
-
-def drop_unpainted(mask: Any) -> Any:
-    """The mask, or None if it is black everywhere: nobody painted one, and Load Image has such an output too."""
-    if mask is None or bool((mask > 0).any()):
-        return mask
-    log.info("MoESR: the mask is black everywhere and is not used")
-    return None
 
 
 def model() -> Any:
@@ -57,24 +77,11 @@ def seed() -> Any:
     return number("seed", control_after_generate=True)
 
 
-def steps() -> Any:
-    """The number of steps, 0 for the model's own."""
-    return number("steps", default=0, min=0)
-
-
-def scale() -> Any:
-    """The enlargement, 0 for the model's own."""
-    return number("scale", default=0.0, min=0.0, round=0.001, optional=True)
-
-
-def fidelity() -> Any:
-    """How much the decoder is held to the source image."""
-    return number("fidelity", default=1.0)
-
-
-def tile() -> Any:
-    """The side of a tile, 0 for automatic."""
-    return number("tile", default=0)
+def automatic(name: str, optional: bool = False) -> Any:
+    """A number in a list that begins with "auto"; a link may bring another number."""
+    words = ["auto", *map(str, OFFERED[name])]
+    number = io.Int if SETTINGS[name].kind == "int" else io.Float
+    return io.MultiType.Input(io.Combo.Input(name, options=words, default="auto", optional=optional), [number])
 
 
 def wrap(optional: bool = False) -> Any:

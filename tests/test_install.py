@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,9 +43,8 @@ def test_requirements_leave_the_hosts_packages_alone() -> None:
 
 def test_the_flag_and_a_second_copy_of_it() -> None:
     parser = ArgumentParser()
-    script = ModuleType("preload")
-    exec((ROOT / "preload.py").read_text(), script.__dict__)
-    script.preload(parser)
-    script.preload(parser)
+    preload = runpy.run_path(str(ROOT / "preload.py"))["preload"]
+    preload(parser)
+    preload(parser)
     assert parser.parse_args(["--moesr-models-path", "there"]).moesr_models_path == "there"
     assert parser.parse_args([]).moesr_models_path is None

@@ -280,7 +280,7 @@ def test_a_step_takes_no_canvas_beyond_the_four_it_is_made_of(
     assert taken.bytes is not None
     assert taken.bytes < 8 * 2**20
     assert max(seen) <= 5
-    del z, y
+    del z, y, rest
     gc.collect()
     assert not mapped_below(tmp_path)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
+from ..outputs import open_new
 
 #: Seconds between writes that survive a power cut. What such a cut takes away is repeated.
 _SYNC_SECONDS = 1.0
@@ -29,6 +30,8 @@ class State:
     attempts: int = 0
     #: Size of the result.
     bytes: int = 0
+    #: Why it failed.
+    error: str = ""
 
 
 class Journal:
@@ -40,7 +43,10 @@ class Journal:
     def __init__(self, folder: Path, shard: tuple[int, int] = (0, 1)) -> None:
         self.path = folder / journal_name(shard)
         self._lock = threading.Lock()
-        self._index = _open_index("states (id TEXT PRIMARY KEY, status TEXT, attempts INT, bytes INT, error TEXT)")
+        self._index = sqlite3.connect("", isolation_level=None, check_same_thread=False)  # in a file without a name
+        self._index.execute("PRAGMA journal_mode = OFF")
+        columns = "id TEXT PRIMARY KEY, status TEXT, attempts INT, bytes INT, error TEXT"
+        self._index.execute(f"CREATE TABLE states ({columns}) WITHOUT ROWID")
         for row in read_rows(find_journals(folder)):
             self._remember(row)
         try:
@@ -77,12 +83,6 @@ class Journal:
         with self._lock:
             return self._find(row_id)
 
-    def find_error(self, row_id: str) -> str:
-        """Why a picture failed."""
-        with self._lock:
-            found = self._index.execute("SELECT error FROM states WHERE id = ?", (row_id,)).fetchone()
-        return found[0] if found else ""
-
     def close(self) -> None:
         """Write what is left to the disk."""
         with self._lock, contextlib.suppress(OSError):
@@ -104,16 +104,14 @@ class Journal:
 
     def _remember(self, row: Mapping[str, Any]) -> None:
         if "attempt" in row:
-            if self._find(row["id"]).status == "pending":
-                values = (row["id"], "pending", row["attempt"], 0, "")
-            else:
-                return
+            values = (row["id"], "pending", row["attempt"], 0, "")
         else:
             values = (row["id"], row["status"], 0, row.get("bytes", 0), row.get("error", ""))
         self._index.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?, ?)", values)
 
     def _find(self, row_id: str) -> State:
-        found = self._index.execute("SELECT status, attempts, bytes FROM states WHERE id = ?", (row_id,)).fetchone()
+        query = "SELECT status, attempts, bytes, error FROM states WHERE id = ?"
+        found = self._index.execute(query, (row_id,)).fetchone()
         return State(*found) if found else State()
 
 
@@ -145,48 +143,29 @@ def export_report(folder: Path, path: Path) -> int:
         from pyarrow import parquet
     except ImportError as error:
         raise SettingError(f"{path}: Parquet needs pyarrow; run: pip install 'moesr[cluster]'") from error
-    text, number = pyarrow.string(), pyarrow.int64()
-    kinds = {"seconds": pyarrow.float64(), **dict.fromkeys(_NUMBERS, number)}
-    schema = pyarrow.schema([(name, kinds.get(name, text)) for name in COLUMNS])
-    index = _open_index("words (id TEXT PRIMARY KEY, source TEXT, line TEXT)")
+    last: dict[str, dict[str, Any]] = {}
     for row in read_rows(find_journals(folder)):
         if row.get("status") in ("done", "failed"):
-            row["notes"] = "; ".join(row.get("notes", ()))
-            row["tile"] = str(row.get("tile", ""))
-            index.execute("INSERT OR REPLACE INTO words VALUES (?, ?, ?)", (row["id"], row["source"], json.dumps(row)))
-    found = index.execute("SELECT line FROM words ORDER BY source, id")
-    count = 0
-    part = path.with_name(f".{path.name}.part")
+            last[row["id"]] = {**row, "notes": "; ".join(row.get("notes", ())), "tile": str(row.get("tile", ""))}
+    kinds = {"seconds": pyarrow.float64(), **dict.fromkeys(_NUMBERS, pyarrow.int64())}
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in COLUMNS])
+    table = pyarrow.Table.from_pylist(sorted(last.values(), key=lambda row: (row["source"], row["id"])), schema)
+    buffer = pyarrow.BufferOutputStream()
+    parquet.write_table(table, buffer)
     try:
-        with parquet.ParquetWriter(part, schema) as writer:
-            while lines := found.fetchmany(10000):
-                rows = [json.loads(line) for (line,) in lines]
-                writer.write_table(pyarrow.Table.from_pylist(rows, schema))
-                count += len(rows)
-        os.replace(part, path)
+        with open_new(path, replaces=True) as file:
+            file.write(buffer.getvalue())
     except OSError as error:
-        raise SettingError(f"{path}: cannot be written ({error.strerror or error}); give another file") from error
-    finally:
-        part.unlink(missing_ok=True)
-        index.close()
-    return count
+        raise SettingError(f"{path}: cannot be written ({error.strerror}); give another file") from error
+    return len(last)
 
 
-_NUMBERS = ("width", "height", "result_width", "result_height", "bytes", "attempts", "seed")
+_NUMBERS = ("width", "height", "result_width", "result_height", "bytes", "attempts")
 #: Of the Parquet export; the journal's lines have the same fields.
 COLUMNS = (
     "id", "source", "target", "status", "error", "notes", "seconds", "tile", "width", "height", "result_width",
     "result_height", "bytes", "hash", "attempts", "model_hash", "settings_hash", "worker",
 )  # fmt: skip
-
-
-def _open_index(table: str) -> sqlite3.Connection:
-    """A database in a temporary file without a name, gone when it is closed."""
-    index = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-    index.execute("PRAGMA journal_mode = OFF")
-    index.execute("PRAGMA cache_size = -8000")  # KiB
-    index.execute(f"CREATE TABLE {table} WITHOUT ROWID")
-    return index
 
 
 def _ends_with_newline(path: Path) -> bool:

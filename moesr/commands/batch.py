@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from .. import outputs
-from ..batch.job import ENGINES, JOB_SETTINGS, ON_ERROR, Report, batch, estimate
+from ..batch.job import ENGINES, JOB_SETTINGS, ON_ERROR, Estimate, Options, Report, batch, estimate
 from .common import add_settings, fail, of_model, positive, verbose
 
 
@@ -33,7 +34,7 @@ def add(commands: Any) -> None:
     files = parser.add_argument_group("files")
     files.add_argument("--format", choices=outputs.FORMATS, default="png", help="of results")
     files.add_argument("--quality", type=positive, metavar="Q", help="of JPEG and WebP results, 1 to 100 (default: 95)")
-    files.add_argument("--strip-metadata", action="store_true", help="write pixels and colour profile only")
+    files.add_argument("--strip-metadata", action="store_false", dest="metadata", help="pixels and colours only")
     files.add_argument("--allow-truncated", action="store_true", help="read files that are cut short")
     files.add_argument("--column", default="path", help="of Parquet files (default: path)")
     files.add_argument("--job-folder", metavar="DIR", help="manifest and journal; by default OUT/.moesr-batch")
@@ -50,26 +51,12 @@ def add(commands: Any) -> None:
 
 
 def _batch(options: argparse.Namespace) -> int:
-    loading = {"dtype": options.dtype, "device": options.device, "residency": options.residency}
-    if options.model_scale:
-        loading["scale"] = options.model_scale
-    if options.model_timesteps:
-        loading["timesteps"] = options.model_timesteps
-    shared: dict[str, Any] = {
-        "format": options.format, "column": options.column, "model": options.model, "loading": loading,
-        "cpus_per_worker": options.cpus_per_worker, **{name: getattr(options, name) for name in JOB_SETTINGS},
-    }  # fmt: skip
+    names = [*(option.name for option in fields(Options)), *JOB_SETTINGS]
+    chosen = {name: getattr(options, name) for name in names}
     if options.dry_run:
-        return _print_estimate(options, shared)
+        return _print_estimate(estimate(options.inputs, options.output, **chosen))
     with _Progress() as progress:
-        report = batch(
-            options.inputs, options.output, engine=options.engine, workers=options.workers, shard=options.shard,
-            resume=options.resume, retry_failed=options.retry_failed, on_error=options.on_error,
-            max_errors=options.max_errors, attempts=options.attempts, quality=options.quality,
-            metadata=not options.strip_metadata, allow_truncated=options.allow_truncated,
-            job_folder=options.job_folder, report=options.report, address=options.address,
-            gpus_per_worker=options.gpus_per_worker, in_flight=options.in_flight, callback=progress.show, **shared,
-        )  # fmt: skip
+        report = batch(options.inputs, options.output, callback=progress.show, **chosen)
     if report.passed_over:
         _say(report.passed_over)
     rate = f", {report.done / report.seconds:.2f} pictures per second" if report.done else ""
@@ -82,8 +69,7 @@ def _batch(options: argparse.Namespace) -> int:
     return 1 if report.failed or report.stopped else 0
 
 
-def _print_estimate(options: argparse.Namespace, shared: Mapping[str, Any]) -> int:
-    found = estimate(options.inputs, options.output, **shared)
+def _print_estimate(found: Estimate) -> int:
     if found.passed_over:
         _say(found.passed_over)
     hours = f"{found.seconds / 3600:.2f} hours with one worker" if found.seconds else "no sample could be read"

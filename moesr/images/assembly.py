@@ -82,7 +82,7 @@ def pinned_rows(content: Rows, lr: Tensor, size: tuple[int, int]) -> Rows:
     """
     high, low = (F.max_pool2d(plane[None], 5, stride=1, padding=2)[0] for plane in (lr, -lr))
     black, white = high <= -1, low <= -1
-    if not bool(black.any() or white.any()):
+    if not bool((black | white).any()):
         return content
 
     def rows(start: int, stop: int) -> Tensor:

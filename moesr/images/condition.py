@@ -9,24 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .resize import resize
+from .resize import Matrices, resize
 from .windows import Window, crop
 
 #: LR pixels around a window that a bicubic kernel can see.
 _MARGIN = 8
 
 
-def _matlab(image: Tensor, size: tuple[int, int]) -> Tensor:
-    return resize(image, size).clamp(-1, 1)
+def _matlab(image: Tensor, size: tuple[int, int], matrices: Matrices | None = None) -> Tensor:
+    return resize(image, size, matrices).clamp(-1, 1)
 
 
-def _torch(image: Tensor, size: tuple[int, int]) -> Tensor:
+def _torch(image: Tensor, size: tuple[int, int], _: Matrices | None = None) -> Tensor:
     return F.interpolate(image, size=size, mode="bicubic", align_corners=False)
 
 
 #: How LR images are brought to output size for the first stage: MATLAB's bicubic, clamped; or torch's (a = -0.75), not
 #: clamped, with which ResShift was trained. An image of that size already is left as it is.
-RESIZES: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {"matlab": _matlab, "torch": _torch}
+RESIZES: dict[str, Callable[..., Tensor]] = {"matlab": _matlab, "torch": _torch}
 
 
 def latent_cells(height: int, width: int, *, scale: int, factor: int, multiple: int) -> tuple[int, int]:
@@ -54,7 +54,7 @@ class Condition:
         self.cells = latent_cells(lr.shape[-2], lr.shape[-1], scale=scale, factor=factor, multiple=multiple)
         height, width = (side * factor // scale for side in self.cells)
         self._lr = _sharp_mask(periodic_resize(lr, (height, width))) if wrap else pad(lr, (height, width))
-        self._enlarge = RESIZES[lr_resize]
+        self._enlarge, self._matrices = RESIZES[lr_resize], Matrices()
         self._shown = self._resampled((self.cells[0] * detail, self.cells[1] * detail))
 
     @property
@@ -77,7 +77,8 @@ class Condition:
         """
         (top, height), (left, width) = self._span(window.y0, window.h, 2), self._span(window.x0, window.w, 3)
         part = crop(self._lr[image : image + 1, :3], Window(top, left, height, width))
-        large = part if self.scale == 1 else self._enlarge(part, (height * self.scale, width * self.scale))
+        size = (height * self.scale, width * self.scale)
+        large = part if self.scale == 1 else self._enlarge(part, size, self._matrices)
         y0 = (window.y0 * self.factor - top * self.scale) % (self._lr.shape[2] * self.scale)
         x0 = (window.x0 * self.factor - left * self.scale) % (self._lr.shape[3] * self.scale)
         return large[..., y0 : y0 + window.h * self.factor, x0 : x0 + window.w * self.factor]

@@ -13,6 +13,8 @@ from ..errors import SettingError
 
 _FAINT = 1e-6  # weight of the outer quarter of an overlap: next to nothing, yet safe to divide by
 
+_SMALL = 2**20  # cells of which the sum of all weights may lie on the device
+
 
 @dataclass(frozen=True)
 class Window:
@@ -104,7 +106,11 @@ class Blender:
             self._axes[device] = (rows, columns)
         rows, columns = self._axes[device]
         weight = rows[window.y0][:, None] * columns[window.x0][None, :]
-        return weight if self._total is None else weight / crop(self._total, window).to(device)
+        if self._total is None:
+            return weight
+        if self._total.numel() <= _SMALL:
+            self._total = self._total.to(device)  # once for all steps
+        return weight / crop(self._total, window).to(device)
 
     def add(self, canvas: Tensor, tile: Tensor, window: Window, top_row: int = 0) -> None:
         """canvas [..., H, W] += tile [..., h, w] * weight, in place; start from zeros, in float32.

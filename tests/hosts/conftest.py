@@ -43,6 +43,6 @@ def comfy(installation: Installation, tmp_path_factory: pytest.TempPathFactory, 
     save_nano("residual_shift", elsewhere / "sr")
     paths = base / "paths.yaml"
     paths.write_text(f"mine:\n  base_path: {elsewhere}\n  moesr: sr\n", encoding="utf-8")
-    with running(installation, base, "--extra-model-paths-config", paths) as host:
+    with running(installation, base, "--extra-model-paths-config", paths, "--preview-method", "auto") as host:
         host.put("photo.png", photo)
         yield host

@@ -273,7 +273,9 @@ def test_widgets_have_the_ranges_and_words_of_the_table_of_settings(comfy: Comfy
                 continue
             begin = re.split(r"[,:;.]", setting.sentence)[0]
             assert options["tooltip"].startswith(begin), (node, name)
-            if setting.kind in ("int", "float"):
+            if "options" in options:
+                assert options["default"] == options["options"][0]
+            elif setting.kind in ("int", "float"):
                 assert options["max"] == setting.maximum
                 assert options["min"] in (0, setting.minimum)
 

@@ -117,8 +117,11 @@ def test_the_registry_is_told_all_it_wants(installation: Installation) -> None:
     assert {"PublisherId", "DisplayName", "Icon", "requires-comfyui"} <= told.keys()
     lowest = tuple(int(n) for n in re.findall(r"\d+", told["requires-comfyui"]))
     assert lowest <= installation.version
+    assert told["Icon"].startswith("https://")
+    assert told["Icon"].endswith("/assets/icon.png")
+    assert 'Repository = "https://' in text
     width, height = struct.unpack(">II", (ROOT / "assets" / "icon.png").read_bytes()[16:24])
     assert width == height <= 400
     ignored = (ROOT / ".comfyignore").read_text(encoding="utf-8").split()
-    assert {"tests/", ".ci/"} <= set(ignored)
+    assert {"tests/", ".ci/", "install.py", "scripts/", "moesr/webui/"} <= set(ignored)
     assert (ROOT / "LICENSE").is_file()

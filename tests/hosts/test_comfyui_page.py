@@ -35,7 +35,7 @@ def twice(installation: Installation, tmp_path_factory: pytest.TempPathFactory, 
     folder.mkdir(parents=True)
     Image.fromarray(photo).save(folder / "one.png")
     Image.fromarray(photo[:, :20]).save(folder / "two.png")
-    with running(installation, base) as host:
+    with running(installation, base, "--preview-method", "auto") as host:
         host.put("example.png", photo)
         yield host
 
@@ -119,31 +119,35 @@ def test_an_older_workflow_keeps_its_scale_and_wrap(page: Window) -> None:
     sampler["inputs"].insert(place, {"name": "scale", "type": "FLOAT", "widget": {"name": "scale"}, "link": None})
     sampler["widgets_values"].insert(5, 2.5)
     decode["widgets_values"][3:5] = [0, False]
+    sampler["widgets_values"][2] = 0
+    decode["widgets_values"][0] = 1
     page.open(workflow, "older")
     prompt = page.prompt()
     inputs = {node["class_type"]: node["inputs"] for node in prompt.values()}
     assert "scale" not in inputs["MoESRSampler"]
     assert (inputs["MoESRSampler"]["batch_seed"], inputs["MoESRSampler"]["wrap"]) == ("per image", True)
-    assert (inputs["FrequencyCompensatedDecode"]["scale"], inputs["FrequencyCompensatedDecode"]["wrap"]) == (2.5, True)
+    assert [inputs["FrequencyCompensatedDecode"][name] for name in ("scale", "wrap")] == ["2.5", True]
+    assert (inputs["MoESRSampler"]["steps"], inputs["FrequencyCompensatedDecode"]["fidelity"]) == ("auto", "1")
 
 
 def test_the_timeline_shows_the_step_at_work(page: Window, twice: Comfy) -> None:
     workflow = read(ROOT / "example_workflows" / "MoESR three nodes.json")
     page.open(workflow, "steps")
     sampler = next(node["id"] for node in workflow["nodes"] if node["type"] == "MoESRSampler")
-    event = {"node": str(sampler), "phase": "sample", "step": 3, "tile": 2, "tiles": 4}
+    event = {"node": str(sampler), "phase": "sample", "step": 3, "steps": 5, "expert": 2, "tile": 2, "tiles": 4}
+    event |= {"type": "MoESRSampler", "image": 1, "images": 1, "left": 12, "note": "tiles of 256 instead of 512 pixels"}
     event |= {"experts": [3, 3, 2, 1, 0], "noise": [1.0, 0.8, 0.5, 0.3, 0.1]}
     page.run("e => window.app.api.dispatchCustomEvent('moesr.step', e)", event)
-    page.page.wait_for_selector('canvas[role="img"][aria-label="expert 2 · step 3/5 · tile 2/4"]')
-    # A page that takes no elements on nodes: drawn on the canvas of the graph.
-    page.run(
-        "() => { const g = window.app.graph; const n = LiteGraph.createNode('MoESRUpscale');"
-        " n.addDOMWidget = undefined; n.pos = [380, -220]; g.add(n);"
-        " window.app.api.dispatchCustomEvent('moesr.step', {node: String(n.id),"
-        " phase: 'sample', step: 2, tile: 1, tiles: 1, experts: [1, 0], noise: [1, 0.5]}); }"
-    )
+    page.page.wait_for_selector('canvas[role="img"][aria-label="expert 2 · step 3/5 · tile 2/4 · 12 s left"]')
+    assert page.page.get_by_text("tiles of 256 instead of 512 pixels").count() == 1
+    # A node of another kind that has the id in this tab.
+    page.run("e => window.app.api.dispatchCustomEvent('moesr.step', e)", {**event, "node": "1"})
+    page.page.wait_for_timeout(300)
+    assert page.page.locator('canvas[role="img"]').count() == 1
     fit(page)
     page.shot("timeline")
+    page.run("() => window.app.api.dispatchCustomEvent('execution_interrupted', {prompt_id: 'x'})")
+    page.page.wait_for_selector('canvas[role="img"][aria-label="stopped"]')
     # What the page asks of its makers' servers is refused by its own policy; the rest would be ours.
     assert not [line for line in page.said if line.startswith("pageerror") or "extensions/ComfyUI-MoESR" in line]
 

@@ -54,11 +54,13 @@ def test_progress_rises_to_its_end(heard: list[Any]) -> None:
         assert len({step["max"] for step in steps}) <= 2
 
 
-def test_text_tells_tile_step_and_expert(heard: list[Any]) -> None:
-    spoken = [bytes(m).decode(errors="replace") for m in heard if isinstance(m, bytes) and m[:4] == b"\0\0\0\3"]
-    said = " ".join(spoken)
-    for words in ("encode", "step 1/6, expert 3", "step 6/6, expert 0", "decode", "tile 1/"):
-        assert words in said
+def test_the_page_is_told_tile_step_expert_and_seconds_left(heard: list[Any]) -> None:
+    told = [m[1] for m in heard if m[0] == "moesr.step"]
+    assert {data["type"] for data in told if data["node"] == "3"} == {"MoESRSampler"}
+    assert {(data["step"], data["expert"]) for data in told if data["phase"] == "sample"} >= {(1, 3), (6, 0)}
+    assert max(data["tiles"] for data in told if data["phase"] == "decode") > 1
+    left = [data["left"] for data in told if data["phase"] == "sample" and "left" in data]
+    assert 0 <= left[-1] <= max(left)
 
 
 def test_a_preview_of_each_step_arrives(heard: list[Any]) -> None:

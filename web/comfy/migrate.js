@@ -1,16 +1,29 @@
-// Workflows saved by older versions. The Sampler's `scale` moved to Frequency-Compensated Decode, which also took
+// Workflows saved by older versions. Numbers became lists with "auto", which 0 stood for. The Sampler's `scale` moved to Frequency-Compensated Decode, which also took
 // `wrap` from the Sampler when its own was off. Widget values are saved by position, so they are moved before loading.
 
-const OLD_LENGTH = 9; // seed, control, steps, sampler, eta, scale, batch_seed, tile, wrap
-const SCALE = 5;
+const SCALE = 5; // after seed, control, steps, sampler, eta; a number where `batch_seed`, a word, is now
 const WRAP = 7; // after `scale` is gone
 const DECODE = { scale: 3, wrap: 4 };
+// Widgets that were numbers, by position in this version; true where 0 was no automatic.
+const LISTS = {
+  MoESRSampler: { 2: false, 6: false },
+  FrequencyCompensatedDecode: { 0: true, 2: false, 3: false },
+  MoESRAsUpscaleModel: { 0: false, 3: true },
+  MoESRExpertTimeline: { 0: false },
+};
 
 const target = (link) => (Array.isArray(link) ? { id: link[3], slot: link[4] } : { id: link.target_id, slot: link.target_slot });
 
 function retarget(link, id, slot) {
   if (Array.isArray(link)) [link[3], link[4]] = [id, slot];
   else [link.target_id, link.target_slot] = [id, slot];
+}
+
+function makeLists(node) {
+  for (const [i, isZero] of Object.entries(LISTS[node.type] ?? {})) {
+    const value = node.widgets_values?.[i];
+    if (typeof value === "number") node.widgets_values[i] = value === 0 && !isZero ? "auto" : String(value);
+  }
 }
 
 /** Changes a saved graph, and its subgraphs, into what this version would have saved. */
@@ -21,7 +34,7 @@ export function migrate(graph) {
   const linkId = (link) => (Array.isArray(link) ? link[0] : link.id);
   for (const sampler of nodes) {
     const values = sampler.widgets_values;
-    if (sampler.type !== "MoESRSampler" || values?.length !== OLD_LENGTH) continue;
+    if (sampler.type !== "MoESRSampler" || typeof values?.[SCALE] !== "number") continue;
     const [scale] = values.splice(SCALE, 1);
     const fed = new Set(sampler.outputs?.[0]?.links ?? []);
     const decodes = links
@@ -29,7 +42,7 @@ export function migrate(graph) {
       .map((link) => nodes.find((node) => String(node.id) === String(target(link).id)))
       .filter((node) => node?.type === "FrequencyCompensatedDecode" && Array.isArray(node.widgets_values));
     for (const decode of decodes) {
-      if (!decode.widgets_values[DECODE.scale]) decode.widgets_values[DECODE.scale] = scale;
+      if (!Number(decode.widgets_values[DECODE.scale])) decode.widgets_values[DECODE.scale] = scale;
       if (values[WRAP] === true) decode.widgets_values[DECODE.wrap] = true;
     }
     const removed = (sampler.inputs ?? []).findIndex((input) => input.name === "scale");
@@ -47,4 +60,5 @@ export function migrate(graph) {
       retarget(link, decodes[0].id, place);
     }
   }
+  nodes.forEach(makeLists);
 }

@@ -1,17 +1,27 @@
-// Draws the plan of time experts on the nodes that sample: a bar for every step, as high as its noise, in the colour of
-// its expert, pale until it is reached. It hears "moesr.step" from nodes/comfyui.py, and asks nothing of the page that an
-// older or newer page may lack.
+// The status of a run on the nodes that sample and decode: a line of text, and the plan of time experts, a bar for every
+// step, as high as its noise, in the colour of its expert, pale until it is reached. Made from "moesr.step", which
+// nodes/comfyui.py sends; nothing is asked of the page that an older or newer page may lack.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { migrate } from "./migrate.js";
 
 const NAME = "moesr.timeline";
-const HEIGHT = 64;
+const LINE = 20; // pixels of the text
+const BARS = 48;
 const WORDS = {
-  en: { expert: "expert", step: "step", tile: "tile", encode: "reading the image", decode: "decoding", done: "done" },
-  zh: { expert: "专家", step: "步", tile: "分块", encode: "读取图像", decode: "解码", done: "完成" },
-  ja: { expert: "エキスパート", step: "ステップ", tile: "タイル", encode: "画像を読み込み中", decode: "デコード中", done: "完了" },
+  en: {
+    expert: "expert", step: "step", tile: "tile", image: "image", encode: "reading the image", decode: "decoding",
+    done: "done", stopped: "stopped", left: (seconds) => `${seconds} s left`,
+  },
+  zh: {
+    expert: "专家", step: "步", tile: "分块", image: "图像", encode: "读取图像", decode: "解码",
+    done: "完成", stopped: "已停止", left: (seconds) => `剩余 ${seconds} 秒`,
+  },
+  ja: {
+    expert: "エキスパート", step: "ステップ", tile: "タイル", image: "画像", encode: "画像を読み込み中", decode: "デコード中",
+    done: "完了", stopped: "中断", left: (seconds) => `残り ${seconds} 秒`,
+  },
 };
 // As moesr/images/timeline.py has them: pale blue for least noise, red for most.
 const SCALE = [
@@ -54,96 +64,110 @@ function find(id) {
   return node;
 }
 
-function caption(run) {
+function describe(run) {
   const say = words();
-  const tiles = run.tiles > 1 ? ` · ${say.tile} ${run.tile}/${run.tiles}` : "";
-  if (run.phase !== "sample") return `${say[run.phase] ?? run.phase}${run.phase === "done" ? "" : tiles}`;
-  return `${say.expert} ${run.experts[run.step - 1]} · ${say.step} ${run.step}/${run.experts.length}${tiles}`;
+  if (run.phase === "done" || run.phase === "stopped") return say[run.phase];
+  const parts = run.phase === "sample" ? [`${say.expert} ${run.expert}`] : [say[run.phase] ?? run.phase];
+  for (const [name, all] of [["image", "images"], ["step", "steps"], ["tile", "tiles"]]) {
+    if (run[all] > 1) parts.push(`${say[name]} ${run[name]}/${run[all]}`);
+  }
+  if (run.left > 0) parts.push(say.left(run.left));
+  return parts.join(" · ");
 }
 
-function draw(context, run, width, height) {
-  const floor = height - 3;
-  const ceiling = 18;
+function drawBars(canvas, run) {
+  const width = canvas.clientWidth;
+  if (!width) return;
+  const sharp = 2 * (window.devicePixelRatio || 1); // also when the graph is enlarged
+  canvas.width = width * sharp;
+  canvas.height = BARS * sharp;
+  const context = canvas.getContext("2d");
+  context.scale(sharp, sharp);
+  const floor = BARS - 4;
   const colours = palette(Math.max(...run.experts) + 1);
   const highest = Math.max(...run.noise, 1e-9);
-  const reached = { encode: 0, sample: run.step }[run.phase] ?? run.experts.length;
+  const reached = { encode: 0, sample: run.step, stopped: run.step }[run.phase] ?? run.experts.length;
   const pitch = width / run.experts.length;
   const gap = Math.min(2, pitch / 4);
   run.experts.forEach((expert, i) => {
-    const tall = Math.max(2, ((floor - ceiling) * run.noise[i]) / highest);
+    const tall = Math.max(2, ((floor - 2) * run.noise[i]) / highest);
     context.globalAlpha = i < reached ? 1 : 0.35;
     context.fillStyle = colours[expert];
     context.fillRect(i * pitch, floor - tall, pitch - gap, tall);
   });
   context.globalAlpha = 1;
-  // A grey that is read on light and on dark nodes.
-  context.fillStyle = "rgb(140,144,152)";
-  if (run.phase === "sample") context.fillRect((run.step - 1) * pitch, floor + 1, Math.max(pitch - gap, 2), 2);
-  context.font = "11px sans-serif";
-  context.textBaseline = "top";
-  context.fillText(caption(run), 2, 2, width - 4);
+  context.fillStyle = "rgb(140,144,152)"; // a grey that is read on light and on dark nodes
+  if (run.phase === "sample") context.fillRect((run.step - 1) * pitch, floor + 1, Math.max(pitch - gap, 2), 3);
 }
 
-/** A canvas below the node's widgets, in the flow of the page's own layout. */
-function widget(node, id) {
+/** Text and canvas below the node's widgets, in the flow of the page's own layout; gives a function that paints. */
+function addStatus(node, id) {
+  const box = document.createElement("div");
+  box.style.cssText = "width:100%;pointer-events:none;overflow:hidden";
+  box.setAttribute("role", "status");
+  const text = document.createElement("div");
+  text.style.cssText =
+    `font:12px/${LINE}px sans-serif;white-space:nowrap;overflow:hidden;text-overflow:ellipsis;` +
+    "color:var(--input-text,var(--fg-color,#888));padding:0 2px";
+  const note = text.cloneNode();
   const canvas = document.createElement("canvas");
-  canvas.style.cssText = `width:100%;height:${HEIGHT}px;pointer-events:none;display:block`;
+  canvas.style.cssText = `width:100%;height:${BARS}px;display:none`;
   canvas.setAttribute("role", "img");
-  const room = () => HEIGHT + 20; // with the margin that the page leaves around elements
+  box.append(text, note, canvas);
+  // With the margin that the page leaves around elements.
+  const room = () => LINE * (runs.get(id)?.note ? 2 : 1) + (runs.get(id)?.experts ? BARS : 0) + 20;
   const options = { serialize: false, hideOnZoom: false, getMinHeight: room, getMaxHeight: room };
-  const made = node.addDOMWidget("moesr_timeline", "moesr_timeline", canvas, options);
-  made.serialize = false;
-  const needed = node.computeSize?.()[1] ?? 0;
-  if (needed > node.size[1]) node.setSize([node.size[0], needed]);
+  node.addDOMWidget("moesr_timeline", "moesr_timeline", box, options).serialize = false;
+  let given = 0;
   const paint = () => {
     const run = runs.get(id);
-    const width = canvas.clientWidth;
-    if (!run || !width) return;
-    const sharp = 2 * (window.devicePixelRatio || 1); // also when the graph is enlarged
-    canvas.width = width * sharp;
-    canvas.height = HEIGHT * sharp;
-    const context = canvas.getContext("2d");
-    context.scale(sharp, sharp);
-    draw(context, run, width, HEIGHT);
-    canvas.setAttribute("aria-label", caption(run));
+    if (!run) return;
+    text.textContent = text.title = describe(run);
+    note.textContent = note.title = run.note ?? "";
+    note.style.display = run.note ? "" : "none";
+    canvas.style.display = run.experts ? "block" : "none";
+    canvas.setAttribute("aria-label", text.textContent);
+    if (run.experts) drawBars(canvas, run);
+    if (given === room()) return;
+    given = room();
+    const needed = node.computeSize?.()[1] ?? 0;
+    if (needed > node.size[1]) node.setSize([node.size[0], needed]);
   };
   if (window.ResizeObserver) new ResizeObserver(paint).observe(canvas);
   return paint;
 }
 
-/** Where nodes take no elements: drawn below the node's frame. */
-function foreground(node, id) {
-  const before = node.onDrawForeground;
-  node.onDrawForeground = function (context, ...rest) {
-    before?.call(this, context, ...rest);
-    const run = runs.get(id);
-    if (!run || this.flags?.collapsed) return;
-    context.save();
-    context.translate(0, this.size[1] + 4);
-    draw(context, run, this.size[0], HEIGHT);
-    context.restore();
-  };
-  return () => node.setDirtyCanvas?.(true, true);
-}
-
 function show(id) {
   const node = find(id);
-  if (!node) return;
-  node.moesrPaint ??= (node.addDOMWidget ? widget : foreground)(node, id);
+  // Another tab may have another node of that id.
+  if (!node?.addDOMWidget || node.type !== runs.get(id).type) return;
+  node.moesrPaint ??= addStatus(node, id);
   node.moesrPaint();
 }
 
-function hear({ detail }) {
-  if (!detail?.node) return;
-  const run = { ...runs.get(detail.node), ...detail };
-  // Decoding has no plan of its own; on a node that also sampled, that plan stays.
-  if (!detail.experts?.length) {
-    run.experts = runs.get(detail.node)?.experts;
-    run.noise = runs.get(detail.node)?.noise;
+function update(id, news) {
+  const before = runs.get(id);
+  // A line that the user should read stays until the next run of the node.
+  const begins = before?.phase === "done" || before?.phase === "stopped";
+  runs.set(id, { ...before, ...news, note: news.note || (begins ? "" : before?.note) });
+  requestAnimationFrame(() => show(id));
+}
+
+/** After a cancel or an error: no status and no preview of what is not going on any more. */
+function stop() {
+  for (const [id, run] of runs) {
+    if (run.phase === "done" || run.phase === "stopped") continue;
+    update(id, { phase: "stopped" });
+    const node = find(id);
+    if (node?.type !== run.type) continue;
+    app.extensionManager?._p?._s?.get?.("nodeOutput")?.revokePreviewsByExecutionId?.(id);
+    delete app.nodePreviewImages?.[id];
+    const at = node.widgets?.findIndex((widget) => widget.name === "$$canvas-image-preview") ?? -1;
+    if (at >= 0) node.widgets.splice(at, 1)[0].onRemove?.();
+    node.imgs = undefined;
+    node.imageIndex = null;
+    node.setDirtyCanvas?.(true, true);
   }
-  if (!run.experts?.length) return;
-  runs.set(detail.node, run);
-  requestAnimationFrame(() => show(detail.node));
 }
 
 // The pack may be installed twice.
@@ -152,7 +176,8 @@ if (!app.extensions?.some((extension) => extension.name === NAME)) {
     name: NAME,
     beforeConfigureGraph: migrate,
     setup() {
-      api.addEventListener("moesr.step", hear);
+      api.addEventListener("moesr.step", ({ detail }) => detail?.node && update(detail.node, detail));
+      for (const end of ["execution_interrupted", "execution_error"]) api.addEventListener(end, stop);
     },
   });
 }
