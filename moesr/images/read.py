@@ -142,6 +142,8 @@ def from_pil(image: Image.Image, data: bytes = b"") -> Picture:
         grey, bits = image.mode in ("L", "LA"), 8
         values = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1) / np.float32(255)
     metadata = read_metadata(image, data)
+    if b"HasExtendedXMP" in metadata.xmp:
+        notes.append("of its long XMP the first part travels alone")
     chunks = metadata.colour_chunks
     icc = icc if profile.is_usable(icc, grey) else None  # no program uses one of another kind
     if chunks and (icc is None or b"cICP" in chunks):
