@@ -52,6 +52,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "header.png": (lambda folder: good_png(folder)[:20], "damaged picture|not a PNG"),
     "eps.png": (lambda _: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a PNG"),
     "gif.png": (lambda _: b"GIF89a\1\0\1\0\0\0\0;", "damaged picture|not a PNG"),
+    "phone.heic": (lambda _: b"\0\0\0\x18ftypheic" + bytes(50), "pip install pillow-heif|damaged"),
     "large.jpg": (lambda _: b"\xff\xd8" + bytes(21 * 2**20), "22.0 MB, this page takes files of at most 21 MB"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import io
 import os
@@ -21,12 +22,17 @@ from .metadata import exif_of, read_metadata
 from .picture import Picture, picture_of, samples
 from .tiff import float_range, is_tiff, read_texts, read_tiff
 
+_HEIF = ()
+if importlib.util.find_spec("pillow_heif"):  # pictures of phones, where the user has installed it
+    importlib.import_module("pillow_heif").register_heif_opener()
+    _HEIF = ("HEIF",)
 READ_SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".webp", ".tif", ".tiff",
     ".bmp", ".dib", ".gif", ".avif", ".avifs", ".pnm", ".ppm", ".pgm", ".pbm",
+    *((".heic", ".heif") if _HEIF else ()),
 )  # fmt: skip
 _AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()  # Pillow from 11.3
-READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", *_AVIF)
+READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", *_AVIF, *_HEIF)
 _KINDS = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF or PPM"
 _TRUNCATED = "get it again (the command line reads it as far as it goes with --allow-truncated)"
 
@@ -80,6 +86,8 @@ def explained(name: object, data: bytes = b"") -> Iterator[None]:
             raise ImageError(f"{name}: a kind of TIFF that is not supported; save it with 8 or 16 bits") from error
         if data[4:12] in (b"ftypavif", b"ftypavis"):
             raise ImageError(f"{name}: this Pillow reads no AVIF; update Pillow, or convert the picture") from error
+        if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1") and not _HEIF:
+            raise ImageError(f"{name}: HEIC needs one more package: pip install pillow-heif; or convert it") from error
         raise ImageError(f"{name}: not a {_KINDS} picture; convert it to one of these") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: too many pixels to open safely; cut the picture into smaller ones") from error
@@ -134,6 +142,8 @@ def from_pil(image: Image.Image, data: bytes = b"") -> Picture:
         grey, bits = image.mode in ("L", "LA"), 8
         values = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1) / np.float32(255)
     metadata = read_metadata(image, data)
+    if b"HasExtendedXMP" in metadata.xmp:
+        notes.append("of its long XMP the first part travels alone")
     chunks = metadata.colour_chunks
     icc = icc if profile.has_place(icc, grey) else None  # no program uses one of another kind
     if chunks and (icc is None or b"cICP" in chunks):

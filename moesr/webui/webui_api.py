@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -174,6 +175,19 @@ def disable_autocast() -> Any:
     """A block without the host's autocast, which would lower the precision of layers that must keep theirs."""
     kind = choose_device().type
     return torch.autocast(kind, enabled=False) if kind in ("cuda", "cpu") else nullcontext()
+
+
+def wrap_extras_upscaling(wrapper: Callable[..., None]) -> None:
+    """The host's own upscaling in Extras calls `wrapper(process, pp, **arguments)` in place of process(...)."""
+    for script in scripts.scripts_postproc.scripts_in_preferred_order():
+        if script.name == "Upscale" and "process" not in vars(script):
+            script.process = partial(wrapper, script.process)
+
+
+def forget_upscaled(process: Any) -> None:
+    """The host keeps results of its upscaling in Extras by upscaler and size; ours depend on our settings too."""
+    function = getattr(process, "__func__", process)
+    getattr(function, "__globals__", {}).get("upscale_cache", {}).clear()
 
 
 def save_result(path: Path, info: str, texts: Mapping[str, str], source: Path) -> None:
