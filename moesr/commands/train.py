@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
     whole.add_argument("--save-minutes", type=positive_number, default=10.0, help="between states (default: 10)")
     whole.add_argument("--evaluate", action="append", metavar="DIR", help="sets to measure the result on: hr/ and LRs")
     single = train.add_argument_group("one stage")
-    single.add_argument("--data", help="folder of photographs")
+    single.add_argument("--data", help="folder of photographs, or a pack")
     single.add_argument(
         "--expert", action="append", metavar="I", help="of experts: train only number I, or trunk; may be repeated"
     )
@@ -75,7 +75,7 @@ def _all(config: Any, out: Path, metrics: Path | None, options: argparse.Namespa
         config, options.pack, out, minutes=options.minutes, start=options.start, device=options.device,
         seed=options.seed, metrics=metrics, save_minutes=options.save_minutes,
     )  # fmt: skip
-    path = recipe.run()
+    path = recipe.train()
     print(path)
     for folder in options.evaluate or ():
         _evaluate(path, Path(folder), out, options)
@@ -97,8 +97,7 @@ def _evaluate(model: Path, folder: Path, out: Path, options: argparse.Namespace)
 
 
 def _stage(stage: str, config: Any, out: Path, metrics: Path | None, options: argparse.Namespace) -> int:
-    from ..training.export import export
-    from ..training.stages import train
+    from ..training.stages import export, train
 
     if stage == "export":
         check_new(options.to, options)
@@ -106,5 +105,5 @@ def _stage(stage: str, config: Any, out: Path, metrics: Path | None, options: ar
         return 0
     if not options.data:
         raise SettingError("no training images: give a folder with --data")
-    train(stage, config, Path(options.data), out, metrics, options.expert or ())
+    train(stage, config, options.data, out, metrics, options.expert or ())
     return 0
