@@ -20,7 +20,7 @@ from ..errors import ImageError, MoESRError
 from . import exif, png, profile
 from .metadata import get_exif, read_metadata
 from .picture import Picture, make_picture, round_samples
-from .tiff import find_white, is_tiff, read_texts, read_tiff
+from .tiff import find_white, has_all_samples, is_tiff, read_texts, read_tiff
 
 _HEIF = ()
 if importlib.util.find_spec("pillow_heif"):  # pictures of phones, where the user has installed it
@@ -84,7 +84,7 @@ def explain_errors(name: object, data: bytes = b"") -> Iterator[None]:
     except Image.UnidentifiedImageError as error:
         if is_tiff(data):
             raise ImageError(f"{name}: a kind of TIFF that is not supported; save it with 8 or 16 bits") from error
-        if data[4:12] in (b"ftypavif", b"ftypavis"):
+        if not _AVIF and data[4:12] in (b"ftypavif", b"ftypavis"):
             raise ImageError(f"{name}: this Pillow reads no AVIF; update Pillow, or convert the picture") from error
         if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1") and not _HEIF:
             raise ImageError(f"{name}: HEIC needs one more package: pip install pillow-heif; or convert it") from error
@@ -118,6 +118,20 @@ def read_text(path: str | os.PathLike[str]) -> dict[str, str]:
                 return dict(read_metadata(image).text)
     except Exception:  # damaged files make Pillow raise nearly anything
         return {}
+
+
+def is_cut_short(path: str | os.PathLike[str]) -> bool:
+    """True for a PNG, JPEG, WebP or TIFF, as `write_image` makes them, whose end is missing. Raises OSError."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+        if is_tiff(head):
+            return not has_all_samples(head + file.read())
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        end = file.read()
+    if head[:4] == b"RIFF":
+        return size < 8 + int.from_bytes(head[4:8], "little")
+    return not end.endswith(b"IEND\xaeB`\x82" if head[:4] == b"\x89PNG" else b"\xff\xd9")
 
 
 def from_pil(image: Image.Image, data: bytes = b"") -> Picture:
@@ -190,6 +204,7 @@ def _cut_short(data: bytes, allow_truncated: bool) -> Picture | None:
     """
     if data[:2] == b"\xff\xd8":
         # libjpeg fills what is missing; other bits in place of the missing ones show whether they would be used.
+        data = data.rstrip(b"\xff")  # half of the marker of the end
         ended = _decode(data + b"\xff\xd9")
         other = _decode(data + b"\x5a\xa5" * 4096 + b"\xff\xd9")
         rows = np.flatnonzero((ended.rgb != other.rgb).any(axis=(1, 2)))

@@ -236,6 +236,13 @@ def _metadata(data: bytes, page: Page) -> Metadata:
     return Metadata(exif, xmp.rstrip(b"\0"), iptc, dpi, exif_blocks.texts(exif) if exif else {})
 
 
+def has_all_samples(data: bytes) -> bool:
+    """False for a TIFF of strips whose end is missing."""
+    page = choose_page(read_pages(data))[0]
+    ends = [offset + length for offset, length in zip(page.values(_STRIPS), page.values(_STRIP_BYTES))]
+    return max(ends, default=0) <= len(data)
+
+
 def read_texts(data: bytes) -> dict[str, str]:
     """The texts in the EXIF of a TIFF by keyword."""
     return dict(_metadata(data, choose_page(read_pages(data))[0]).text)
