@@ -138,7 +138,7 @@ def looks() -> dict[str, Any]:
         "body_text_color_subdued": ("*neutral_500", "*neutral_400"),
         "slider_color": ("*primary_500", "*primary_500"),
         "button_primary_background_fill": ("*primary_600", "*primary_600"),
-        "button_primary_background_fill_hover": ("*primary_700", "*primary_500"),
+        "button_primary_background_fill_hover": ("*primary_700", "*primary_700"),
         "button_primary_text_color": ("white", "white"),
         "button_primary_border_color": ("*primary_600", "*primary_600"),
     }

@@ -126,7 +126,7 @@ if (!customElements.get("moesr-compare")) {
       this.bar = element("div", { className: "bar" },
         button("\u2212", "Zoom out", () => this.zoomBy(1 / 1.5)), button("+", "Zoom in", () => this.zoomBy(1.5)),
         button("Fit", "Fit the picture", () => this.zoomTo(1)),
-        button("1:1", "A pixel of the result is a pixel of the screen", () => this.zoomTo(this.actual())),
+        button("1:1", "1:1, a pixel of the result is a pixel of the screen", () => this.zoomTo(this.actual())),
         this.other, this.full, this.caption);
       this.strip = element("div", { className: "strip", hidden: this.pairs.length < 2 });
       if (this.pairs.length > 1) {

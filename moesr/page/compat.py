@@ -104,7 +104,7 @@ def by_index(function: Callable[[int], Any]) -> Callable[..., Any]:
 
 
 def with_client(function: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
-    """A generator function that is told by the keyword `client` which session calls it."""
+    """A generator function that gets the session that calls it as the keyword `client`."""
 
     def call(request: Any, *values: Any) -> Iterator[Any]:
         yield from function(*values, client=str(getattr(request, "session_hash", None) or ""))
