@@ -28,12 +28,15 @@ def gradio() -> Any:
     """The gradio module. Imported late, after the page has said where temporary files go. Raises NoGradioError."""
     global _gradio
     if _gradio is None:
-        if find_spec("gradio") is None:
-            raise NoGradioError(
-                "the page needs Gradio, which is not installed; run: pip install 'gradio>=3.41,<7'"
-            )
+        require_gradio()
         _gradio = import_module("gradio")
     return _gradio
+
+
+def require_gradio() -> None:
+    """Raises NoGradioError without importing anything."""
+    if find_spec("gradio") is None:
+        raise NoGradioError("the page needs Gradio, which is not installed; run: pip install 'gradio>=3.41,<7'")
 
 
 def keep_known(call: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
