@@ -290,6 +290,13 @@ def test_command_line(release: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert str(out) in shown
     assert "x4" in shown
     assert "sha256" in shown
+    again = ["convert", str(release), "-o", str(out), "--scale", "8"]
+    before = out.read_bytes()
+    assert main(again) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert main([*again, "--overwrite"]) == 0
+    capsys.readouterr()
     assert main(["convert", str(release), "-o", str(tmp_path / "x.ckpt")]) == 1
     assert capsys.readouterr().err.startswith("error:")
 

@@ -24,9 +24,9 @@ def write_plan(path: Path, steps: int) -> Path:
     plain["model"]["unet"]["restore"] = plain["model"]["autoencoder"]["estimator"] = True
     plain["model"]["fidelity"] = 0.25
     plain["degradation"] = "bicubic=1,web=1"
-    plain["first_stage"] |= {"loop": loop, "crop": 64, "gan_start": 100}
+    plain["first_stage"] |= {"loop": loop, "crop": 32, "gan_start": 100}
     plain["experts"] |= {"trunk": loop}
-    plain["unrolled"] = {"loop": loop, "estimator": loop, "crop": 64, "adversary_start": 1, "space_experts": 2}
+    plain["unrolled"] = {"loop": loop, "estimator": loop, "crop": 32, "adversary_start": 1, "space_experts": 2}
     del plain["decoder"]
     path.write_text(json.dumps(plain))
     return path
@@ -60,7 +60,7 @@ def test_a_run_ends_in_a_model_with_its_facts_log_sheets_and_figures(trained: Pa
         assert [row["step"] for row in rows] == list(range(1, 21)), stage
     assert any("adversary" in row for row in rows)
     assert all(np.isfinite(value) for row in rows for value in row.values())
-    assert Image.open(trained / "unrolled" / "sheets" / "000020.png").size == (4 * 64, 2 * 64)
+    assert Image.open(trained / "unrolled" / "sheets" / "000020.png").size == (4 * 32, 2 * 32)
     assert (trained / "val_clean.html").is_file()
 
 

@@ -121,7 +121,7 @@ def build(
 
 def save_model(
     path: Path, config: ModelConfig, experts: Sequence[Mapping[str, Tensor]], autoencoder: Mapping[str, Tensor], dtype:
-    torch.dtype, metadata: dict[str, str] | None = None,
+    torch.dtype, metadata: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """One converted file: averaged experts, decoder, config in the header. It appears whole or not at all."""
     entries = [

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from .common import of_model, verbose
+from .common import add_overwrite, check_new, of_model, verbose
 
 
 def add(commands: Any) -> None:
@@ -38,6 +38,7 @@ def add(commands: Any) -> None:
     conv.add_argument("--dtype", default="fp16", help="fp16 (default), bf16, fp32")
     conv.add_argument("--scale", type=int, help="scale of released files, which do not say it")
     conv.add_argument("--timesteps", type=int, help="15 or 4: of ResShift's files, where their name lacks it")
+    add_overwrite(conv)
     conv.set_defaults(run=_convert)
 
     for command in (info, download, models, conv):
@@ -127,6 +128,7 @@ def _convert(options: argparse.Namespace) -> int:
     from ..checkpoints.convert import convert
     from ..checkpoints.describe import as_text, describe
 
+    check_new(options.output, options)
     with tqdm(unit="B", unit_scale=True, leave=False, disable=None) as bar:
 
         def show(done: int, total: int, what: str) -> None:

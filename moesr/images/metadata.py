@@ -88,10 +88,13 @@ def pillow_options(metadata: Metadata, kind: str) -> tuple[dict[str, Any], list[
     notes = []
     webp = kind == "WEBP"
     dpi = metadata.dpi if webp else None
-    exif = exif_blocks.completed(metadata.exif, metadata.text, workflow=webp, dpi=dpi)
-    if exif and kind == "JPEG" and len(exif) + 6 > _SEGMENT:
+    exif = exif_blocks.completed(metadata.exif, metadata.text, dpi=dpi)
+    if kind == "JPEG" and len(exif) + 6 > _SEGMENT:
+        exif = exif_blocks.completed(metadata.exif, metadata.text, workflow=False)
+        notes.append("prompt and workflow are too long for a JPEG and were left out; use .png")
+    if kind == "JPEG" and len(exif) + 6 > _SEGMENT:
         exif = metadata.exif
-        notes.append("the generation parameters are too long for a JPEG; use .png")
+        notes[:] = ["the generation parameters are too long for a JPEG and were left out; use .png"]
         if len(exif) + 6 > _SEGMENT:
             exif = b""
             notes.append("the EXIF is too long for a JPEG and was left out; use .png or .tif")
@@ -118,6 +121,13 @@ def pillow_options(metadata: Metadata, kind: str) -> tuple[dict[str, Any], list[
     if comment := metadata.text.get("Comment", "").encode()[:_SEGMENT]:
         options["comment"] = comment
     return options, notes
+
+
+def name_lost_texts(metadata: Metadata, kind: str) -> list[str]:
+    """The line that names the texts for which JPEG, WEBP or TIFF have no place; none if all have one."""
+    places = {"parameters", "prompt", "workflow", "Software", exif_blocks.SETTINGS_KEYWORD}
+    lost = [keyword for keyword in metadata.text if keyword not in places | ({"Comment"} if kind == "JPEG" else set())]
+    return [f"no place in {kind} for the texts {', '.join(lost)[:80]}; use .png"] if lost else []
 
 
 def iptc_of_resources(resources: bytes) -> bytes:

@@ -20,7 +20,7 @@ from ..errors import ImageError, MoESRError
 from . import exif, png, profile
 from .metadata import exif_of, read_metadata
 from .picture import Picture, picture_of, samples
-from .tiff import float_range, is_tiff, read_texts, read_tiff
+from .tiff import float_range, has_all_samples, is_tiff, read_texts, read_tiff
 
 _HEIF = ()
 if importlib.util.find_spec("pillow_heif"):  # pictures of phones, where the user has installed it
@@ -84,7 +84,7 @@ def explained(name: object, data: bytes = b"") -> Iterator[None]:
     except Image.UnidentifiedImageError as error:
         if is_tiff(data):
             raise ImageError(f"{name}: a kind of TIFF that is not supported; save it with 8 or 16 bits") from error
-        if data[4:12] in (b"ftypavif", b"ftypavis"):
+        if not _AVIF and data[4:12] in (b"ftypavif", b"ftypavis"):
             raise ImageError(f"{name}: this Pillow reads no AVIF; update Pillow, or convert the picture") from error
         if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1") and not _HEIF:
             raise ImageError(f"{name}: HEIC needs one more package: pip install pillow-heif; or convert it") from error
@@ -120,6 +120,20 @@ def read_text(path: str | os.PathLike[str]) -> dict[str, str]:
         return {}
 
 
+def is_cut_short(path: str | os.PathLike[str]) -> bool:
+    """True for a PNG, JPEG, WebP or TIFF, as `write_image` makes them, whose end is missing. Raises OSError."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+        if is_tiff(head):
+            return not has_all_samples(head + file.read())
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        end = file.read()
+    if head[:4] == b"RIFF":
+        return size < 8 + int.from_bytes(head[4:8], "little")
+    return not end.endswith(b"IEND\xaeB`\x82" if head[:4] == b"\x89PNG" else b"\xff\xd9")
+
+
 def from_pil(image: Image.Image, data: bytes = b"") -> Picture:
     """The Picture that a Pillow image of any mode shows, turned upright by its EXIF orientation.
 
@@ -142,6 +156,8 @@ def from_pil(image: Image.Image, data: bytes = b"") -> Picture:
         grey, bits = image.mode in ("L", "LA"), 8
         values = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1) / np.float32(255)
     metadata = read_metadata(image, data)
+    if b"HasExtendedXMP" in metadata.xmp:
+        notes.append("of its long XMP the first part travels alone")
     chunks = metadata.colour_chunks
     icc = icc if profile.has_place(icc, grey) else None  # no program uses one of another kind
     if chunks and (icc is None or b"cICP" in chunks):
@@ -188,6 +204,7 @@ def _cut_short(data: bytes, allow_truncated: bool) -> Picture | None:
     """
     if data[:2] == b"\xff\xd8":
         # libjpeg fills what is missing; other bits in place of the missing ones show whether they would be used.
+        data = data.rstrip(b"\xff")  # half of the marker of the end
         ended = _decode(data + b"\xff\xd9")
         other = _decode(data + b"\x5a\xa5" * 4096 + b"\xff\xd9")
         rows = np.flatnonzero((ended.rgb != other.rgb).any(axis=(1, 2)))

@@ -94,7 +94,7 @@ def _encode(picture: Picture, kind: str, quality: int) -> tuple[bytes, list[str]
     if profile.is_hdr(kept.colour_chunks):
         picture = profile.hdr_to_srgb(picture)
     if kind == "TIFF":
-        return write_tiff(samples(picture, picture.bits), kept, picture.icc), []
+        return write_tiff(samples(picture, picture.bits), kept, picture.icc), translate.name_lost_texts(kept, kind)
     if kind == "WEBP" and picture.grey and picture.icc:  # WebP has no grey, and a grey profile no place in it
         picture = profile.grey_to_srgb(picture)
     image = to_pil(on_white(picture) if kind == "JPEG" else picture)
@@ -103,7 +103,7 @@ def _encode(picture: Picture, kind: str, quality: int) -> tuple[bytes, list[str]
     options |= {"quality": quality, **({"subsampling": 0} if kind == "JPEG" else {})}
     if picture.icc:
         options["icc_profile"] = picture.icc
-    return _saved(image, kind, options), notes
+    return _saved(image, kind, options), [*notes, *translate.name_lost_texts(kept, kind)]
 
 
 def _png(picture: Picture) -> bytes:
