@@ -240,6 +240,7 @@ def test_the_report_shows_images_and_where_they_differ(hr: Path, tmp_path: Path,
     code, out, _ = run(capsys, *arguments)
     assert code == 0
     assert list(page.parent.iterdir()) == [page]
+    assert run(capsys, *arguments)[0] == 1  # is there already
     text = page.read_text()
     assert "<z>" not in text
     assert text.count("<section") == 4

@@ -312,9 +312,10 @@ def test_missing_and_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
 def test_a_jpeg_that_lacks_only_its_end_is_read(options: dict[str, object]) -> None:
     data = saved(Image.fromarray(scene(120, 90)), "JPEG", quality=92, **options)
-    picture = read_image(data[:-2])
-    assert np.array_equal(picture.rgb, read_image(data).rgb)
-    assert "all pixels are there" in picture.notes[0]
+    for cut in (1, 2):
+        picture = read_image(data[:-cut])
+        assert np.array_equal(picture.rgb, read_image(data).rgb)
+        assert "all pixels are there" in picture.notes[0]
     part = data[: int(len(data) * 0.8)]
     with pytest.raises(ImageError, match="--allow-truncated"):
         read_image(part)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
-from .common import positive_number, verbose
+from .common import add_overwrite, check_new, positive_number, verbose
 
 STAGES = ("first-stage", "experts", "decoder", "export")
 
@@ -37,6 +37,7 @@ def add(commands: Any) -> None:
         "--expert", action="append", metavar="I", help="of experts: train only number I, or trunk; may be repeated"
     )
     single.add_argument("--to", help="for export: the file to write")
+    add_overwrite(train)
     train.set_defaults(run=_train)
     verbose(train)
 
@@ -91,7 +92,7 @@ def _evaluate(model: Path, folder: Path, out: Path, options: argparse.Namespace)
         print(f"{folder.name}, {lr.name}:", flush=True)
         main(
             ["evaluate", "--model", str(model), "--hr", str(folder / "hr"), "--lr", str(lr), "--html", str(report),
-             "--device", options.device, *metrics]
+             "--device", options.device, "--overwrite", *metrics]
         )  # fmt: skip
 
 
@@ -99,6 +100,7 @@ def _stage(stage: str, config: Any, out: Path, metrics: Path | None, options: ar
     from ..training.stages import export, train
 
     if stage == "export":
+        check_new(options.to, options)
         print(export(config, out, Path(options.to or out / f"{config.model.name or 'model'}.safetensors")))
         return 0
     if not options.data:

@@ -138,7 +138,7 @@ def looks() -> dict[str, Any]:
         "body_text_color_subdued": ("*neutral_500", "*neutral_400"),
         "slider_color": ("*primary_500", "*primary_500"),
         "button_primary_background_fill": ("*primary_600", "*primary_600"),
-        "button_primary_background_fill_hover": ("*primary_700", "*primary_500"),
+        "button_primary_background_fill_hover": ("*primary_700", "*primary_700"),
         "button_primary_text_color": ("white", "white"),
         "button_primary_border_color": ("*primary_600", "*primary_600"),
     }
@@ -186,8 +186,10 @@ def _api(gr: Any, handlers: Handlers) -> None:
     inputs = [make(gr.Textbox, handlers.facts.default, label="model", visible=False)]
     for name in ("scale", *CONTROLS):
         setting = SETTINGS[name]
-        part = gr.Checkbox if setting.kind == "flag" else gr.Textbox if setting.choices else gr.Number
-        value = str(setting.default) if setting.choices else setting.default
+        words = setting.choices or name == "fidelity"
+        part = gr.Checkbox if setting.kind == "flag" else gr.Textbox if words else gr.Number
+        # Clients take None for a value that is missing: see controls.read_form for what stands for the model's own.
+        value = setting.default if setting.default is not None else "auto" if words else 0
         inputs.append(make(part, value=value, label=name, info=setting.sentence, visible=False))
     result = make(gr.File, label="result", visible=False)
     info = make(gr.JSON, label="info", visible=False)

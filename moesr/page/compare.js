@@ -52,6 +52,7 @@ if (!customElements.get("moesr-compare")) {
     [hidden] { display: none !important; }
   `;
   const MOST = 16;
+  const RUNS = new Map(); // the last two results of each picture: elements come and go with the runs
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
   const element = (name, properties = {}, ...children) => {
     const made = Object.assign(document.createElement(name), properties);
@@ -78,14 +79,18 @@ if (!customElements.get("moesr-compare")) {
       if (text === this.text) return;
       this.text = text;
       const last = this.pair;
-      const job = this.getAttribute("job"), before = this.job === job ? [] : this.pairs || [];
-      this.job = job;
+      const job = this.getAttribute("job");
       try { localStorage.setItem("moesr-job", job); } catch { /* private windows have none */ }
       try { this.pairs = JSON.parse(text) || []; } catch { this.pairs = []; }
       this.shadowRoot?.replaceChildren();
       this.pair = null;
       if (!this.pairs.length) return;
-      this.earlier = new Map([...(this.earlier || []), ...before.map((pair) => [pair.source, pair])]);
+      this.earlier = new Map();
+      for (const pair of this.pairs) {
+        const key = `${pair.source} ${pair.from}`, runs = RUNS.get(key) || [];
+        this.earlier.set(pair, runs.filter((run) => run.job !== job).pop()?.pair);
+        RUNS.set(key, [...runs.filter((run) => run.job !== job), { job, pair }].slice(-2));
+      }
       const same = last ? this.pairs.findIndex((pair) => pair.after === last.after) : -1;
       if (same < 0) this.split = 0.5;
       this.zoom = 1; this.x = 0; this.y = 0;
@@ -126,7 +131,7 @@ if (!customElements.get("moesr-compare")) {
       this.bar = element("div", { className: "bar" },
         button("\u2212", "Zoom out", () => this.zoomBy(1 / 1.5)), button("+", "Zoom in", () => this.zoomBy(1.5)),
         button("Fit", "Fit the picture", () => this.zoomTo(1)),
-        button("1:1", "A pixel of the result is a pixel of the screen", () => this.zoomTo(this.actual())),
+        button("1:1", "1:1, a pixel of the result is a pixel of the screen", () => this.zoomTo(this.actual())),
         this.other, this.full, this.caption);
       this.strip = element("div", { className: "strip", hidden: this.pairs.length < 2 });
       if (this.pairs.length > 1) {
@@ -142,7 +147,7 @@ if (!customElements.get("moesr-compare")) {
 
     choose(index) {
       this.pair = this.pairs[index];
-      const earlier = this.earlier.get(this.pair.source);
+      const earlier = this.earlier.get(this.pair);
       const left = this.useEarlier && earlier ? earlier.after : this.pair.before;
       this.before.src = left;
       this.left.textContent = left === this.pair.before ? "before" : "last result";

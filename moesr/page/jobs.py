@@ -110,7 +110,7 @@ class Job:
 
     @property
     def is_abandoned(self) -> bool:
-        """True if nobody has asked about the job for PATIENCE seconds."""
+        """True if nobody has waited for the job for PATIENCE seconds."""
         return time.monotonic() - self._last_wait > PATIENCE
 
     def wait(self, seconds: float, version: int | None = None) -> int:

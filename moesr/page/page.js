@@ -18,6 +18,12 @@ if (!window.moesrPage) {
     if (field) field.accept = "image/*,.avif,.heic,.heif";
   }, true);
 
+  // Examples are called by their captions, not "Thumbnail 1 of 6".
+  new MutationObserver(() => document.querySelectorAll("#moesr-examples button[aria-label]").forEach((button) => {
+    const name = button.textContent.trim();
+    if (name && button.ariaLabel !== name) button.ariaLabel = name;
+  })).observe(document.body, { childList: true, subtree: true });
+
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files || [])];
     if (!files.length) return;

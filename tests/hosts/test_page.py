@@ -236,6 +236,12 @@ def test_results_survive_a_reload_and_are_used_again(served, chrome, photo: Path
         visitor.start()
         assert visitor.finish().startswith("Done: 1 picture")
         assert visitor.downloads() == ["coffee cup_122w.png"]
+        assert not visitor.compare(".bar").get_by_text("Last result").is_visible()
+        visitor.set(seed=5)
+        visitor.start()
+        assert visitor.finish().startswith("Done: 1 picture in ")
+        visitor.compare(".bar").get_by_text("Last result").click()
+        assert visitor.compare(".tag.left").inner_text() == "last result"
         page.reload()
         page.wait_for_selector("moesr-compare")
         assert visitor.downloads() == ["coffee cup_122w.png"]

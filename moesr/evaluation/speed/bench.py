@@ -160,9 +160,7 @@ class Bench:
         from ...pipeline import upscale
 
         model = load(self.plan.model, device=self.device)
-        upscale(
-            model, synthetic_picture(64 // model.scale), steps=2
-        )  # weights that are converted come into memory at first use
+        upscale(model, synthetic_picture(64 // model.scale), steps=2)  # weights that are converted come into memory
         for side in SIDES[:2] if self.plan.quick else SIDES:
             picture = synthetic_picture(side // model.scale)
 
