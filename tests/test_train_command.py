@@ -35,7 +35,7 @@ def write_plan(path: Path, steps: int) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of 20 steps (5 of each stage before) on two photographs; `photos`, `metrics` are beside it."""
+    """The folder of a run of 20 steps (5 of each stage before) on two photographs, with both folders beside it."""
     folder = tmp_path_factory.mktemp("train")
     photos = write_photos(folder / "photos")
     (photos / "2.png").unlink()
