@@ -18,7 +18,7 @@ from .diffusion.samplers import Noise, sample
 from .errors import NumericsError
 from .images.assembly import Store
 from .images.canvas import Canvas
-from .images.condition import Condition, latent_cells
+from .images.condition import Condition, compute_latent_size
 from .images.finish import hide_masked
 from .images.preview import decode_preview, draw_preview
 from .images.windows import Window, crop
@@ -68,7 +68,7 @@ def plan_run(
     check_settings(tile=tile, tile_batch=tile_batch, wrap=wrap)
     config, unet, reporter = model.config.autoencoder, model.config.unet, Reporter(callback)
     free = model.runtime.free_memory(model.device)
-    cells = latent_cells(height, width, scale=model.scale, factor=config.factor, multiple=unet.multiple)
+    cells = compute_latent_size(height, width, scale=model.scale, factor=config.factor, multiple=unet.multiple)
     tiles = TileSize(
         tile,
         whole=max(cells),

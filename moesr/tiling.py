@@ -16,7 +16,7 @@ from . import scratch
 from .config import AutoencoderConfig, NetworkConfig
 from .diffusion.samplers import Predict
 from .errors import SettingError
-from .images.windows import Blender, Window, covers, crop, tile_windows
+from .images.windows import Blender, Window, crop, is_whole_canvas, plan_windows
 from .progress import Reporter
 from .runtime import Runtime
 
@@ -133,7 +133,7 @@ def predict_in_tiles(
     def predict(z: Tensor, t: int) -> Tensor:
         images, _, height, width = z.shape
         jobs = [(image, window) for image in range(images) for window in windows]
-        whole = all(covers(window, height, width) for window in windows)
+        whole = all(is_whole_canvas(window, height, width) for window in windows)
         if whole and len(jobs) <= tile_batch:
             check()
             return predict_tiles(z, t, [window for _, window in jobs], range(images)).to(z.device, z.dtype)
@@ -233,11 +233,11 @@ class Layout:
         unet = self._unet
         overlap = max(unet.alignment, side // 8)
         rest = (side, overlap, unet.multiple, self._wrap, unet.alignment)
-        windows = tile_windows(*self._cells, *rest)
+        windows = plan_windows(*self._cells, *rest)
         if self._inside is None or self._wrap or len(windows) == 1 or not bool(self._inside.any()):
             return windows
         region = _surround(self._inside, margin=overlap, multiple=unet.multiple)
-        fewer = [window.moved(region.y0, region.x0) for window in tile_windows(region.h, region.w, *rest)]
+        fewer = [window.moved(region.y0, region.x0) for window in plan_windows(region.h, region.w, *rest)]
         area, less = (sum(w.h * w.w for w in some) for some in (windows, fewer))
         return fewer if less < area else windows
 

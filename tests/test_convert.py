@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 import moesr
 from moesr.checkpoints.convert import convert
-from moesr.checkpoints.describe import as_text, describe
+from moesr.checkpoints.describe import describe, format_facts
 from moesr.checkpoints.files import open_model
 from moesr.checkpoints.writing import Entry, write
 from moesr.cli import main
@@ -98,7 +98,7 @@ def test_the_header_says_where_it_comes_from(release: Path, tmp_path: Path) -> N
         assert source["size"] == len(content)
     assert "licence of the source files" in facts["licence"]
     assert any("x8" in note for note in facts["notes"])
-    shown = as_text(facts)
+    shown = format_facts(facts)
     assert facts["sources"][2]["sha256"] in shown
     assert facts["licence"] in shown
 

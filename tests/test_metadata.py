@@ -35,7 +35,7 @@ def photo() -> bytes:
     link = first + 2 + 12 * struct.unpack_from(">H", data, first)[0]
     struct.pack_into(">I", data, link, len(data))
     data += struct.pack(">HHHIIHHIII", 2, 0x201, 4, 1, len(data) + 30, 0x202, 4, 1, len(thumbnail), 0) + thumbnail
-    segment = b"Photoshop 3.0\0" + metadata.iptc_resources(IPTC)
+    segment = b"Photoshop 3.0\0" + metadata.wrap_iptc(IPTC)
     extra = b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment
     return saved(Image.fromarray(scene()), "JPEG", exif=b"Exif\0\0" + data, xmp=XMP, icc_profile=SRGB, dpi=(300, 200),
                  comment=b"hello", extra=extra)  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import SwinUNetConfig
 from ..errors import CheckpointError
-from ..networks.swin import apart
+from ..networks.swin import mask_apart
 from .detect import bounded, count, reason
 from .reading import Shapes
 
@@ -25,7 +25,7 @@ def is_swin(shapes: Shapes) -> bool:
     return f"middle_block.1{_TABLE}" in shapes
 
 
-def swin_config(shapes: Shapes) -> SwinUNetConfig:
+def read_swin_config(shapes: Shapes) -> SwinUNetConfig:
     """The Swin UNet that has exactly these keys (BUFFERS aside): widths, levels, windows, features, mask channel.
 
     shapes: without prefix. The size of the latents in training follows from the masks that the file keeps of its
@@ -81,7 +81,7 @@ def shift_mask(weights: Mapping[str, Tensor], config: SwinUNetConfig, prefix: st
     if masks.ndim != 3 or len(masks) < 2:
         return "released"
     mask = masks[-2].float()
-    textbook = apart(config.window, config.window // 2, "rows", torch.device("cpu"), torch.float32)
+    textbook = mask_apart(config.window, config.window // 2, "rows", torch.device("cpu"), torch.float32)
     return "textbook" if mask.shape == textbook.shape and torch.equal(mask, textbook) else "released"
 
 

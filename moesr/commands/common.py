@@ -17,7 +17,7 @@ def verbose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="say more")
 
 
-def of_model(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser) -> None:
     """What released files do not say of themselves."""
     parser.add_argument("--model-scale", type=int, help="scale of released MoESR files, which do not say it (8)")
     parser.add_argument("--model-timesteps", type=int, help="15 or 4: of ResShift's files, where their name lacks it")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .common import Bar, add_overwrite, check_new, fail, of_model, open_model, positive, restore, size, verbose
+from .common import Bar, add_model_options, add_overwrite, check_new, fail, open_model, positive, restore, size, verbose
 
 
 def add(commands: Any) -> None:
@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
     test.add_argument("--html", metavar="FILE", help="write a report with the images side by side")
     add_overwrite(test)
     verbose(test)
-    of_model(test)
+    add_model_options(test)
     test.set_defaults(run=_evaluate, residency="auto")
 
 

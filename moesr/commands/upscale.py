@@ -15,7 +15,7 @@ from typing import Any
 from .. import inputs, outputs
 from ..errors import ImageError, MoESRError, SettingError
 from ..outputs import Target
-from .common import Bar, add_settings, fail, of_model, open_model, verbose
+from .common import Bar, add_model_options, add_settings, fail, open_model, verbose
 
 #: Settings that have an option each.
 SETTINGS_OF_A_RUN = (
@@ -60,7 +60,7 @@ def add(commands: Any) -> None:
         help="write pixels and colour profile only; --skip-existing then goes by name and size",
     )  # fmt: skip
     up.set_defaults(run=_upscale)
-    of_model(up)
+    add_model_options(up)
     verbose(up)
 
 

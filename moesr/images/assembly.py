@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import scratch
-from .colour import LOW_PASS_RADIUS, Moments, low_pass, moved
+from .colour import LOW_PASS_RADIUS, Moments, low_pass, match_moments
 from .resize import resize_rows
 
 #: Rows start .. stop of a picture, float [C, stop - start, width].
@@ -72,7 +72,7 @@ class Store:
 def adain_rows(content: Rows, moments: Moments, style: Tensor) -> Rows:
     """AdaIN: `content`, whose statistics are `moments`, with those of the image `style` [C, h, w]."""
     target = Moments(style)
-    return lambda start, stop: moved(content(start, stop), moments, target)
+    return lambda start, stop: match_moments(content(start, stop), moments, target)
 
 
 def pinned_rows(content: Rows, lr: Tensor, size: tuple[int, int]) -> Rows:

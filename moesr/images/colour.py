@@ -19,10 +19,10 @@ def adain(content: Tensor, style: Tensor) -> Tensor:
     Both [B, C, H, W], sizes may differ: y = (x - mean_x) / std_x * std_s + mean_s, with std = sqrt(variance + 1e-5) and
     the unbiased variance.
     """
-    return torch.stack([moved(x, Moments(x), Moments(s)) for x, s in zip(content, style)])
+    return torch.stack([match_moments(x, Moments(x), Moments(s)) for x, s in zip(content, style)])
 
 
-def moved(part: Tensor, own: Moments, target: Moments) -> Tensor:
+def match_moments(part: Tensor, own: Moments, target: Moments) -> Tensor:
     """Any part [C, h, w] of an image with moments `own`, given those of `target`."""
     (std_x, mean_x), (std_s, mean_s) = own.statistics(), target.statistics()
     return (part - mean_x.to(part)) * (std_s / std_x).to(part) + mean_s.to(part)

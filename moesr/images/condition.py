@@ -29,7 +29,7 @@ def _torch(image: Tensor, size: tuple[int, int], _: Matrices | None = None) -> T
 RESIZES: dict[str, Callable[..., Tensor]] = {"matlab": _matlab, "torch": _torch}
 
 
-def latent_cells(height: int, width: int, *, scale: int, factor: int, multiple: int) -> tuple[int, int]:
+def compute_latent_size(height: int, width: int, *, scale: int, factor: int, multiple: int) -> tuple[int, int]:
     """Height and width of the latent of an LR image, padded so that both are multiples and whole LR pixels."""
     unit = multiple * factor // math.gcd(multiple * factor, scale)  # LR pixels that make whole multiples
     return math.ceil(height / unit) * unit * scale // factor, math.ceil(width / unit) * unit * scale // factor
@@ -51,7 +51,7 @@ class Condition:
     ) -> None:  # fmt: skip
         self.scale, self.factor, self.wrap, self.detail = scale, factor, wrap, detail
         self.size = (lr.shape[-2] * scale, lr.shape[-1] * scale)
-        self.cells = latent_cells(lr.shape[-2], lr.shape[-1], scale=scale, factor=factor, multiple=multiple)
+        self.cells = compute_latent_size(lr.shape[-2], lr.shape[-1], scale=scale, factor=factor, multiple=multiple)
         height, width = (side * factor // scale for side in self.cells)
         self._lr = _sharp_mask(periodic_resize(lr, (height, width))) if wrap else pad(lr, (height, width))
         self._enlarge, self._matrices = RESIZES[lr_resize], Matrices()

@@ -147,18 +147,18 @@ def _extended(data: bytes, ifd: int, entries: Sequence[tuple[int, int, bytes]]) 
 def resolution(exif: bytes) -> tuple[float, float] | None:
     """Pixels per inch that a block tells, horizontal and vertical as stored; None if it tells none."""
     try:
-        return dpi_of_tags(_load(exif))
+        return read_dpi(_load(exif))
     except Exception:  # as in `texts`
         return None
 
 
-def dpi_of_tags(tags: Any) -> tuple[float, float] | None:
+def read_dpi(tags: Any) -> tuple[float, float] | None:
     """Pixels per inch by the tags of a directory; None if they tell none. tags: a mapping."""
     factor = {2: 1.0, 3: 2.54}.get(tags.get(RESOLUTION_UNIT, 2), 0.0)
-    return valid_dpi(tags.get(X_RESOLUTION), tags.get(Y_RESOLUTION), factor)
+    return check_dpi(tags.get(X_RESOLUTION), tags.get(Y_RESOLUTION), factor)
 
 
-def valid_dpi(x: Any, y: Any, factor: float = 1.0) -> tuple[float, float] | None:
+def check_dpi(x: Any, y: Any, factor: float = 1.0) -> tuple[float, float] | None:
     """Both numbers times the factor; None if they are no resolution."""
     try:
         x, y = float(x) * factor, float(y) * factor

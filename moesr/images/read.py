@@ -18,9 +18,9 @@ from PIL import Image
 
 from ..errors import ImageError, MoESRError
 from . import exif, png, profile
-from .metadata import exif_of, read_metadata
-from .picture import Picture, picture_of, samples
-from .tiff import float_range, has_all_samples, is_tiff, read_texts, read_tiff
+from .metadata import get_exif, read_metadata
+from .picture import Picture, make_picture, round_samples
+from .tiff import find_white, has_all_samples, is_tiff, read_texts, read_tiff
 
 _HEIF = ()
 if importlib.util.find_spec("pillow_heif"):  # pictures of phones, where the user has installed it
@@ -48,7 +48,7 @@ def read_image(source: str | os.PathLike[str] | bytes | BinaryIO, *, allow_trunc
     name, data = _contents(source)
     if not data:
         raise ImageError(f"{name}: the file is empty; get it again")
-    with explained(name, data):
+    with explain_errors(name, data):
         if is_tiff(data):
             try:
                 return read_tiff(data, from_pil)
@@ -65,15 +65,15 @@ def read_image(source: str | os.PathLike[str] | bytes | BinaryIO, *, allow_trunc
             return picture
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
+def read_upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened Pillow image as a viewer shows it; the pixels are not decoded."""
     width, height = image.size
-    turned = image.format != "TIFF" and exif.orientation(exif_of(image)) >= 5  # Pillow turns a TIFF itself
+    turned = image.format != "TIFF" and exif.orientation(get_exif(image)) >= 5  # Pillow turns a TIFF itself
     return (height, width) if turned else (width, height)
 
 
 @contextmanager
-def explained(name: object, data: bytes = b"") -> Iterator[None]:
+def explain_errors(name: object, data: bytes = b"") -> Iterator[None]:
     """Whatever goes wrong in the block with the picture of that name is an ImageError, one line that begins with it."""
     try:
         with warnings.catch_warnings():
@@ -141,7 +141,7 @@ def from_pil(image: Image.Image, data: bytes = b"") -> Picture:
     is not known.
     """
     image.load()
-    orientation = 1 if image.format == "TIFF" else exif.orientation(exif_of(image))
+    orientation = 1 if image.format == "TIFF" else exif.orientation(get_exif(image))
     icc = image.info.get("icc_profile")
     icc = icc if isinstance(icc, bytes) else None
     grey, bits, notes = False, 16, []
@@ -159,15 +159,15 @@ def from_pil(image: Image.Image, data: bytes = b"") -> Picture:
     if b"HasExtendedXMP" in metadata.xmp:
         notes.append("of its long XMP the first part travels alone")
     chunks = metadata.colour_chunks
-    icc = icc if profile.has_place(icc, grey) else None  # no program uses one of another kind
+    icc = icc if profile.is_usable(icc, grey) else None  # no program uses one of another kind
     if chunks and (icc is None or b"cICP" in chunks):
-        icc = profile.of_chunks(chunks, grey) or (icc if profile.is_hdr(chunks) else None)
-    return picture_of(values, grey, orientation, icc=icc, bits=bits, metadata=metadata, notes=tuple(notes))
+        icc = profile.build_from_chunks(chunks, grey) or (icc if profile.is_hdr(chunks) else None)
+    return make_picture(values, grey, orientation, icc=icc, bits=bits, metadata=metadata, notes=tuple(notes))
 
 
 def to_pil(picture: Picture) -> Image.Image:
     """An 8-bit Pillow image, rounded to nearest: mode L, LA, RGB or RGBA, with the ICC profile in `info`."""
-    pixels = samples(picture, 8)
+    pixels = round_samples(picture, 8)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if picture.icc:
         image.info["icc_profile"] = picture.icc
@@ -249,7 +249,7 @@ def _single_channel(image: Image.Image) -> tuple[np.ndarray, list[str]]:
     values = np.asarray(image)[..., None]
     if values.dtype.kind == "f":
         values = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
-        top, notes = float_range(values)
+        top, notes = find_white(values)
         return (values / np.float32(top)).clip(0, 1), notes
     top = 65535 if values.max() <= 65535 else 2**31 - 1
     return (values / np.float64(top)).astype(np.float32).clip(0, 1), []

@@ -17,8 +17,8 @@ from PIL import Image, TiffImagePlugin, TiffTags
 
 from ..errors import ImageError
 from . import exif as exif_blocks
-from .metadata import iptc_of_resources
-from .picture import Metadata, Picture, picture_of
+from .metadata import extract_iptc
+from .picture import Metadata, Picture, make_picture
 from .tiff_pages import Page, choose_page, header_of, read_pages, start_at
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL = 256, 257, 258, 259, 262, 266
@@ -100,7 +100,7 @@ def _decode(data: bytes, page: Page, photometric: int) -> Picture:
         black = 1 - values[..., 3:4]
         values = np.concatenate([(1 - values[..., :3]) * black, values[..., 4:]], axis=2)
     depth = 8 if min(bits) == 8 else 16
-    return picture_of(values, colours == 1, page.value(_ORIENTATION, 1), bits=depth, notes=tuple(notes))
+    return make_picture(values, colours == 1, page.value(_ORIENTATION, 1), bits=depth, notes=tuple(notes))
 
 
 def _in_range(stored: np.ndarray, photometric: int, alone: bool) -> tuple[np.ndarray, list[str]]:
@@ -112,7 +112,7 @@ def _in_range(stored: np.ndarray, photometric: int, alone: bool) -> tuple[np.nda
         if missing:
             stored = np.nan_to_num(stored, posinf=0, neginf=0)
             notes.append(f"{missing} samples that are not numbers were read as 0")
-        top, said = float_range(stored)
+        top, said = find_white(stored)
         notes += said
     else:
         if low < 0:
@@ -128,7 +128,7 @@ def _in_range(stored: np.ndarray, photometric: int, alone: bool) -> tuple[np.nda
     return (1 - values if photometric == 0 else values), notes
 
 
-def float_range(values: np.ndarray) -> tuple[float, list[str]]:
+def find_white(values: np.ndarray) -> tuple[float, list[str]]:
     """What is white among floats, and the line that says so if it is not 1. Raises ImageError if that is uncertain."""
     low, high = float(values.min()), float(values.max())
     if low >= -0.1 and high <= 1.1:  # a little beyond is the overshoot of a resize
@@ -228,10 +228,10 @@ def _metadata(data: bytes, page: Page) -> Metadata:
         iptc = b"".join(v.to_bytes(4, "big" if data[:2] == b"MM" else "little") for v in iptc).rstrip(b"\0")
     iptc = iptc if isinstance(iptc, bytes) else b""
     resources = tags.get(_PHOTOSHOP, b"")
-    iptc = iptc or iptc_of_resources(resources if isinstance(resources, bytes) else b"")
+    iptc = iptc or extract_iptc(resources if isinstance(resources, bytes) else b"")
     xmp = tags.get(_XMP, b"")
     xmp = bytes(v for v in xmp) if isinstance(xmp, tuple) else xmp if isinstance(xmp, bytes) else b""
-    dpi = exif_blocks.dpi_of_tags(tags)
+    dpi = exif_blocks.read_dpi(tags)
     dpi = (dpi[1], dpi[0]) if dpi and page.value(_ORIENTATION, 1) >= 5 else dpi
     return Metadata(exif, xmp.rstrip(b"\0"), iptc, dpi, exif_blocks.texts(exif) if exif else {})
 

@@ -34,7 +34,7 @@ class Window:
         return Window(self.y0 * factor, self.x0 * factor, self.h * factor, self.w * factor)
 
 
-def tile_windows(
+def plan_windows(
     height: int,
     width: int,
     tile: int,
@@ -57,7 +57,7 @@ def tile_windows(
     return [Window(y, x, h, w) for y in rows for x in columns]
 
 
-def covers(window: Window, height: int, width: int) -> bool:
+def is_whole_canvas(window: Window, height: int, width: int) -> bool:
     """True if the window is the whole canvas as it stands."""
     return window == Window(0, 0, height, width)
 
@@ -79,7 +79,7 @@ class Blender:
 
     The weights are smooth (raised cosine) across every overlap, without a ramp at true borders of the canvas, and
     positive. The outer quarter of an overlap counts next to nothing, because that is where a tile has seen the least of
-    its surroundings. `windows` are those of `tile_windows`, all of them; with `partial` any of them, and weights sum to
+    its surroundings. `windows` are those of `plan_windows`, all of them; with `partial` any of them, and weights sum to
     one wherever one of them is. Raises SettingError if they leave a gap that is not meant to be.
     """
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from ..errors import ImageError
-from ..images.files import READ_FORMATS, Picture, explained, read_image, upright_size
+from ..images.files import READ_FORMATS, Picture, explain_errors, read_image, read_upright_size
 from .limits import Limits
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
@@ -48,10 +48,10 @@ def read_size(upload: Upload, limits: Limits) -> tuple[int, int]:
     """
     limits.check_bytes(upload.name, upload.path.stat().st_size if upload.path.is_file() else 0)
     try:
-        with explained(upload.name, _read_start(upload)), Image.open(upload.path, formats=READ_FORMATS) as image:
+        with explain_errors(upload.name, _read_start(upload)), Image.open(upload.path, formats=READ_FORMATS) as image:
             width, height = image.size
             limits.check_input(upload.name, width, height)
-            return upright_size(image)
+            return read_upright_size(image)
     except ImageError as error:
         raise _without_path(upload, error) from error
 
@@ -68,7 +68,7 @@ def open_picture(upload: Upload, limits: Limits) -> Picture:
 def draw_thumbnail(upload: Upload, side: int = 96) -> bytes:
     """A small JPEG of a picture whose size was checked. Raises ImageError."""
     try:
-        with explained(upload.name), Image.open(upload.path, formats=READ_FORMATS) as image:
+        with explain_errors(upload.name), Image.open(upload.path, formats=READ_FORMATS) as image:
             image.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded at a fraction of its size
             small = ImageOps.exif_transpose(image) or image
             small.thumbnail((side, side))

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import ImageError, SettingError
-from ...images.files import explained, from_pil
+from ...images.files import explain_errors, from_pil
 from .photos import Photo, round_pixels
 
 #: Side of a part in pixels, and the step of places where one may begin.
@@ -68,7 +68,7 @@ class Pack:
     def _read(self, name: str) -> np.ndarray:
         with self._lock:
             data = self._archive.read(name)
-        with explained(f"{self.path}: {name}"), Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
+        with explain_errors(f"{self.path}: {name}"), Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
             return round_pixels(from_pil(image))
 
     @property

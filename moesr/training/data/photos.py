@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import ImageError, SettingError
-from ...images.files import READ_SUFFIXES, Picture, explained, from_pil, on_white, read_image
+from ...images.files import READ_SUFFIXES, Picture, explain_errors, from_pil, lay_on_white, read_image
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def open_photos(source: object) -> list[Photo]:
 
 def round_pixels(picture: Picture) -> np.ndarray:
     """The pixels of a picture on white as uint8 [H, W, 3]."""
-    return (on_white(picture).floats().rgb * 255).round().clip(0, 255).astype(np.uint8)
+    return (lay_on_white(picture).floats().rgb * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def _list_folder(folder: Path) -> list[Photo]:
@@ -121,7 +121,7 @@ def _read_item(dataset: Any, index: int, name: str) -> np.ndarray:
     except OSError as error:
         raise ImageError(f"{name}: cannot be read ({error}); repair the dataset") from error
     if isinstance(item, Image.Image):
-        with explained(name):
+        with explain_errors(name):
             return round_pixels(from_pil(item))
     if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.shape[2:] == (3,) and item.size:
         return item
