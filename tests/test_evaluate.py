@@ -276,7 +276,7 @@ def test_a_report_that_cannot_be_written_is_one_line(hr: Path, tmp_path: Path, c
         (["--hr", "empty"], "no pictures"),
         (["--hr", "hr", "--lr", "empty"], "no pictures"),
         (["--hr", "hr", "--results", "none"], "none: no such folder"),
-        (["--hr", "hr", "--steps", "0"], "0 steps"),
+        (["--hr", "hr", "--steps", "0"], "steps 0"),
         (["--hr", "hr", "--sampler", "euler"], "euler"),
         (["--hr", "hr", "--model", "nonesuch"], "nonesuch"),
         (["--hr", "hr", "--fidelity", "7"], "fidelity"),

@@ -35,7 +35,7 @@ class Handlers:
     def __init__(self, queue: JobQueue, examples: Sequence[tuple[Path, str]] = ()) -> None:
         self.queue, self.host, self.facts = queue, queue.host, queue.host.facts
         self.examples = list(examples)
-        self._roots = [*self.host.upload_folders, *{path.parent for path, _ in self.examples}]
+        self._roots = [*self.host.upload_folders, queue.results, *{path.parent for path, _ in self.examples}]
 
     def run(
         self, files: Any, model: str, choice: str, value: Any, format: str, *values: Any, client: str = ""

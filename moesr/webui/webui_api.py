@@ -33,6 +33,7 @@ from modules import (
 from PIL import Image
 
 from ..hosting.runner import Stopped
+from ..images.files import read_text
 from ..settings import LOADING, SETTINGS
 
 __all__ = [
@@ -196,7 +197,7 @@ def save_result(path: Path, info: str, texts: Mapping[str, str], source: Path) -
     info: what was done, for the host's PNG info. texts: further chunks. source: the picture it was made from, whose
     generation parameters go on with the result.
     """
-    known = dict(texts)
+    known = {**read_text(path), **texts}  # prompt, workflow and other texts of the source are in the result
     with Image.open(source) as image:
         parameters, _ = images.read_info_from_image(image)
     if parameters:
