@@ -40,7 +40,7 @@ def test_without_latent_decodes_the_bicubic_image(model: SRModel, lr: np.ndarray
     condition = torch.from_numpy(lr).permute(2, 0, 1)[None].float() / 127.5 - 1
     up = resize(condition, (64, 64)).clamp(-1, 1)
     with torch.inference_mode():
-        image = model.autoencoder.decode(model.autoencoder.encode(up), model.autoencoder.features(up))
+        image = model.autoencoder.decode(model.autoencoder.encode(up), model.autoencoder.window_features(up))
     expected = ((image[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     assert np.abs(result.astype(int) - expected.astype(int)).max() <= 1
     assert not np.array_equal(result, moesr.upscale(model, lr, color_fix="none", seed=3))
