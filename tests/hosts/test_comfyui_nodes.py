@@ -213,7 +213,7 @@ def test_timeline_and_plan(comfy: Comfy) -> None:
     shown = prompt.add("PreviewAny", source=[picture[0], 1])
     outputs = comfy.run(prompt)
     (found,) = comfy.images(outputs, saved)
-    assert found.shape == (240, 960, 3)
+    assert found.shape == (300, 800, 3)
     assert len(np.unique(found.reshape(-1, 3), axis=0)) > 50
     (text,) = outputs[shown[0]]["text"]
     lines = text.splitlines()

@@ -4,6 +4,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { bringExample } from "./example.js";
 import { migrate } from "./migrate.js";
 
 const NAME = "moesr.timeline";
@@ -174,7 +175,10 @@ function stop() {
 if (!app.extensions?.some((extension) => extension.name === NAME)) {
   app.registerExtension({
     name: NAME,
-    beforeConfigureGraph: migrate,
+    async beforeConfigureGraph(graph) {
+      migrate(graph);
+      await bringExample(graph);
+    },
     setup() {
       api.addEventListener("moesr.step", ({ detail }) => detail?.node && update(detail.node, detail));
       for (const end of ["execution_interrupted", "execution_error"]) api.addEventListener(end, stop);
