@@ -14,14 +14,6 @@ function switch_to_moesr() {
     return Array.from(arguments);
 }
 
-// The address of the result that is shown, for the server to find its file.
-function moesr_shown() {
-    const compare = gradioApp().querySelector("#moesr-results moesr-compare");
-    const links = gradioApp().querySelectorAll("#moesr-results .moesr-downloads li:not(.moesr-all) a");
-    const index = compare && compare.pairs ? Math.max(0, compare.pairs.indexOf(compare.pair)) : 0;
-    return [links[index] ? links[index].getAttribute("href") : ""];
-}
-
 // The result has come to where the host's own button takes it from.
 function moesr_paste(tab) {
     const button = gradioApp().querySelector("#moesr-paste-" + tab);

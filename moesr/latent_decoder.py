@@ -12,13 +12,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .checkpoints.detect import role
+from .checkpoints.detect import find_role
 from .checkpoints.files import SUFFIXES, build, open_autoencoder
 from .checkpoints.reading import View, Weights
 from .config import AutoencoderConfig
 from .diffusion.experts import Residency
 from .errors import CheckpointError, NumericsError, SettingError
-from .images.windows import Window, crop, tile_windows
+from .images.windows import Window, crop, plan_windows
 from .networks.autoencoder import Autoencoder
 from .progress import Callback, Reporter
 from .run import is_finite
@@ -51,7 +51,7 @@ def open_decoder(source: Path) -> DecoderParts | None:
         inside = [path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES]
         return open_decoder(inside[0]) if len(inside) == 1 else None
     try:
-        if role(Weights(source)) != "autoencoder":
+        if find_role(Weights(source)) != "autoencoder":
             return None
         config, weights = open_autoencoder(source)
     except CheckpointError:
@@ -92,9 +92,9 @@ class LatentDecoder:
         reporter, free = Reporter(callback), self.runtime.free_memory(self.device)
         tiles = TileSize(
             tile, whole=max(height, width), smallest=SMALLEST_TILE // config.factor, multiple=1, config=config,
-            dtype=self.dtype, runtime=self.runtime, free=free, reporter=reporter,
+            device=self.device, runtime=self.runtime, free=free, reporter=reporter,
         )  # fmt: skip
-        batch = tiles.batch(config, self.dtype, self.device, free)
+        batch = tiles.batch()
         out = torch.empty(len(latents), 3, height * config.factor, width * config.factor)
         home = place_canvases(4 * out[0].numel(), self.device, free)
 
@@ -105,7 +105,7 @@ class LatentDecoder:
             return network.decode(z.to(self.device, self.dtype))
 
         def attempt(side: int, image: int) -> None:
-            windows = tile_windows(height, width, side, max(2, side // 8))
+            windows = plan_windows(height, width, side, max(2, side // 8))
             reporter.begin("decode", tile=image * len(windows), tiles=len(windows) * len(latents))
             with self.decoder() as network:
                 for start, rows in decode_in_tiles(

@@ -105,7 +105,7 @@ def digest_bytes(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def model_files(path: Path) -> list[Path]:
+def list_model_files(path: Path) -> list[Path]:
     """The files of a model, by name."""
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 

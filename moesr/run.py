@@ -18,7 +18,7 @@ from .diffusion.samplers import Noise, sample
 from .errors import NumericsError
 from .images.assembly import Store
 from .images.canvas import Canvas
-from .images.condition import Condition, latent_cells
+from .images.condition import Condition, compute_latent_size
 from .images.finish import hide_masked
 from .images.preview import decode_preview, draw_preview
 from .images.windows import Window, crop
@@ -68,14 +68,14 @@ def plan_run(
     check_settings(tile=tile, tile_batch=tile_batch, wrap=wrap)
     config, unet, reporter = model.config.autoencoder, model.config.unet, Reporter(callback)
     free = model.runtime.free_memory(model.device)
-    cells = latent_cells(height, width, scale=model.scale, factor=config.factor, multiple=unet.multiple)
+    cells = compute_latent_size(height, width, scale=model.scale, factor=config.factor, multiple=unet.multiple)
     tiles = TileSize(
         tile,
         whole=max(cells),
         smallest=max(SMALLEST_TILE // config.factor, 2 * unet.alignment, unet.multiple),
         multiple=unet.multiple,
         config=config,
-        dtype=model.dtype,
+        device=model.device,
         runtime=model.runtime,
         free=free,
         reporter=reporter,
@@ -84,7 +84,7 @@ def plan_run(
     image = 4 * (6 * height * width + math.prod(cells) * (4 * unet.detail**2 + 5 * unet.out_channels))
     group = max(1, GROUP_BYTES // image)
     home = scratch.place_canvases(group * image + 12 * height * width * model.scale**2, model.device, free)
-    batch = tiles.batch(config, model.dtype, model.device, free) if tile_batch == "auto" else int(tile_batch)
+    batch = tiles.batch() if tile_batch == "auto" else int(tile_batch)
     return Plan(model, wrap, tiles, batch, group, home, reporter)
 
 
@@ -295,7 +295,7 @@ class Run:
         yield from self._resized_rows(image, 0, top, side)
         for start, band in decode_in_tiles(
             decode, grid, height=height, width=width, factor=self.factor, wrap=self.wrap,
-            tile_batch=self.plan.tile_batch, home=self.home, partial=self.layout.is_partial,
+            tile_batch=self.plan.tile_batch, home=self.home, blender=self.layout.blender(side, self.factor),
         ):  # fmt: skip
             if right - left < width * self.factor and not self.wrap:
                 rows = Window(start // self.factor, 0, band.shape[1] // self.factor, width)

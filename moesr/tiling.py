@@ -16,7 +16,7 @@ from . import scratch
 from .config import AutoencoderConfig, NetworkConfig
 from .diffusion.samplers import Predict
 from .errors import SettingError
-from .images.windows import Blender, Window, covers, crop, tile_windows
+from .images.windows import Blender, Window, crop, is_whole_canvas, plan_windows
 from .progress import Reporter
 from .runtime import Runtime
 
@@ -25,8 +25,6 @@ R = TypeVar("R")
 #: Largest tile that "auto" takes, in output pixels: networks are trained on crops of this order.
 LARGEST_TILE = 768
 SMALLEST_TILE = 64
-#: Bytes that decoding takes whatever the tile: bands of wide features, distances to codes.
-FIXED_MEMORY = 256 * 2**20
 #: Most tiles at a time on a device, and output pixels that they may have together: more keeps no device busier.
 LARGEST_BATCH, BATCH_PIXELS = 16, 2 * LARGEST_TILE**2
 
@@ -34,13 +32,19 @@ LARGEST_BATCH, BATCH_PIXELS = 16, 2 * LARGEST_TILE**2
 PredictTiles = Callable[[Tensor, int, Sequence[Window], Sequence[int]], Tensor]
 
 
-def estimate_tile_memory(config: AutoencoderConfig, dtype: torch.dtype, side: int) -> int:
-    """Bytes that grow with a tile of `side` output pixels while it is decoded, beside the weights.
+def estimate_tile_memory(config: AutoencoderConfig, device: torch.device, side: int) -> int:
+    """Bytes beside the weights that decoding a tile of `side` output pixels takes; a step of the experts takes less.
 
-    Fitted to peaks measured on a CPU in float32 (docs/performance.md); a step of the experts takes less. In low
+    Fitted to peaks in float32 (docs/performance.md): on a CPU those of the process, on devices those of tensors. In low
     precision filters, codes and what torch makes of half precision on the way are float32 too, so it takes as much.
     """
-    return (25 * config.ch * max(dtype.itemsize, 4) // 4 + 1250) * side**2
+    pixels = side**2
+    if device.type == "cpu":  # whatever the tile: bands of wide features, distances to codes, the libraries' own
+        return 256 * 2**20 + (25 * config.ch + 1250) * pixels
+    if not config.refine:
+        return ((24 + 3 * config.lr_fusion) * config.ch + 12) * pixels
+    # The wide features of the frequency U-Net exist in bands once they are large (networks/bands.py).
+    return int((21.5 * config.ch + 111) * pixels + min((72.5 * config.ch + 11) * pixels, 82 * 2**20))
 
 
 def retry_smaller(
@@ -75,14 +79,15 @@ class TileSize:
 
     def __init__(
         self, tile: int | str, *, whole: int, smallest: int, multiple: int, config: AutoencoderConfig,
-        dtype: torch.dtype, runtime: Runtime, free: int, reporter: Reporter,
+        device: torch.device, runtime: Runtime, free: int, reporter: Reporter,
     ) -> None:  # fmt: skip
         """tile: as asked, in pixels. whole, smallest, multiple: in cells. free: bytes free on the device."""
         self._factor, self._runtime, self._reporter = config.factor, runtime, reporter
+        self._config, self._device, self._free = config, device, free
         side = whole * self._factor if tile == 0 else LARGEST_TILE if tile == "auto" else int(tile)
         if tile == "auto":
             first = side = min(side, whole * self._factor)
-            while side > SMALLEST_TILE and FIXED_MEMORY + estimate_tile_memory(config, dtype, side) > free:
+            while side > SMALLEST_TILE and estimate_tile_memory(config, device, side) > free:
                 side //= 2
             if side != first:
                 reporter.note(f"tiles of {side} instead of {first} pixels: {free / 2**20:.0f} MiB of memory are free")
@@ -98,12 +103,12 @@ class TileSize:
             self._reporter.note(f"tiles of {sides} pixels: memory ran out; details may differ")
         return result
 
-    def batch(self, config: AutoencoderConfig, dtype: torch.dtype, device: torch.device, free: int) -> int:
+    def batch(self) -> int:
         """Tiles at a time that "auto" takes: one on a CPU; on a device as many as fit in half of the free memory."""
-        if device.type == "cpu":
+        if self._device.type == "cpu":
             return 1
         side = self.side * self._factor
-        room = (free // 2 - FIXED_MEMORY) // estimate_tile_memory(config, dtype, side)
+        room = self._free // 2 // estimate_tile_memory(self._config, self._device, side)
         return max(1, min(LARGEST_BATCH, BATCH_PIXELS // side**2, room))
 
 
@@ -128,7 +133,7 @@ def predict_in_tiles(
     def predict(z: Tensor, t: int) -> Tensor:
         images, _, height, width = z.shape
         jobs = [(image, window) for image in range(images) for window in windows]
-        whole = all(covers(window, height, width) for window in windows)
+        whole = all(is_whole_canvas(window, height, width) for window in windows)
         if whole and len(jobs) <= tile_batch:
             check()
             return predict_tiles(z, t, [window for _, window in jobs], range(images)).to(z.device, z.dtype)
@@ -157,15 +162,15 @@ def decode_in_tiles(
     wrap: bool = False,
     tile_batch: int = 1,
     home: torch.device,
-    partial: bool = False,
+    blender: Blender | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Decoded rows from the top, (first row, [3, h, W]), as soon as no tile to come reaches them.
 
     decode: pictures [n, 3, h, w] of windows of the latent, which has height x width cells of `factor` pixels. Only a
     band of tiles is in memory, on `home`. With wrap-around the last tiles reach the first rows, so all come at once.
-    partial: the windows leave some of the latent out.
+    blender: that of the windows in pixels, if it is at hand; with a partial one they may leave some of the latent out.
     """
-    blender = Blender([w.scaled(factor) for w in windows], height * factor, width * factor, partial=partial)
+    blender = blender or Blender([w.scaled(factor) for w in windows], height * factor, width * factor)
     starts = sorted({w.y0 for w in windows})
     tall = (height if wrap else windows[0].h) * factor
     band = scratch.zeros((3, tall, width * factor), home)
@@ -194,12 +199,8 @@ class Layout:
 
     def __init__(self, cells: tuple[int, int], unet: NetworkConfig, wrap: bool, inside: Tensor | None = None) -> None:
         self._cells, self._unet, self._wrap, self._inside = cells, unet, wrap, inside
-        self._made: dict[int, tuple[list[Window], list[Window], Blender | None]] = {}
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether there may be cells without a tile."""
-        return self._inside is not None
+        self._made: dict[int, tuple[list[Window], list[Window]]] = {}
+        self._blenders: dict[int, Blender] = {}  # by pixels per cell
 
     def grid(self, side: int) -> list[Window]:
         """All windows for tiles of `side` cells, those that a mask leaves out too."""
@@ -209,29 +210,34 @@ class Layout:
         """The windows that are computed."""
         return self._make(side)[1]
 
-    def blender(self, side: int) -> Blender:
-        """The blender of `windows`, of which there is at least one."""
-        blender = self._make(side)[2]
-        assert blender is not None
-        return blender
+    def blender(self, side: int, factor: int = 1) -> Blender:
+        """The blender of `windows`, of which there is at least one; with `factor` pixels per cell that of the `grid`.
 
-    def _make(self, side: int) -> tuple[list[Window], list[Window], Blender | None]:
+        Made once for all steps and images, and with it what it keeps on the device.
+        """
+        grid, windows = self._make(side)
+        if factor not in self._blenders:
+            used = windows if factor == 1 else [w.scaled(factor) for w in grid]
+            height, width = (cells * factor for cells in self._cells)
+            self._blenders[factor] = Blender(used, height, width, partial=self._inside is not None)
+        return self._blenders[factor]
+
+    def _make(self, side: int) -> tuple[list[Window], list[Window]]:
         if side not in self._made:
             grid, inside = self._cut(side), self._inside
-            windows = [w for w in grid if inside is None or bool(crop(inside, w).any())]
-            blender = Blender(windows, *self._cells, partial=self.is_partial) if windows else None
-            self._made = {side: (grid, windows, blender)}
+            self._made = {side: (grid, [w for w in grid if inside is None or bool(crop(inside, w).any())])}
+            self._blenders.clear()
         return self._made[side]
 
     def _cut(self, side: int) -> list[Window]:
         unet = self._unet
         overlap = max(unet.alignment, side // 8)
         rest = (side, overlap, unet.multiple, self._wrap, unet.alignment)
-        windows = tile_windows(*self._cells, *rest)
+        windows = plan_windows(*self._cells, *rest)
         if self._inside is None or self._wrap or len(windows) == 1 or not bool(self._inside.any()):
             return windows
         region = _surround(self._inside, margin=overlap, multiple=unet.multiple)
-        fewer = [window.moved(region.y0, region.x0) for window in tile_windows(region.h, region.w, *rest)]
+        fewer = [window.moved(region.y0, region.x0) for window in plan_windows(region.h, region.w, *rest)]
         area, less = (sum(w.h * w.w for w in some) for some in (windows, fewer))
         return fewer if less < area else windows
 

@@ -28,8 +28,10 @@ class MoESRFCDAsVAE(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any) -> Any:
         """The host's VAE with our network in it."""
+        import torch
+
         from ..moesr.errors import SettingError
-        from ..moesr.tiling import estimate_tile_memory
+        from ..moesr.tiling import LARGEST_TILE, estimate_tile_memory
 
         if model.hosted.decoder is None:
             raise SettingError(
@@ -38,5 +40,5 @@ class MoESRFCDAsVAE(io.ComfyNode):
             )
         parts = model.hosted.parts
         weights = {name: parts.weights[name] for name in parts.weights if not name.startswith(OURS)}
-        vae = make_vae(weights, parts.autoencoder, lambda dtype: estimate_tile_memory(parts.config, dtype, 1))
-        return io.NodeOutput(vae)
+        pixel = estimate_tile_memory(parts.config, torch.device("cuda"), LARGEST_TILE) // LARGEST_TILE**2
+        return io.NodeOutput(make_vae(weights, parts.autoencoder, lambda _: pixel))

@@ -24,7 +24,7 @@ from moesr.config import AutoencoderConfig, SwinUNetConfig, UNetConfig
 from moesr.errors import MoESRError
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.layers import Upsample
-from moesr.networks.swin import SwinBlock, WindowAttention, apart, position_index
+from moesr.networks.swin import SwinBlock, WindowAttention, compute_position_index, mask_apart
 from moesr.networks.swin_unet import SwinUNet
 from moesr.networks.unet import Downsample, UNet
 
@@ -140,7 +140,8 @@ def resshift_state(config: SwinUNetConfig = SWIN, seed: int = 0) -> dict[str, Te
         network = SwinUNet(config)
     for name, block in network.named_modules():
         if isinstance(block, SwinBlock):
-            state[f"{name}.attn.relative_position_index"] = position_index(block.attn.window, torch.device("cpu"))
+            index = compute_position_index(block.attn.window, torch.device("cpu"))
+            state[f"{name}.attn.relative_position_index"] = index
             if block.attn.shift:
                 side = (config.latent_size >> _level(network, name)) // block.attn.window
                 state[f"{name}.attn_mask"] = window_masks(block.attn, side, side)
@@ -165,7 +166,7 @@ def window_masks(layer: WindowAttention, rows: int, columns: int) -> Tensor:
     for row, along in layer.regions:
         for column, axes in along:
             if axes:
-                full[row, column] = apart(layer.window, layer.shift, axes, torch.device("cpu"), torch.float32)
+                full[row, column] = mask_apart(layer.window, layer.shift, axes, torch.device("cpu"), torch.float32)
     return full.flatten(0, 1)
 
 

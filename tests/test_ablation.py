@@ -36,7 +36,7 @@ def test_without_latent_decodes_the_bicubic_image(model: SRModel, lr: np.ndarray
         with pytest.raises(SettingError, match="residual shift"):
             without(model, "latent")
         return
-    result = moesr.upscale(without(model, "latent"), lr, color_fix="none", seed=3)
+    result = moesr.upscale(without(model, "latent"), lr, color_fix="none", seed=3, fidelity=1.0)
     condition = torch.from_numpy(lr).permute(2, 0, 1)[None].float() / 127.5 - 1
     up = resize(condition, (64, 64)).clamp(-1, 1)
     with torch.inference_mode():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,7 @@ def test_ray_gives_the_same_bytes_and_survives_a_killed_worker(
     names.write_text("\n".join([*map(str, sources), str(tmp_path / "gone.png")]), "utf-8")
     killed: list[int] = []
 
-    def kill_once(report: Any, line: dict[str, Any]) -> None:
+    def kill_once(report: Any, line: Mapping[str, Any]) -> None:
         if not killed and line["status"] == "done":
             killed.append(int(line["worker"].rpartition(":")[2]))
             os.kill(killed[0], signal.SIGKILL)
@@ -310,6 +311,7 @@ def test_a_killed_worker_is_replaced(
     assert max(line.get("attempt", 0) for line in read_lines(out)) == 2
 
 
+@pytest.mark.slow
 def test_a_picture_that_kills_every_worker_fails_by_name(
     model: str, photos: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
@@ -353,6 +355,7 @@ def test_a_killed_driver_loses_nothing(
     assert len(lines) <= len(done) * 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_ends_the_job_with_one_line(
     model: str, photos: Path, undisturbed: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]

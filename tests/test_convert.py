@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 import moesr
 from moesr.checkpoints.convert import convert
-from moesr.checkpoints.describe import as_text, describe
+from moesr.checkpoints.describe import describe, format_facts
 from moesr.checkpoints.files import open_model
 from moesr.checkpoints.writing import Entry, write
 from moesr.cli import main
@@ -98,7 +98,7 @@ def test_the_header_says_where_it_comes_from(release: Path, tmp_path: Path) -> N
         assert source["size"] == len(content)
     assert "licence of the source files" in facts["licence"]
     assert any("x8" in note for note in facts["notes"])
-    shown = as_text(facts)
+    shown = format_facts(facts)
     assert facts["sources"][2]["sha256"] in shown
     assert facts["licence"] in shown
 
@@ -290,6 +290,13 @@ def test_command_line(release: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert str(out) in shown
     assert "x4" in shown
     assert "sha256" in shown
+    again = ["convert", str(release), "-o", str(out), "--scale", "8"]
+    before = out.read_bytes()
+    assert main(again) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert main([*again, "--overwrite"]) == 0
+    capsys.readouterr()
     assert main(["convert", str(release), "-o", str(tmp_path / "x.ckpt")]) == 1
     assert capsys.readouterr().err.startswith("error:")
 

@@ -103,11 +103,11 @@ def test_tiles_agree_with_the_whole_and_have_no_seams(model: SRModel, demo: Tens
 
 def seam_energies(model: SRModel, image: Tensor, tile: int) -> list[tuple[float, float]]:
     """Gradient energy across the borders of tiles, and everywhere, for rows and columns."""
-    from moesr.images.windows import tile_windows
+    from moesr.images.windows import plan_windows
 
     multiple = model.config.unet.multiple
     cells = [math.ceil(side / 4 / multiple) * multiple for side in image.shape[-2:]]
-    windows = tile_windows(cells[0], cells[1], tile // 4, max(multiple, tile // 32), multiple)
+    windows = plan_windows(cells[0], cells[1], tile // 4, max(multiple, tile // 32), multiple)
     out = []
     for dim, borders in ((-2, {w.y0 for w in windows} | {w.y0 + w.h for w in windows}),
                          (-1, {w.x0 for w in windows} | {w.x0 + w.w for w in windows})):  # fmt: skip

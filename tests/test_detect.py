@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moesr.checkpoints.describe import as_text, describe
-from moesr.checkpoints.detect import UNET, role
+from moesr.checkpoints.describe import describe, format_facts
+from moesr.checkpoints.detect import UNET, find_role
 from moesr.checkpoints.files import open_autoencoder, open_model, save_model
 from moesr.checkpoints.reading import Weights
 from moesr.config import AutoencoderConfig, ModelConfig, UNetConfig
@@ -52,7 +52,7 @@ def test_every_released_layout_has_its_role(tmp_path: Path) -> None:
     for name in ("stage_checkpoint", "ldm_bsr_sr_checkpoint", "vqmodel_resiunet_fa_vae", "autoencoder_klaff_fa_vae"):
         # the keys are what matters here: the tensors are empty
         save_file({key: torch.zeros(0) for key in table(name)}, tmp_path / "x.safetensors")
-        roles[name] = role(Weights(tmp_path / "x.safetensors"))
+        roles[name] = find_role(Weights(tmp_path / "x.safetensors"))
     assert list(roles.values()) == ["expert", "expert", "autoencoder", "autoencoder"]
 
 
@@ -68,7 +68,7 @@ def test_kl_decoder_is_known_and_kept_apart(tmp_path: Path) -> None:
     found, weights = open_autoencoder(path)
     assert found == config
     assert set(weights) == set(state) - {"loss.logvar"}
-    assert "Stable Diffusion 1.5" in as_text(describe(path))
+    assert "Stable Diffusion 1.5" in format_facts(describe(path))
     refused(path, "Stable Diffusion 1.5 latents")
     torch.save({"state_dict": stage_state(unet())}, tmp_path / "x.ckpt")
     refused([tmp_path / "x.ckpt", path], "give vq-f4/fa_vae.pth")
@@ -132,7 +132,7 @@ def test_a_stage_file_alone_is_described(tmp_path: Path) -> None:
     facts = describe(paths[0])
     assert facts["stage"] == 2
     assert facts["ema"] is False
-    assert "stage 2" in as_text(facts)
+    assert "stage 2" in format_facts(facts)
 
 
 def test_stages_of_different_models_do_not_mix(tmp_path: Path) -> None:

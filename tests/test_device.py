@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import moesr
+from moesr import run
 from moesr.evaluation import selftest
 from moesr.evaluation.nano import NANO_KL, build_autoencoder, build_nano
 from moesr.evaluation.parity import synthetic_picture
@@ -21,6 +22,7 @@ from moesr.images.files import Picture
 from moesr.latent_decoder import LatentDecoder
 from moesr.networks import layers
 from moesr.runtime import PlainRuntime
+from moesr.tiling import estimate_tile_memory
 from tests.pretended_device import OnDevice, pretended_device
 from tests.small_models import save_nano
 
@@ -104,7 +106,7 @@ def test_residency_moves_experts_and_lets_go_of_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tile", [0, 64])
 def test_copies_per_picture_and_work_per_step(tile: int) -> None:
-    """What crosses: the LR image, noise, small matrices; back comes the picture, and once more for its colours."""
+    """What crosses: the LR image, noise, and once per run matrices and weights; back comes the picture, in bytes."""
     side, scale = 24, 4
     with pretended_device() as device:
         model = build_nano("residual_shift", CUDA)
@@ -118,21 +120,51 @@ def test_copies_per_picture_and_work_per_step(tile: int) -> None:
             }  # fmt: skip
 
         two, four = count(2), count(4)
-        latent, picture, small = side * side * 3 * 4, (side * scale) ** 2 * 3 * 4, side * side * 3 * 4
-        tiles = 1 if tile == 0 else 4
-        assert two["uploaded"] <= 2 * small + 2 * latent + tiles * 2 * 70_000
-        assert picture <= two["downloaded"] <= 2 * picture + small
-        assert two["downloads"] <= 3 + tiles
+        lr = latent = side * side * 3 * 4
+        resizing = 4 * (64 * 19 + 32 * 11) if tile == 0 else 4 * (64 * 19 + 24 * 9)
+        blending = 4 * 2 * (24 + 96) if tile == 0 else 4 * 4 * (14 + 56)
+        assert two["uploaded"] == lr + 2 * latent + resizing + blending
+        assert two["downloads"] == 1
+        assert two["downloaded"] == (side * scale) ** 2 * 3
+        assert two["reads"] == 3  # are latent and picture finite, and has the LR image pure black or white?
         step = {name: (four[name] - two[name]) / 2 for name in two}
         assert step["downloaded"] == step["reads"] == 0  # nothing waits for the device while it samples
-        assert step["uploaded"] <= latent + tiles * 14 * 14 * 4  # noise; the weights that tiles are blended with
-        assert step["operators"] <= tiles * OPERATORS_PER_STEP
+        assert step["uploaded"] == latent  # noise
+        assert step["operators"] <= (1 if tile == 0 else 4) * OPERATORS_PER_STEP
+
+
+@pytest.mark.parametrize(("kind", "side"), [("tiny", 32), ("ddpm", 24), ("swin", 32)])
+def test_memory_is_as_estimated(kind: str, side: int) -> None:
+    """The peak beside the weights and what the run keeps anyway, within 20 % of the estimate."""
+    with pretended_device() as device:
+        model = moesr.load("tiny", dtype="fp32", device="cuda") if kind == "tiny" else build_nano(kind, CUDA)
+        gc.collect()
+        start = device.live
+        device.reset()
+        moesr.upscale(model, synthetic_picture(side), steps=1, tile=0)
+        estimate = estimate_tile_memory(model.config.autoencoder, CUDA, side * model.scale)
+        assert 0.8 < (device.peak - start) / estimate < 1.2
+
+
+def test_frames_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies on the device does not depend on the number of frames."""
+    monkeypatch.setattr(run, "GROUP_BYTES", 2**15)
+    frames, peaks = torch.from_numpy(np.stack([synthetic_picture(16)] * 10)).float() / 255, []
+    with pretended_device() as device:
+        model = build_nano("swin", CUDA)
+        for count in (3, 10):
+            gc.collect()
+            device.reset()
+            out = moesr.upscale(model, frames[:count], steps=1)
+            peaks.append(device.peak)
+            assert out.shape == (count, 64, 64, 3)
+    assert peaks[0] == peaks[1]
 
 
 def test_mistakes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pretended device sees what a real one would not forgive, or would be slow at."""
 
-    def run() -> Any:
+    def upscale() -> Any:
         return moesr.upscale(model, synthetic_picture(16), steps=1)
 
     with pretended_device() as device:
@@ -140,7 +172,7 @@ def test_mistakes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         # A parameter that did not move with its network.
         model.autoencoder.post_quant_conv.bias = torch.nn.Parameter(torch.zeros(3), requires_grad=False)
         with pytest.raises(RuntimeError, match="at least two devices"):
-            run()
+            upscale()
         model = build_nano("residual_shift", CUDA)
         # Noise of a generator on the CPU, drawn on the device.
         with pytest.raises(RuntimeError, match="'cuda' device type for generator"):
@@ -151,11 +183,11 @@ def test_mistakes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.zeros(3, device=CUDA).numpy()
         # A value that is read per tile.
         device.reset()
-        run()
+        upscale()
         before, attend = device.scalar_reads, layers.attention
         monkeypatch.setattr("moesr.networks.unet.attention", lambda q, k, v: attend(q, k, v) * (q.sum().item() * 0 + 1))
         device.reset()
-        run()
+        upscale()
         assert device.scalar_reads > before
 
 

@@ -240,6 +240,7 @@ def test_the_report_shows_images_and_where_they_differ(hr: Path, tmp_path: Path,
     code, out, _ = run(capsys, *arguments)
     assert code == 0
     assert list(page.parent.iterdir()) == [page]
+    assert run(capsys, *arguments)[0] == 1  # is there already
     text = page.read_text()
     assert "<z>" not in text
     assert text.count("<section") == 4
@@ -275,7 +276,7 @@ def test_a_report_that_cannot_be_written_is_one_line(hr: Path, tmp_path: Path, c
         (["--hr", "empty"], "no pictures"),
         (["--hr", "hr", "--lr", "empty"], "no pictures"),
         (["--hr", "hr", "--results", "none"], "none: no such folder"),
-        (["--hr", "hr", "--steps", "0"], "0 steps"),
+        (["--hr", "hr", "--steps", "0"], "steps 0"),
         (["--hr", "hr", "--sampler", "euler"], "euler"),
         (["--hr", "hr", "--model", "nonesuch"], "nonesuch"),
         (["--hr", "hr", "--fidelity", "7"], "fidelity"),

@@ -172,6 +172,7 @@ TIFFS: dict[str, tuple[Callable[[], bytes], bool]] = {
     "8 signed": (lambda: tiff((GREY // 2).astype(np.int8), 1), True),
     "16 white is zero": (lambda: tiff(65535 - DEEP[..., 1], 0), True),
     "8 white is zero": (lambda: tiff(255 - GREY, 0), True),
+    "8 white is zero + alpha": (lambda: tiff(np.dstack([255 - GREY, ALPHA]), 0, extra=(2,)), True),
     "32": (lambda: tiff(GREY.astype(np.uint32) * 16843009, 1), True),
     "32 RGB": (lambda: tiff(RGB.astype(np.uint32) * 16843009), False),
     "16 bits in 32": (lambda: tiff(GREY.astype(np.uint32) * 257, 1), True),
@@ -221,6 +222,7 @@ REFUSED = {
     "16 CIELab": lambda: tiff(DEEP, 8),
     "16 palette": lambda: tiff(DEEP[..., 1], 3),
     "24 bits": lambda: tiff(pixels(8, 9), 1, bits=24),
+    "BigTIFF": lambda: b"MM\0+" + tiff(DEEP, order=">")[4:],
 }
 
 
@@ -250,6 +252,13 @@ def test_a_first_page_that_is_a_thumbnail_gives_way_to_the_large_one() -> None:
     picture = read_image(saved(small, "TIFF", save_all=True, append_images=[large]))
     assert picture.rgb.shape == (16, 24, 3)
     assert "page 2 of 2" in picture.notes[0]
+    data = tiff(RGB)  # now below a first page of 6 x 4 pixels, as cameras write it
+    tags = {254: 1, 256: 6, 257: 4, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 4, 279: 24, 330: 8}
+    first = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    first = struct.pack("<H", len(tags)) + first + bytes(4)
+    picture = read_image(data[:4] + struct.pack("<I", len(data)) + data[8:] + first)
+    assert np.array_equal(levels(picture), RGB)
+    assert "below page 1" in picture.notes[0]
     other = Image.new("RGB", (30, 90))  # of another shape: a page of its own
     assert read_image(saved(small, "TIFF", save_all=True, append_images=[other])).rgb.shape == (4, 6, 3)
 
@@ -303,9 +312,10 @@ def test_missing_and_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
 def test_a_jpeg_that_lacks_only_its_end_is_read(options: dict[str, object]) -> None:
     data = saved(Image.fromarray(scene(120, 90)), "JPEG", quality=92, **options)
-    picture = read_image(data[:-2])
-    assert np.array_equal(picture.rgb, read_image(data).rgb)
-    assert "all pixels are there" in picture.notes[0]
+    for cut in (1, 2):
+        picture = read_image(data[:-cut])
+        assert np.array_equal(picture.rgb, read_image(data).rgb)
+        assert "all pixels are there" in picture.notes[0]
     part = data[: int(len(data) * 0.8)]
     with pytest.raises(ImageError, match="--allow-truncated"):
         read_image(part)

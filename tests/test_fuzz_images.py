@@ -12,7 +12,7 @@ from PIL import Image
 
 from moesr.errors import ImageError
 from moesr.images import png
-from moesr.images.files import READ_FORMATS, read_image, upright_size
+from moesr.images.files import READ_FORMATS, read_image, read_upright_size
 from tests.image_files import saved, scene, tiff
 
 COUNT = int(os.environ.get("MOESR_FUZZ", "240"))
@@ -103,7 +103,7 @@ def size_in(data: bytes) -> tuple[int, int] | None:
         return None
     try:
         with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
-            return upright_size(image)
+            return read_upright_size(image)
     except Exception:
         return None
 

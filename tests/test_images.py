@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from moesr.errors import ImageError, SettingError
 from moesr.images.alpha import fill_transparent
 from moesr.images.assembly import wavelet_rows
-from moesr.images.colour import Moments, adain, moved
+from moesr.images.colour import Moments, adain, match_moments
 from moesr.images.resize import rescale_uint8, resize, resize_uint8
 
 
@@ -104,7 +104,7 @@ def test_resize_refuses_what_has_no_pixels() -> None:
 def test_colours_move_on_the_device_where_the_rows_are() -> None:
     """Statistics come from bands in system memory, rows from the device's: here one that has no numbers."""
     rows = torch.empty(3, 4, 5, device="meta")
-    assert moved(rows, Moments(torch.rand(3, 6, 7)), Moments(torch.rand(3, 2, 2))).device == rows.device
+    assert match_moments(rows, Moments(torch.rand(3, 6, 7)), Moments(torch.rand(3, 2, 2))).device == rows.device
 
 
 def test_adain_takes_mean_and_unbiased_deviation_of_style() -> None:

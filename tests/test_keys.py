@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moesr.checkpoints.detect import EMA, FIRST_STAGE, UNET, autoencoder_config, under, unet_config
+from moesr.checkpoints.detect import EMA, FIRST_STAGE, UNET, read_autoencoder_config, read_unet_config, under
 from moesr.checkpoints.swin import BUFFERS as MADE_HERE
-from moesr.checkpoints.swin import is_swin, swin_config
+from moesr.checkpoints.swin import is_swin, read_swin_config
 from moesr.config import AutoencoderConfig, SwinUNetConfig, UNetConfig
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_unet import SwinUNet
@@ -113,7 +113,7 @@ def test_every_table_is_used() -> None:
 def test_unet_is_known_by_its_keys(name: str) -> None:
     found = table(name)
     mult, experts, parameters = UNETS[name]
-    config = unet_config(found)
+    config = read_unet_config(found)
     assert config == UNetConfig(channel_mult=mult, space_experts=experts)
     assert shapes_of(UNet, config) == found
     assert count(UNet, config) == parameters
@@ -122,7 +122,7 @@ def test_unet_is_known_by_its_keys(name: str) -> None:
 @pytest.mark.parametrize("name", AUTOENCODERS)
 def test_autoencoder_is_known_by_its_keys(name: str) -> None:
     found = table(name)
-    config = autoencoder_config(found)
+    config = read_autoencoder_config(found)
     assert config == AUTOENCODERS[name]
     assert shapes_of(Autoencoder, config) == found
 
@@ -132,7 +132,7 @@ def test_swin_unet_is_known_by_its_keys(name: str) -> None:
     found = table(name)
     expected, parameters = SWIN_UNETS[name]
     assert is_swin(found)
-    config = swin_config(found)
+    config = read_swin_config(found)
     assert config == expected
     network = on_meta(SwinUNet, config)
     made = {k: s for k, s in found.items() if k.endswith(MADE_HERE)}
@@ -153,7 +153,7 @@ SHIFTED = [f"input_blocks.{i}.1" for i in (1, 4, 7)] + [f"output_blocks.{i}.1" f
 def test_first_stage_of_resshift_is_known_by_its_keys(name: str) -> None:
     found = table(name)
     expected, parameters = FIRST_STAGES[name]
-    assert autoencoder_config(found) == expected
+    assert read_autoencoder_config(found) == expected
     assert shapes_of(Autoencoder, expected) == found
     assert count(Autoencoder, expected) == parameters
 
@@ -163,17 +163,17 @@ def test_shapes_that_were_never_released_are_known_by_their_keys() -> None:
         model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_downsamples=(2,), space_experts=4,
         ffn_mult=1.5,
     )  # fmt: skip
-    assert unet_config(shapes_of(UNet, moe)) == moe
+    assert read_unet_config(shapes_of(UNet, moe)) == moe
     plain = SwinUNetConfig(
         model_channels=32, channel_mult=(1, 2), num_res_blocks=(1, 1), attention_downsamples=(1, 2), swin_channels=32,
         mlp_channels=64, window=4, latent_size=8, lr_downsamples=2, mask=True, scale_shift=False,
         resblock_resample=True,
     )  # fmt: skip
-    assert swin_config(shapes_of(SwinUNet, plain)) == plain
+    assert read_swin_config(shapes_of(SwinUNet, plain)) == plain
     first = AutoencoderConfig(
         ch=32, ch_mult=(1, 2, 2), num_res_blocks=1, n_embed=16, lr_fusion=False, refine=False, attention_levels=(1, 2)
     )
-    assert autoencoder_config(shapes_of(Autoencoder, first)) == first
+    assert read_autoencoder_config(shapes_of(Autoencoder, first)) == first
 
 
 def test_a_residual_block_resamples_both_of_its_branches() -> None:
@@ -204,8 +204,8 @@ def test_every_key_of_a_stage_checkpoint_is_accounted_for(name: str) -> None:
     found = table(name)
     experts, width, first_stage_width, keys = STAGES[name]
     assert len(found) == keys
-    unet = unet_config(under(found, UNET))
-    first_stage = autoencoder_config(under(found, FIRST_STAGE))
+    unet = read_unet_config(under(found, UNET))
+    first_stage = read_autoencoder_config(under(found, FIRST_STAGE))
     assert (unet.space_experts, unet.model_channels, unet.channel_mult) == (experts, width, (1, 2, 2, 4))
     assert first_stage.ch == first_stage_width
     assert not first_stage.lr_fusion

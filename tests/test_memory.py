@@ -280,7 +280,7 @@ def test_a_step_takes_no_canvas_beyond_the_four_it_is_made_of(
     assert taken.bytes is not None
     assert taken.bytes < 8 * 2**20
     assert max(seen) <= 5
-    del z, y
+    del z, y, rest
     gc.collect()
     assert not mapped_below(tmp_path)
 
@@ -324,11 +324,11 @@ def test_buffers_are_not_filled_again_before_they_were_read(monkeypatch: pytest.
         "count": torch.tensor(12), "half": torch.randn(31).half(),
     }  # fmt: skip
     lane = Late()
-    out = upload.through(lane, state, state, torch.bfloat16)
+    out = upload.copy_through(lane, state, state, torch.bfloat16)
     assert not lane.pending
     assert lane.most <= 2
     for name, value in state.items():
         want = value.bfloat16() if value.is_floating_point() else value
         assert torch.equal(out[name], want)
         assert out[name].dtype == want.dtype
-    assert upload.on_device(state, ["a"], torch.float32, torch.device("cpu"))["a"] is state["a"]
+    assert upload.copy_to_device(state, ["a"], torch.float32, torch.device("cpu"))["a"] is state["a"]

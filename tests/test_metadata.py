@@ -35,7 +35,7 @@ def photo() -> bytes:
     link = first + 2 + 12 * struct.unpack_from(">H", data, first)[0]
     struct.pack_into(">I", data, link, len(data))
     data += struct.pack(">HHHIIHHIII", 2, 0x201, 4, 1, len(data) + 30, 0x202, 4, 1, len(thumbnail), 0) + thumbnail
-    segment = b"Photoshop 3.0\0" + metadata.iptc_resources(IPTC)
+    segment = b"Photoshop 3.0\0" + metadata.wrap_iptc(IPTC)
     extra = b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment
     return saved(Image.fromarray(scene()), "JPEG", exif=b"Exif\0\0" + data, xmp=XMP, icc_profile=SRGB, dpi=(300, 200),
                  comment=b"hello", extra=extra)  # fmt: skip
@@ -64,6 +64,7 @@ def test_everything_that_a_photo_says_travels_to_every_kind(kind: str) -> None:
         assert (block[0x0112], block[0x010F], block[0x013B]) == (1, "ExampleCam", "A. Nonymous")
         assert (inner[0x9003], inner[0x927C]) == ("2021:07:14 10:11:12", b"maker" * 9)
         assert (inner[0xA002], inner[0xA003]) == (128, 192)
+        assert 282 not in block or (block[282], block[283]) == pytest.approx((200, 300), abs=0.01)
         assert (place[1], place[2]) == ("N", (10.0, 20.0, 30.0))
         assert image.info["icc_profile"] == SRGB
     again = read_image(data)
@@ -83,17 +84,25 @@ def test_everything_that_a_photo_says_travels_to_every_kind(kind: str) -> None:
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_texts_of_generated_pictures_travel(bits: int) -> None:
-    texts = {"parameters": "a lighthouse\nSteps: 20, Seed: 7 größer als 漢字", "prompt": '{"3": {}}', "workflow": "{}"}
+    texts = {
+        "parameters": "a lighthouse\nSteps: 20, Seed: 7 größer als 漢字",
+        "prompt": "{}",
+        "workflow": '{"größer": 1}',
+    }
     info = PngInfo()
     for keyword, text in texts.items():
         info.add_text(keyword, text) if keyword != "parameters" else info.add_itxt(keyword, text, zip=True)
     source = read_image(saved(Image.fromarray(scene()), "PNG", pnginfo=info))
     source = replace(source, bits=bits, metadata=source.metadata.with_text({"moesr": "{}"}))
     assert read_image(written(source, "png")).metadata.text == {**texts, "moesr": "{}"}
-    assert read_image(written(source, "jpg")).metadata.text["parameters"] == texts["parameters"]
-    in_webp = read_image(written(source, "webp"))
-    assert texts.items() <= in_webp.metadata.text.items()
-    assert texts.items() <= read_image(written(in_webp, "png")).metadata.text.items()  # and back
+    for kind in ("jpg", "webp", "tiff"):
+        again = read_image(written(source, kind))
+        assert texts.items() <= again.metadata.text.items()
+        assert texts.items() <= read_image(written(again, "png")).metadata.text.items()  # and back
+    long = replace(source, metadata=source.metadata.with_text({"workflow": "x" * 70_000, "Title": "Harbour"}))
+    notes = write_image(buffer := io.BytesIO(), long, format="jpg")
+    assert [words in line for words, line in zip(("workflow are too long", "Title"), notes)] == [True, True]
+    assert read_image(buffer.getvalue()).metadata.text["parameters"] == texts["parameters"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

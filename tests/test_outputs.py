@@ -161,6 +161,11 @@ def test_results_of_every_format_say_what_they_are(model: str, tmp_path: Path, k
     (first,) = (tmp_path / "out").iterdir()
     assert main(["upscale", str(first), "-o", str(tmp_path / "more"), "--model", model, "--format", kind]) == 0
     (result,) = (tmp_path / "more").iterdir()
+    data = first.read_bytes()
+    first.write_bytes(data[:-40])
+    assert main([*command, "--skip-existing"]) == 1
+    assert main([*command, "--skip-existing", "--overwrite"]) == 0
+    assert first.read_bytes() == data
     record = read_record(result)  # not that of its input
     assert record is not None
     assert record["input_hash"] == digest_file(first)

@@ -19,6 +19,7 @@ from moesr.hosting.facts import ModelFacts
 from moesr.hosting.runner import Stopped
 from moesr.images.files import read_image
 from moesr.page import jobs as jobs_module
+from moesr.page.fragments import outcome
 from moesr.page.host import StandaloneHost
 from moesr.page.job_queue import JobQueue
 from moesr.page.jobs import Job
@@ -234,6 +235,43 @@ def test_a_layer_asks_before_it_runs(open_queue: Callable[..., JobQueue], send: 
     job.check = counted  # type: ignore[method-assign]
     finish(job)
     assert len(asked) > 50
+
+
+@pytest.mark.parametrize("moment", ["decode", "save", "writing"])
+def test_cancel_says_one_thing(
+    host: StandaloneHost,
+    open_queue: Callable[..., JobQueue],
+    send: Send,
+    quick: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    """Either there is no picture, or it is finished and said to be."""
+    from moesr.page import worker
+
+    def show(job: Job) -> None:
+        if job.progress.event.phase == moment:
+            job.cancel()
+
+    def write(*values: Any) -> Any:
+        if moment == "writing":
+            queue._running[0].cancel()
+        return save(*values)
+
+    save = worker.save_result
+    monkeypatch.setattr(host, "show", show)
+    monkeypatch.setattr(worker, "save_result", write)
+    queue = open_queue()
+    job = submit(queue, send("a.png"), quick)
+    finish(job)
+    files = [path for path in queue.results.rglob("*") if path.is_file()]
+    if moment == "writing":
+        assert (job.state, len(job.results)) == ("done", 1)
+        assert "Done: 1 picture" in outcome(job)
+        assert "It was finished before it could be cancelled." in outcome(job)
+    else:
+        assert (job.state, job.results, files) == ("cancelled", [], [])
+        assert ">Cancelled<" in outcome(job)
 
 
 def test_finished_pictures_of_a_cancelled_batch_stay(

@@ -17,9 +17,10 @@ from PIL.PngImagePlugin import PngInfo
 from moesr.errors import ImageError, SettingError
 from moesr.page.controls import read_form
 from moesr.page.limits import PUBLIC, Limits
+from moesr.page.sizes import read_size as read_target_size
 from moesr.page.uploads import Upload, accept, clean_name, open_picture, read_size, safe_stem
 from moesr.record import read_run, to_texts
-from moesr.settings import read_settings
+from moesr.settings import read_settings, result_size
 
 
 def png_header(width: int, height: int, rest: bytes = b"") -> bytes:
@@ -52,6 +53,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "header.png": (lambda folder: good_png(folder)[:20], "damaged picture|not a PNG"),
     "eps.png": (lambda _: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a PNG"),
     "gif.png": (lambda _: b"GIF89a\1\0\1\0\0\0\0;", "damaged picture|not a PNG"),
+    "phone.heic": (lambda _: b"\0\0\0\x18ftypheic" + bytes(50), "pip install pillow-heif|damaged"),
     "large.jpg": (lambda _: b"\xff\xd8" + bytes(21 * 2**20), "22.0 MB, this page takes files of at most 21 MB"),
 }
 
@@ -165,6 +167,20 @@ def test_unknown_settings_of_newer_versions_are_left_out(tmp_path: Path) -> None
 def test_wrong_settings_are_named(values: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingError, match=said):
         read_settings(values)
+
+
+def test_sizes_are_reached_exactly_or_refused() -> None:
+    for choice, value, size, tag in (("x4", None, (244, 172), "x4"), ("Times", 2.5, (153, 108), "x2.5"),
+                                     ("Width", 1921, (1921, 1354), "1921w"), ("Height", 7, (10, 7), "7h"),
+                                     ("Megapixels", 1, (1191, 840), "1mp")):  # fmt: skip
+        target = read_target_size(choice, value)
+        assert result_size(43, 61, target.find_scale(61, 43)) == size[::-1]
+        assert target.tag == tag
+    for choice, value, said in (("Width", 0, "above 0"), ("Height", None, "above 0"), ("Breadth", 3, "choose one of")):
+        with pytest.raises(SettingError, match=said):
+            read_target_size(choice, value)
+    with pytest.raises(SettingError, match=r"that is 65\.6 times 61 x 43; give one that is 0\.1 to 64 times as large"):
+        read_target_size("Width", 4000).find_scale(61, 43)
 
 
 def test_forms_give_words_and_leave_to_the_model() -> None:

@@ -23,10 +23,10 @@ from moesr.errors import SettingError
 from moesr.evaluation.published import Average, published_windows, upscale_published
 from moesr.images.condition import Condition, pad
 from moesr.images.files import Picture, read_image, write_image
-from moesr.images.windows import Window, tile_windows
+from moesr.images.windows import Window, plan_windows
 from moesr.model import SRModel
 from moesr.networks.autoencoder import Autoencoder
-from moesr.networks.swin import APART, MASKS, WindowAttention, apart, position_index
+from moesr.networks.swin import APART, MASKS, WindowAttention, compute_position_index, mask_apart
 from moesr.networks.swin_unet import SwinUNet
 from moesr.progress import Event
 from moesr.run import Run, plan_run
@@ -209,7 +209,7 @@ def test_tiles_of_swin_networks_are_whole_windows_that_start_anywhere_aligned() 
     unet = SwinUNetConfig()
     assert (unet.multiple, unet.alignment) == (64, 8)
     assert [unet.window_of(i) for i in range(4)] == [(8, 4), (8, 4), (8, 4), (8, 0)]
-    windows = tile_windows(128, 192, 64, 8, unet.multiple, alignment=unet.alignment)
+    windows = plan_windows(128, 192, 64, 8, unet.multiple, alignment=unet.alignment)
     assert {(w.h, w.w) for w in windows} == {(64, 64)}
     assert sorted({w.x0 for w in windows}) == [0, 40, 80, 128]
     assert all(w.y0 % 8 == w.x0 % 8 == 0 for w in windows)
@@ -224,7 +224,7 @@ def test_a_size_that_is_no_multiple_is_refused_by_the_network() -> None:
 
 
 def test_norms_have_the_epsilons_of_the_released_networks() -> None:
-    """All of them: where features are strong, nothing that comes out tells the two apart."""
+    """All of them: where features are strong, nothing that comes out tells the two mask_apart."""
     network = SwinUNet(UNET)
     norms = [m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)]
     assert {n.eps for n in norms} == {1e-5}
@@ -255,16 +255,16 @@ def test_the_upsampled_lr_is_torchs_and_not_clamped(wrap: bool) -> None:
 def test_released_and_textbook_masks() -> None:
     """By their definitions, for a shift of 2 in windows of 4: columns 2 and 3 of a window come from elsewhere."""
     cpu = torch.device("cpu")
-    columns = apart(4, 2, "columns", cpu, torch.float32)
+    columns = mask_apart(4, 2, "columns", cpu, torch.float32)
     token = [(i // 4, i % 4) for i in range(16)]
     for i, (row, column) in enumerate(token):
         for j, (other_row, other_column) in enumerate(token):
             assert columns[i, j] == (APART if (column < 2) != (other_column < 2) else 0)
-            rows_too = apart(4, 2, "rows columns", cpu, torch.float32)[i, j]
+            rows_too = mask_apart(4, 2, "rows columns", cpu, torch.float32)[i, j]
             same = (row < 2) == (other_row < 2) and (column < 2) == (other_column < 2)
             assert rows_too == (0 if same else APART)
     assert torch.equal(
-        apart(4, 2, "rows", cpu, torch.float32), columns.view(4, 4, 4, 4).permute(1, 0, 3, 2).reshape(16, 16)
+        mask_apart(4, 2, "rows", cpu, torch.float32), columns.view(4, 4, 4, 4).permute(1, 0, 3, 2).reshape(16, 16)
     )
     x, outputs = torch.randn(1, 16, 12, 12), []
     for mask in MASKS:
@@ -278,19 +278,19 @@ def test_released_and_textbook_masks() -> None:
 
 
 def test_masks_are_few_kept_and_good_for_training() -> None:
-    apart.cache_clear()
-    position_index.cache_clear()
+    mask_apart.cache_clear()
+    compute_position_index.cache_clear()
     layer = WindowAttention(16, 2, 4, 2, "released")
     with torch.inference_mode():
         for side in (4, 8, 12, 24):
             layer(torch.randn(1, 16, side, side + 4))
-    assert apart.cache_info().currsize == position_index.cache_info().currsize == 1
-    assert apart.cache_info().maxsize == 64
+    assert mask_apart.cache_info().currsize == compute_position_index.cache_info().currsize == 1
+    assert mask_apart.cache_info().maxsize == 64
     layer(torch.randn(1, 16, 8, 8)).sum().backward()  # what inference mode made can be differentiated through
     assert layer.relative_position_bias_table.grad is not None
     half = layer.to(torch.bfloat16)(torch.randn(1, 16, 8, 8, dtype=torch.bfloat16))
     assert half.dtype == torch.bfloat16
-    assert apart.cache_info().currsize == 2
+    assert mask_apart.cache_info().currsize == 2
     on_meta = WindowAttention(16, 2, 4, 2, "released").to("meta")
     assert on_meta(torch.zeros(1, 16, 8, 8, device="meta")).shape == (1, 16, 8, 8)
 

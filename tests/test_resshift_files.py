@@ -13,10 +13,10 @@ import torch
 
 import moesr
 from moesr.checkpoints.convert import convert
-from moesr.checkpoints.describe import as_text, describe
+from moesr.checkpoints.describe import describe, format_facts
 from moesr.checkpoints.files import open_model, save_model
-from moesr.checkpoints.resshift import F4, FACE_F4, FACE_F8, named_timesteps
-from moesr.checkpoints.swin import BUFFERS, swin_config
+from moesr.checkpoints.resshift import F4, FACE_F4, FACE_F8, read_named_timesteps
+from moesr.checkpoints.swin import BUFFERS, read_swin_config
 from moesr.cli import main
 from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConfig, UNetConfig
 from moesr.errors import SettingError
@@ -100,7 +100,7 @@ def test_wrappers_change_nothing(tmp_path: Path, changes: dict[str, Any]) -> Non
     ],
 )
 def test_timesteps_by_name(name: str, told: int | None) -> None:
-    assert named_timesteps(Path("/somewhere") / f"{name}.pth") == told
+    assert read_named_timesteps(Path("/somewhere") / f"{name}.pth") == told
 
 
 def test_what_the_name_does_not_tell_is_asked_or_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -208,10 +208,10 @@ def test_without_buffers_the_latent_size_is_that_of_the_published(tmp_path: Path
     assert open_model(put(tmp_path, SR, without=BUFFERS)).config.unet == SWIN
     eight = replace(SWIN, latent_size=16, channel_mult=(1, 1, 2), num_res_blocks=(1, 2, 0), attention_downsamples=(2,))
     with_masks = {k: tuple(v.shape) for k, v in resshift_state(eight).items()}
-    assert swin_config(with_masks) == eight
+    assert read_swin_config(with_masks) == eight
     smaller = replace(eight, latent_size=8)  # a level smaller than a window tells, too
-    assert swin_config({k: s for k, s in with_masks.items() if not k.endswith(BUFFERS)}).latent_size == 16
-    assert swin_config({k: tuple(v.shape) for k, v in resshift_state(smaller).items()}) == smaller
+    assert read_swin_config({k: s for k, s in with_masks.items() if not k.endswith(BUFFERS)}).latent_size == 16
+    assert read_swin_config({k: tuple(v.shape) for k, v in resshift_state(smaller).items()}) == smaller
 
 
 def test_incomplete_files_name_what_is_missing(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_info_says_what_a_network_is(tmp_path: Path, capsys: pytest.CaptureFixtu
     path = put(tmp_path, "resshift_inpainting_face_s4", INPAINT, None)
     facts = describe(path)
     assert (facts["kind"], facts["timesteps"]) == ("ResShift network", 4)
-    assert FACE_F4 in as_text(facts)
+    assert FACE_F4 in format_facts(facts)
     put(tmp_path, SR)
     assert main(["info", str(tmp_path / f"{SR}.pth")]) == 0
     shown = capsys.readouterr().out
@@ -240,14 +240,14 @@ def test_the_command_line_converts_with_a_schedule(tmp_path: Path) -> None:
     assert open_model(out).config.process.timesteps == 15
 
 
-def model_config(**changes: Any) -> ModelConfig:
+def read_model_config(**changes: Any) -> ModelConfig:
     process = ProcessConfig("residual_shift", 4, "x0", min_noise_level=0.2)
     config = ModelConfig(SWIN, VQ4, process, stages=(2, 4), scale=4, steps=4, lr_resize="torch")
     return replace(config, **changes)
 
 
 def test_configs_come_back_as_they_were() -> None:
-    for config in (model_config(), ModelConfig(), model_config(unet=INPAINT, autoencoder=VQ8)):
+    for config in (read_model_config(), ModelConfig(), read_model_config(unet=INPAINT, autoencoder=VQ8)):
         values = json.loads(json.dumps(config.to_dict()))
         assert ModelConfig.from_dict(values) == config
     values = ModelConfig().to_dict()
@@ -287,7 +287,7 @@ def test_configs_come_back_as_they_were() -> None:
     ],
 )
 def test_configs_beyond_reason_are_refused(tmp_path: Path, part: str, name: str, value: object) -> None:
-    config = model_config()
+    config = read_model_config()
     values = config.to_dict()
     (values[part] if part else values)[name] = value
     path = tmp_path / "x.safetensors"
@@ -299,7 +299,7 @@ def test_configs_beyond_reason_are_refused(tmp_path: Path, part: str, name: str,
 
 
 def test_time_experts_of_a_swin_unet_are_a_model_like_any_other(tmp_path: Path) -> None:
-    config = model_config()
+    config = read_model_config()
     states = [dict(random_state(SwinUNet, SWIN, seed)) for seed in (0, 1)]
     path = tmp_path / "two.safetensors"
     save_model(path, config, states, dict(random_state(Autoencoder, VQ4)), torch.float32)

@@ -14,11 +14,11 @@ from moesr import run as runs
 from moesr.config import SwinUNetConfig, UNetConfig
 from moesr.images.windows import Blender, Window, crop
 from moesr.model import SRModel
-from moesr.progress import Event
+from moesr.progress import Event, Reporter
 from moesr.run import plan_run
 from moesr.runtime import PlainRuntime
 from moesr.scratch import place_canvases
-from moesr.tiling import Layout, find_masked_cells
+from moesr.tiling import Layout, TileSize, find_masked_cells
 from tests.test_pipeline import photo
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
@@ -55,12 +55,17 @@ def test_the_automatic_tile_depends_on_the_picture_unless_it_cannot_fit(nano: Pa
 
 
 def test_several_tiles_at_a_time_only_on_a_device_with_room(model: SRModel) -> None:
-    tiles = plan_run(model, 500, 400, tile=256).tiles
-    config = model.config.autoencoder
-    assert tiles.batch(config, torch.float16, CPU, 2**40) == 1
-    assert tiles.batch(config, torch.float16, CARD, 2**40) == 16
-    assert tiles.batch(config, torch.float16, CARD, 2**30 + 2**29) == 3
-    assert tiles.batch(config, torch.float16, CARD, 2**20) == 1
+    def batch(device: torch.device, free: int) -> int:
+        room = Room(free)
+        return TileSize(
+            256, whole=125, smallest=16, multiple=1, config=model.config.autoencoder, device=device, runtime=room,
+            free=free, reporter=Reporter(None),
+        ).batch()  # fmt: skip
+
+    assert batch(CPU, 2**40) == 1
+    assert batch(CARD, 2**40) == 16
+    assert batch(CARD, 2**30) == 3
+    assert batch(CARD, 2**20) == 1
     assert plan_run(model, 500, 400, tile_batch=5).tile_batch == 5
 
 

@@ -7,23 +7,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 import moesr
 from moesr import model as model_module
-from moesr.checkpoints.files import open_model
 from moesr.cli import main
 from moesr.config import AutoencoderConfig, UNetConfig
 from moesr.errors import SettingError
-from moesr.evaluation.speed import bench, files, measure, parts
+from moesr.evaluation.speed import bench, measure, parts
 from moesr.evaluation.speed.bench import Bench, Plan
 from moesr.evaluation.speed.measure import Row, Stopwatch, peak, ratio, tmac
 from moesr.evaluation.speed.parts import Part
-from moesr.evaluation.speed.quality import fewest
 from tests.pretended_device import pretended_device
 from tests.small_models import nano_config, save_nano
 
@@ -107,15 +103,6 @@ def test_the_reference_is_the_packages_own_or_a_file(tmp_path: Path) -> None:
         parts.read_reference(tmp_path / "none.py")
 
 
-def test_the_file_of_random_weights_is_a_whole_model(tmp_path: Path) -> None:
-    config = nano_config("ddpm")
-    path = files.full_size_file(tmp_path / "full.safetensors", config)
-    assert open_model(path).config == config
-    assert len(open_model(path).experts) == len(config.stages)
-    out = moesr.upscale(moesr.load(path), torch.rand(1, 8, 8, 3), steps=4)
-    assert bool(out.isfinite().all())
-
-
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole benchmark with networks of a few channels."""
@@ -124,17 +111,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "UNetConfig", lambda: config.unet)
     monkeypatch.setattr(parts, "SwinUNetConfig", lambda: nano_config("swin").unet)
     monkeypatch.setattr(parts, "AutoencoderConfig", lambda: config.autoencoder)
-    monkeypatch.setattr(files, "ModelConfig", lambda **_: config)
 
 
 @pytest.mark.usefixtures("small")
 def test_the_command_prints_rows(nano: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["bench", "--quick", "--threads", "1", "--model", str(nano), "--only", "matrix,open,step,decode"]
+    command = ["bench", "--quick", "--threads", "1", "--model", str(nano), "--only", "matrix,step,decode"]
     assert main([*command, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert all(list(row) == COLUMNS for row in rows)
     names = " | ".join(row["name"] for row in rows)
-    for part in ("matrix product", "open", "step, latent", "features + decode", "AFF U-Net", "bf16 against our fp32"):
+    for part in ("matrix product", "step, latent", "features + decode", "AFF U-Net", "bf16 against our fp32"):
         assert part in names
     whole = next(row for row in rows if row["name"].startswith("features + decode"))
     assert whole["speedup_over_reference"] > 0
@@ -201,27 +187,3 @@ def test_compiled_experts_share_compilations(nano: Path, monkeypatch: pytest.Mon
     want = moesr.upscale(moesr.load(nano, residency=residency), image, tile=64, steps=4)
     assert len(graphs) <= 2  # of four experts, several tiles, four steps
     assert (out - want).abs().max() < 1e-3
-
-
-# ---- what it costs
-
-
-def test_the_fewest_steps_are_the_fastest_that_are_as_good() -> None:
-    def row(name: str, seconds: float, lpips: float | None) -> dict[str, Any]:
-        return {"name": name, "seconds": seconds, "lpips_alex": lpips}
-
-    long = row("ddpm, 200 steps", 90.0, 0.200)
-    some = [row("dpmpp_2m, 8 steps", 4.0, 0.203), row("dpmpp_2m, 12 steps", 6.0, 0.202), row("bf16", 1.0, 0.1)]
-    assert fewest([long, *some, row("dpmpp_2m, 25 steps", 12.0, 0.190)]) == "dpmpp_2m, 12 steps"
-    assert fewest([long, some[0], row("dpmpp_2m, 4 steps", 1.0, None)]) is None
-    assert fewest(some) is None
-
-
-def test_every_setting_is_run_and_measured(nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 36, 3), np.uint8)).save(tmp_path / "a.png")
-    command = ["bench", "--quality", str(tmp_path), "--model", str(nano), "--quick", "--metrics", str(tmp_path)]
-    assert main([*command, "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows][:3] == ["as it is, fp32", "bf16", "tiles of 256"]
-    assert len({row["psnr_y"] for row in rows if "steps" in row["name"]}) == 3  # settings do reach the run
-    assert all(row["seconds"] > 0 for row in rows)

@@ -72,9 +72,9 @@ def test_standard_input_and_output_carry_pictures(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(b"error: -: ")
     # Where the stream is the result, it counts.
-    done = shell(tmp_path, "< a.png > /dev/full", "upscale", "-", "-o", "-")
-    assert done.returncode == 1
-    assert b"error: " in done.stderr
+    for where in (">/dev/full", ">&-"):
+        done = shell(tmp_path, f"< a.png {where}", "upscale", "-", "-o", "-")
+        assert (done.returncode, b"error: -" in done.stderr) == (1, True), where
 
 
 def test_without_torch_it_is_one_line(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moesr.errors import SettingError
-from moesr.images.windows import Blender, Window, crop, tile_windows
+from moesr.images.windows import Blender, Window, crop, plan_windows
 from moesr.tiling import predict_in_tiles
 
 # height, width, tile, overlap, multiple
@@ -37,7 +37,7 @@ def identity(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]
 def test_windows_cover_with_the_overlap_asked_for(
     height: int, width: int, tile: int, overlap: int, multiple: int, wrap: bool
 ) -> None:
-    windows = tile_windows(height, width, tile, overlap, multiple, wrap)
+    windows = plan_windows(height, width, tile, overlap, multiple, wrap)
     assert len({(window.h, window.w) for window in windows}) == 1
     assert windows[0].h <= min(tile, height)
     assert windows[0].w <= min(tile, width)
@@ -67,29 +67,29 @@ def test_windows_cover_with_the_overlap_asked_for(
 
 def test_windows_are_no_larger_than_they_must_be() -> None:
     # 256 cells: two tiles of 128 leave no overlap, and three of 96 have a quarter less work than three of 128.
-    assert {(w.x0, w.w) for w in tile_windows(128, 256, 128, 16)} == {(0, 96), (80, 96), (160, 96)}
-    assert {(w.x0, w.w) for w in tile_windows(128, 256, 128, 16, wrap=True)} == {(0, 102), (85, 102), (170, 102)}
+    assert {(w.x0, w.w) for w in plan_windows(128, 256, 128, 16)} == {(0, 96), (80, 96), (160, 96)}
+    assert {(w.x0, w.w) for w in plan_windows(128, 256, 128, 16, wrap=True)} == {(0, 102), (85, 102), (170, 102)}
 
 
 def test_a_small_canvas_is_one_window() -> None:
-    assert tile_windows(40, 24, 64, 16, 8) == [Window(0, 0, 40, 24)]
-    assert tile_windows(50, 50, 64, 16, 8) == [Window(0, 0, 50, 50)]
+    assert plan_windows(40, 24, 64, 16, 8) == [Window(0, 0, 40, 24)]
+    assert plan_windows(50, 50, 64, 16, 8) == [Window(0, 0, 50, 50)]
 
 
 def test_wrap_puts_the_border_inside_of_a_window_even_for_one_tile() -> None:
-    assert tile_windows(32, 16, 64, 8, 8, wrap=True) == [
+    assert plan_windows(32, 16, 64, 8, 8, wrap=True) == [
         Window(0, 0, 32, 16), Window(0, 8, 32, 16), Window(16, 0, 32, 16), Window(16, 8, 32, 16),
     ]  # fmt: skip
-    assert tile_windows(8, 8, 64, 8, 8, wrap=True)[-1] == Window(4, 4, 8, 8)
+    assert plan_windows(8, 8, 64, 8, 8, wrap=True)[-1] == Window(4, 4, 8, 8)
 
 
 def test_impossible_geometry_is_named() -> None:
     with pytest.raises(SettingError, match=r"50.*multiple of 8"):
-        tile_windows(64, 50, 32, 8, 8)
+        plan_windows(64, 50, 32, 8, 8)
     with pytest.raises(SettingError, match=r"overlap of 32.*tile of 32"):
-        tile_windows(64, 64, 32, 32)
+        plan_windows(64, 64, 32, 32)
     with pytest.raises(SettingError, match="overlap -1"):
-        tile_windows(64, 64, 32, -1)
+        plan_windows(64, 64, 32, -1)
 
 
 def test_crop_goes_around_the_border() -> None:
@@ -112,7 +112,7 @@ def test_a_scaled_window_is_the_same_place() -> None:
 def test_tiles_cut_from_a_picture_give_it_back(
     height: int, width: int, tile: int, overlap: int, multiple: int, factor: int, wrap: bool
 ) -> None:
-    windows = [w.scaled(factor) for w in tile_windows(height, width, tile, overlap, multiple, wrap)]
+    windows = [w.scaled(factor) for w in plan_windows(height, width, tile, overlap, multiple, wrap)]
     picture = torch.randn(2, 3, height * factor, width * factor)
     blender, canvas, weights = (
         Blender(windows, *picture.shape[-2:]),
@@ -128,7 +128,7 @@ def test_tiles_cut_from_a_picture_give_it_back(
 
 
 def test_weights_are_smooth_inside_flat_at_true_borders_and_faint_at_seams() -> None:
-    windows = tile_windows(32, 96, 48, 16)
+    windows = plan_windows(32, 96, 48, 16)
     blender = Blender(windows, 32, 96)
     first, middle = blender.weight(windows[0]), blender.weight(windows[1])
     assert torch.equal(first, first[:1].expand_as(first))  # one row of windows: no ramp up and down
@@ -144,7 +144,7 @@ def test_a_gap_is_an_error() -> None:
     with pytest.raises(SettingError, match="do not cover"):
         Blender([Window(0, 0, 8, 8), Window(0, 10, 8, 8)], 8, 18)
     with pytest.raises(SettingError, match="full grid"):
-        Blender(tile_windows(16, 16, 8, 0)[:3], 16, 16)
+        Blender(plan_windows(16, 16, 8, 0)[:3], 16, 16)
 
 
 # ---- the tiled predictor
@@ -153,7 +153,7 @@ def test_a_gap_is_an_error() -> None:
 @pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize("tile_batch", [1, 3, 100])
 def test_identity_and_constants_are_exact(tile_batch: int, wrap: bool) -> None:
-    windows = tile_windows(72, 40, 32, 8, 8, wrap)
+    windows = plan_windows(72, 40, 32, 8, 8, wrap)
     z = torch.randn(3, 3, 72, 40)
     assert torch.allclose(predict_in_tiles(identity, windows, tile_batch)(z, 5), z, rtol=1e-6, atol=1e-6)
     constant = predict_in_tiles(lambda z, *_: torch.full_like(z, 0.7), windows, tile_batch)(z, 5)
@@ -170,7 +170,7 @@ def convolutions(padding_mode: Literal["zeros", "circular"]) -> nn.Module:
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (40, 40), (24, 88)])
 def test_a_network_that_sees_less_than_the_margin_is_as_if_untiled(height: int, width: int) -> None:
     network, z = convolutions("zeros"), torch.randn(2, 3, height, width)
-    windows = tile_windows(height, width, 32, 12, 8)
+    windows = plan_windows(height, width, 32, 12, 8)
     assert len(windows) > 1
     x0 = predict_in_tiles(lambda z, *_: network(z), windows, 2)(z, 5)
     assert torch.allclose(x0, network(z), rtol=0, atol=1e-5)
@@ -181,14 +181,14 @@ def test_a_network_that_sees_less_than_the_margin_is_as_if_untiled(height: int, 
 def test_wrap_makes_the_border_a_place_like_any_other(height: int, width: int, tile: int) -> None:
     network, z = convolutions("zeros"), torch.randn(1, 3, height, width)
     ring = convolutions("circular")  # the same weights; its padding is the true continuation
-    x0 = predict_in_tiles(lambda z, *_: network(z), tile_windows(height, width, tile, 12, 8, wrap=True), 3)(z, 5)
+    x0 = predict_in_tiles(lambda z, *_: network(z), plan_windows(height, width, tile, 12, 8, wrap=True), 3)(z, 5)
     assert torch.allclose(x0, ring(z), rtol=0, atol=1e-5)
     assert not torch.allclose(network(z), ring(z), rtol=0, atol=1e-2)
 
 
 def test_predictor_is_told_which_window_of_which_image_it_gets() -> None:
     z = torch.arange(2 * 3 * 48 * 32.0).reshape(2, 3, 48, 32)
-    windows = tile_windows(48, 32, 24, 8, 8)
+    windows = plan_windows(48, 32, 24, 8, 8)
     seen: list[tuple[int, Window]] = []
     sizes: list[int] = []
 
@@ -216,9 +216,9 @@ def test_one_window_of_the_whole_canvas_is_passed_through() -> None:
         assert list(images) == [0, 1]
         return tiles
 
-    assert predict_in_tiles(predict, tile_windows(16, 24, 64, 8), 2, check=lambda: checks.append(0))(z, 1) is z
+    assert predict_in_tiles(predict, plan_windows(16, 24, 64, 8), 2, check=lambda: checks.append(0))(z, 1) is z
     assert len(checks) == 1
-    assert torch.equal(predict_in_tiles(identity, tile_windows(16, 24, 64, 8), 1)(z, 1), z)
+    assert torch.equal(predict_in_tiles(identity, plan_windows(16, 24, 64, 8), 1)(z, 1), z)
 
 
 def test_check_stops_the_run() -> None:
@@ -227,14 +227,14 @@ def test_check_stops_the_run() -> None:
 
     for tile in (16, 64):
         with pytest.raises(InterruptedError):
-            predict_in_tiles(lambda *_: pytest.fail("ran on"), tile_windows(32, 32, tile, 8), 1, check=cancelled)(
+            predict_in_tiles(lambda *_: pytest.fail("ran on"), plan_windows(32, 32, tile, 8), 1, check=cancelled)(
                 torch.zeros(1, 3, 32, 32), 1
             )
 
 
 def test_half_precision_is_blended_in_float32() -> None:
     z = torch.randn(1, 3, 32, 32).half()
-    windows = tile_windows(32, 32, 16, 15)
+    windows = plan_windows(32, 32, 16, 15)
     x0 = predict_in_tiles(identity, windows, 4)(z, 1)
     assert x0.dtype == torch.float16
     assert torch.allclose(x0.float(), z.float(), rtol=1e-3, atol=1e-4)
@@ -242,6 +242,6 @@ def test_half_precision_is_blended_in_float32() -> None:
 
 def test_bad_settings_are_named() -> None:
     with pytest.raises(SettingError, match="tile batch 0"):
-        predict_in_tiles(identity, tile_windows(32, 32, 16, 8), 0)
+        predict_in_tiles(identity, plan_windows(32, 32, 16, 8), 0)
     with pytest.raises(SettingError, match="0 windows"):
         predict_in_tiles(identity, [], 1)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 import moesr
 from moesr.cli import main
@@ -19,11 +17,8 @@ from moesr.errors import SettingError
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.denoiser import denoiser
 from moesr.training import config as configs
-from moesr.training import latents
-from moesr.training.engine import Engine
-from moesr.training.export import export
-from moesr.training.latents import LatentCrops, cached
-from moesr.training.stages import train
+from moesr.training import samples
+from moesr.training.stages import export, train
 from tests import training_setup as setup
 
 
@@ -60,7 +55,7 @@ def test_the_papers_models_have_the_papers_sizes(name: str, scale: int, degradat
     assert (experts.loop.steps, experts.loop.batch, experts.loop.lr) == (100_000, 144, 5e-5)
     assert (decode.loop.steps, decode.loop.batch, decode.loop.lr) == (50_000, 32, 1e-4)
     assert (decode.train, decode.frequency_weight, decode.gan_start, decode.cache) == ("fcd", 10.0, 1000, 100_000)
-    assert (experts.crop, experts.size, decode.crop, decode.size) == (512, 512, 512, 512)
+    assert (experts.crop, decode.crop) == (512, 512)
     assert (experts.gamma, experts.ema, experts.trunk) == (0.999, 0.9999, None)
 
 
@@ -123,9 +118,9 @@ def test_a_wrong_file_is_one_line(tmp_path: Path) -> None:
 def test_the_launchers_precision_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     config = configs.load("tiny")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert configs.launched(config) == config
+    assert configs.apply_launcher(config) == config
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    other = configs.launched(config)
+    other = configs.apply_launcher(config)
     assert other.experts.trunk is not None
     loops = (other.first_stage.loop, other.experts.loop, other.experts.trunk, other.decoder.loop)
     assert [loop.precision for loop in loops] == ["fp16"] * 4
@@ -158,53 +153,23 @@ def test_experts_one_by_one_are_the_experts_of_one_run(photos: Path, metrics: Pa
         train("decoder", config, photos, here, metrics, ["0"])
 
 
-class Numbers(torch.utils.data.Dataset[dict[str, Tensor]]):
-    def __len__(self) -> int:
-        return 21
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"a": torch.full((1, 4, 4), float(index))}
-
-
-def test_cached_items_are_made_once_and_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents, "FILE", 10)
-    made: list[int] = []
-
-    def make(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        if 20 in batch["index"] and not made.count(-1):
-            made.append(-1)
-            raise KeyboardInterrupt
-        made.extend(batch["index"].tolist())
-        return {"b": batch["a"] * 2}
-
-    with pytest.raises(KeyboardInterrupt):
-        cached(tmp_path / "c", Numbers(), make, {"crop": 4}, Engine())
-    found = cached(tmp_path / "c", Numbers(), make, {"crop": 4}, Engine())
-    assert sorted(made) == [-1, *range(21)]
-    assert found["b"].shape == (21, 1, 4, 4)
-    assert [float(found["b"][i].mean()) for i in range(21)] == [2.0 * i for i in range(21)]
-    assert found["b"][13, :, 1:3, 2].shape == (1, 2)
-    cached(tmp_path / "c", Numbers(), make, {"crop": 4}, Engine())
-    assert len(made) == 22
-    with pytest.raises(SettingError, match="made with crop 4, now it is 8; remove the folder to make it again"):
-        cached(tmp_path / "c", Numbers(), make, {"crop": 8}, Engine())
-
-
-def test_crops_of_tensors_at_other_rates_stay_aligned() -> None:
-    """x8 on a first stage of factor 4: half an LR pixel a latent cell, so crops start at every other cell."""
-    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-    z = torch.stack([y, x])[None]
-    lr = z[..., ::2, ::2]
-    crops = LatentCrops({"z": z, "lr": lr}, {"z": 1, "lr": Fraction(1, 2)}, 8, 50)
-    corners = set()
-    for i in range(50):
-        item = crops[i]
-        assert item["z"].shape == (2, 8, 8)
-        assert torch.equal(item["lr"], item["z"][..., ::2, ::2])
-        corners.add(tuple(item["z"][:, 0, 0].tolist()))
-    assert len(corners) > 20
-    with pytest.raises(SettingError, match="choose a multiple of 2"):
-        LatentCrops({"z": z, "lr": lr}, {"z": 1, "lr": Fraction(1, 2)}, 7, 50)
+def test_samples_are_made_once_and_only_with_one_recipe(
+    photos: Path, metrics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "FILE", 2)
+    config = setup.config()
+    for stage in ("first-stage", "experts", "decoder"):
+        train(stage, config, photos, tmp_path, metrics)
+    files = sorted((tmp_path / "samples").glob("*.safetensors"))
+    assert [len(load_file(path)["z"]) for path in files] == [2, 2, 1]
+    before = files[0].stat().st_mtime_ns, load_file(files[2])["z"]
+    files[2].unlink()  # as if the run had been killed
+    train("decoder", config, photos, tmp_path, metrics)
+    assert files[0].stat().st_mtime_ns == before[0]
+    assert torch.equal(load_file(files[2])["z"], before[1])
+    other = configs.from_dict({**configs.to_dict(config), "degradation": "mild"})
+    with pytest.raises(SettingError, match="made with degradation bicubic, now it is mild; remove the folder"):
+        train("decoder", other, photos, tmp_path, metrics)
 
 
 def test_the_papers_recipe_runs_at_a_small_size(photos: Path, metrics: Path, tmp_path: Path) -> None:
@@ -215,8 +180,7 @@ def test_the_papers_recipe_runs_at_a_small_size(photos: Path, metrics: Path, tmp
     overrides += ["experts.space_experts=4", "model.unet.num_res_blocks=1", "first_stage.crop=64"]
     for stage in ("first_stage", "experts", "decoder"):
         overrides += [f"{stage}.loop.{k}" for k in ("steps=1", "batch=2", "workers=0")]
-    for stage in ("experts", "decoder"):
-        overrides += [f"{stage}.{k}" for k in ("crop=64", "size=64", "cache=2")]
+    overrides += ["experts.crop=64", "decoder.crop=64", "decoder.cache=2"]
     config = configs.load("paper_x4", overrides)
     for stage in ("first-stage", "experts", "decoder"):
         train(stage, config, photos, tmp_path, metrics)

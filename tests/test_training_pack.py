@@ -14,7 +14,7 @@ from moesr.cli import main
 from moesr.errors import ImageError, SettingError
 from moesr.training.data import BatchSource, Pack
 from moesr.training.data.pack import find_sharp_size, write_pack
-from moesr.training.data.photos import Folder
+from moesr.training.data.photos import open_photos
 from moesr.training.data.sets import VALIDATION, read_names, split_validation
 
 TABLE = "file\tsource\tpath\tauthor\tlicence\tkind\n"
@@ -44,35 +44,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pack(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
     return write_pack(
-        Folder(folder, 1), tmp_path_factory.mktemp("pack") / "pack.bin", max_mb=5, leave_out=["photo2.png"]
+        open_photos(folder), tmp_path_factory.mktemp("pack") / "pack.bin", max_mb=5, leave_out=["photo2.png"]
     )
 
 
 def test_a_pack_holds_the_most_detailed_parts(pack: Pack, folder: Path) -> None:
     assert pack.photographs == ["large.png", "photo0.png", "photo1.png", "photo3.png"]
-    names = [pack.name(k).rpartition(": ")[2] for k in range(len(pack))]
+    names = [photo.name.rpartition(": ")[2] for photo in pack.photos]
     assert "photo0_48_16.webp" in names[:4]  # where its detail lies
     assert {name.split("_")[0] for name in names[:4]} == {"large", "photo0", "photo1", "photo3"}  # one of each first
     assert all(name.startswith("large") for name in names[4:])
-    part = np.asarray(pack.image(names.index("photo0_48_16.webp")).convert("L"), float)
+    part = np.asarray(Image.fromarray(pack.photos[names.index("photo0_48_16.webp")].read()).convert("L"), float)
     with Image.open(folder / "photo0.png") as image:
         wanted = np.asarray(image.convert("L"), float)[16:272, 48:304]
     assert 10 * np.log10(255**2 / ((part - wanted) ** 2).mean()) > 32  # of the luminance: colours are 4:2:0
 
 
 def test_a_pack_keeps_to_its_size_and_is_the_same_again(pack: Pack, folder: Path, tmp_path: Path) -> None:
-    again = write_pack(Folder(folder, 1), tmp_path / "again.bin", max_mb=5, leave_out=["photo2"])
+    again = write_pack(open_photos(folder), tmp_path / "again.bin", max_mb=5, leave_out=["photo2"])
     assert again.path.read_bytes() == pack.path.read_bytes()
     limit = pack.path.stat().st_size / 2e6 + 0.01
-    half = write_pack(Folder(folder, 1), tmp_path / "half.bin", max_mb=limit, leave_out=["photo2"])
+    half = write_pack(open_photos(folder), tmp_path / "half.bin", max_mb=limit, leave_out=["photo2"])
     assert 0 < len(half) < len(pack)
     assert half.path.stat().st_size <= limit * 1e6
     with pytest.raises(SettingError, match="hold no part"):
-        write_pack(Folder(folder, 1), half.path, max_mb=0.001)
+        write_pack(open_photos(folder), half.path, max_mb=0.001)
     assert len(Pack.open(half.path)) == len(half)  # it stays, and nothing else does
     assert {p.name for p in tmp_path.iterdir()} == {"again.bin", "half.bin"}
     with pytest.raises(SettingError, match="left out"):
-        write_pack(Folder(folder, 1), half.path, max_mb=1, leave_out=["large", *(f"photo{k}" for k in range(4))])
+        write_pack(open_photos(folder), half.path, max_mb=1, leave_out=["large", *(f"photo{k}" for k in range(4))])
     half.path.write_bytes(half.path.read_bytes()[:500])
     with pytest.raises(ImageError, match="is no pack; make one"):
         Pack.open(half.path)

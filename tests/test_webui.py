@@ -26,7 +26,7 @@ from moesr.errors import MoESRError
 from moesr.library import models as library
 from moesr.networks.autoencoder import Autoencoder
 from moesr.settings import RUN_SETTINGS, SETTINGS
-from tests.webui_standins import ROOT, Component, Host, PostprocessedImage, wait_for
+from tests.webui_standins import ROOT, Component, Host, Lanczos, PostprocessedImage, UpscalerData, wait_for
 
 pytestmark = pytest.mark.parametrize("nano", ["residual_shift"], indirect=True)
 
@@ -405,6 +405,32 @@ def test_extras_interrupted_leaves_the_picture(host: Host, loaded: ModuleType) -
     host.state.skipped = True
     pp = run_extras(loaded, picture(), enabled=True, scale=2)
     assert (pp.image.size, pp.info) == ((7, 5), {"MoESR": "interrupted, not upscaled"})
+
+
+def run_upscale_script(host: Host, image: Image.Image, **values: Any) -> PostprocessedImage:
+    host.flags.api = False
+    host.call("app_started", None, None)
+    pp = PostprocessedImage(image)
+    host.upscale_script.process(pp, upscale_by=4.0, upscaler_1_name="MoESR nano x4", **values)
+    return pp
+
+
+def test_extras_blends_ours_with_another_upscaler_of_any_size(host: Host, loaded: ModuleType) -> None:
+    host.upscalers.append(UpscalerData("Lanczos", "", Lanczos()))
+    alone = run_upscale_script(host, picture(9, 7))
+    assert alone.image.size == (36, 28)
+    assert (alone.info["MoESR steps"], alone.info["MoESR seed"]) == (2, 0)
+    both = run_upscale_script(host, picture(9, 7), upscaler_2_name="Lanczos", upscaler_2_visibility=0.5)
+    assert both.image.size == (32, 24)
+    host.opts.data["moesr_seed"] = 5
+    assert run_upscale_script(host, picture(9, 7)).info["MoESR seed"] == 5, "the host remembers no old result"
+
+
+def test_extras_says_that_an_interrupted_picture_was_not_upscaled(host: Host, loaded: ModuleType) -> None:
+    host.state.interrupted = True
+    pp = run_upscale_script(host, picture())
+    assert pp.image.size == (28, 20)
+    assert pp.info == {"MoESR": "interrupted, enlarged without a model"}
 
 
 # The tab

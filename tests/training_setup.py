@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,13 @@ from safetensors.torch import save_file
 from moesr.config import AutoencoderConfig
 from moesr.evaluation.lpips import _vgg16
 from moesr.networks.autoencoder import Autoencoder
+from moesr.training.batches import Items, Loader
 from moesr.training.config import TrainingConfig, from_dict
 from moesr.training.decoder import FCD
+from moesr.training.engine import Engine, LaunchedEngine
 from moesr.training.experts import Expert
 from moesr.training.first_stage import FirstStage
-from moesr.training.loop import Batch, run
+from moesr.training.loop import Batch, LoopConfig, run
 
 #: Stages by name, with the config that they are tested with.
 TASKS = {"first": "vq", "expert": "vq", "fcd": "vq"}
@@ -36,19 +37,19 @@ def values(kind: str = "vq", **loop: Any) -> dict[str, Any]:
     autoencoder = {"ch": 16, "num_res_blocks": 1, "n_embed": 32, "fusion_growth": 8, "fusion_blocks": 1}
     autoencoder |= {"norm_groups": 8, "mid_attention": False}
     process = {"kind": "residual_shift", "timesteps": 100, "predict": "residual"}
-    first: dict[str, Any] = {"loop": steps, "crop": 32, "lpips": "alex", "quantise_start": 1, "gan_start": 1}
-    decoder: dict[str, Any] = {"loop": steps, "crop": 64, "cache": 5, "sample_steps": 2, "train": "fcd"}
+    first: dict[str, Any] = {"loop": steps, "crop": 32, "lpips": "alex", "gan_start": 1}
+    decoder: dict[str, Any] = {"loop": steps, "crop": 32, "cache": 5, "sample_steps": 2, "train": "fcd"}
     decoder |= {"lpips": {"alex": 1.0}, "consistency": 1.0, "gan_start": 1}
     if kind == "kl":
         unet |= {"in_channels": 7, "out_channels": 4}
         autoencoder |= {"kind": "kl", "z_channels": 4, "embed_dim": 4, "lr_skip": True}
         first |= {"skip": True, "guide_weight": 1.0}
-        decoder |= {"train": "decoder", "alternate": True}
+        decoder |= {"train": "decoder"}
     model = {"name": "seed", "scale": 4, "steps": 2, "stages": [50, 100]}
     return {
         "model": {**model, "unet": unet, "autoencoder": autoencoder, "process": process},
         "first_stage": first,
-        "experts": {"loop": steps, "trunk": steps, "crop": 64, "cache": 5},
+        "experts": {"loop": steps, "trunk": steps, "crop": 32},
         "decoder": decoder,
     }
 
@@ -92,45 +93,38 @@ def write_metrics(folder: Path, vgg: bool = False) -> Path:
     return folder
 
 
-def task(name: str, metrics: Path, settings: TrainingConfig) -> FirstStage | Expert | FCD:
+def task(name: str, metrics: Path, settings: TrainingConfig, engine: Engine | None = None) -> FirstStage | Expert | FCD:
     """A stage by name (first, expert, fcd, decoder) with networks of random weights before it."""
-    model = settings.model
+    model, engine = settings.model, engine or Engine(torch.device("cpu"))
     if name == "first":
-        return FirstStage(model.autoencoder, settings.first_stage, metrics)
+        return FirstStage(model.autoencoder, settings.first_stage, engine, metrics=metrics)
     if name == "expert":
-        return Expert(model, settings.experts, settings.experts.loop, (0, 50), "stage0")
+        return Expert(model, settings.experts, settings.experts.loop, engine, span=(0, 50), name="stage0")
     torch.manual_seed(5)
     first = Autoencoder(AutoencoderConfig(**{**vars(model.autoencoder), "lr_fusion": False, "refine": False}))
-    return FCD(model.autoencoder, settings.decoder, first.state_dict(), metrics, settings.first_stage.skip)
+    skipped = settings.first_stage.skip
+    return FCD(
+        model.autoencoder, settings.decoder, engine, first_stage=first.state_dict(), metrics=metrics, skipped=skipped
+    )
 
 
-class Items(torch.utils.data.Dataset[Batch]):
-    """Random batches' items with everything that any stage wants; a function of the index."""
-
-    def __init__(self, channels: int, length: int = 100) -> None:
-        self.channels, self.length = channels, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Batch:
-        generator = torch.Generator().manual_seed(index)
-        item: Batch = {k: torch.randn(self.channels, 8, 8, generator=generator) for k in ("x0", "y", "z")}
-        item |= {"lr": torch.rand(3, 8, 8, generator=generator) * 2 - 1}
-        return item | {"hr": torch.rand(3, 32, 32, generator=generator) * 2 - 1}
+def item(index: int, channels: int = 3) -> Batch:
+    """A random item with everything that any stage wants; a function of the index."""
+    generator = torch.Generator().manual_seed(index)
+    found: Batch = {k: torch.randn(channels, 8, 8, generator=generator) for k in ("x0", "y", "z")}
+    found |= {"lr": torch.rand(3, 8, 8, generator=generator) * 2 - 1}
+    return found | {"hr": torch.rand(3, 32, 32, generator=generator) * 2 - 1}
 
 
 def every_stage(metrics: Path, out: Path) -> None:
-    """One step of each stage into out/1, and two more from there into out/3, from the same random start each time."""
+    """One step of the stages into out/1, and two more from there into out/3, from the same random start each time."""
     for steps in (1, 3):
-        for name, kind in TASKS.items():
-            plain = values(kind, steps=3, batch=4, lr=1e-4, save_every=1)
-            plain["first_stage"] |= {"quantise_start": 0, "gan_start": 0}
-            plain["decoder"] |= {"gan_start": 0}
-            settings = from_dict(plain)
-            loop = replace(settings.decoder.loop, steps=steps)
-            stage = task(name, metrics, settings)
-            run(stage, Items(4 if kind == "kl" else 3), loop, out / name)
-            if stage.engine.main:
+        for name in ("first", "expert"):
+            plain = values("vq", steps=3, batch=4, lr=1e-4, save_every=1)
+            plain["first_stage"] |= {"gan_start": 0}
+            loop, engine = LoopConfig(**{**plain["experts"]["loop"], "steps": steps}), LaunchedEngine()
+            stage = task(name, metrics, from_dict(plain), engine)
+            run(stage, Loader(Items(item), loop, engine), loop, out / name)
+            if engine.main:
                 shutil.copytree(out / name, out / str(steps) / name)
-            stage.engine.wait()
+            engine.wait()

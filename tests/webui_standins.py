@@ -138,6 +138,36 @@ class PostprocessedImage:
         self.shared = SimpleNamespace(target_width=None, target_height=None)
 
 
+class UpscaleScript:
+    """scripts/postprocessing_upscale.py: one or two upscalers of the list, blended, with a memory of results."""
+
+    name = "Upscale"
+
+    def process(
+        self, pp, upscale_by=2.0, upscaler_1_name=None, upscaler_2_name=None, upscaler_2_visibility=0.0
+    ) -> None:  # fmt: skip
+        def upscale(name: str) -> Image.Image:
+            data = next(data for data in sys.modules["modules.shared"].sd_upscalers if data.name == name)
+            if (name, upscale_by) not in upscale_cache:
+                upscale_cache[name, upscale_by] = data.scaler.upscale(pp.image, upscale_by, data.data_path)
+            return upscale_cache[name, upscale_by]
+
+        image = upscale(upscaler_1_name)
+        if upscaler_2_name not in (None, "None") and upscaler_2_visibility > 0:
+            image = Image.blend(image, upscale(upscaler_2_name).convert(image.mode), upscaler_2_visibility)
+        pp.image = image
+
+
+upscale_cache: dict[Any, Image.Image] = {}
+
+
+class Lanczos:
+    """An upscaler of the host's: sizes are whole eights (modules/upscaler.py)."""
+
+    def upscale(self, img, scale, selected_model=None) -> Image.Image:
+        return img.resize(tuple(int(side * scale) // 8 * 8 for side in img.size), Image.Resampling.LANCZOS)
+
+
 class ParamBinding:
     """modules/infotext_utils.py."""
 
@@ -165,7 +195,7 @@ class Component:
         pass
 
     def __getattr__(self, event: str) -> Any:
-        if event.startswith("_"):
+        if event not in EVENTS:
             raise AttributeError(event)
 
         def listen(fn=None, inputs=None, outputs=None, _js=None, queue=None, show_progress="full") -> Component:
@@ -176,6 +206,8 @@ class Component:
         return listen
 
 
+#: Events that MoESR's components have in every Gradio; a typo is an AttributeError.
+EVENTS = ("click", "change", "input", "select", "upload", "then")
 #: Options that components of any Gradio have, for code that looks at signatures.
 OPTIONS = (
     "value",
@@ -232,6 +264,7 @@ class Host:
         }
         self.flags = SimpleNamespace(api=True, api_auth=None, no_half=True, moesr_models_path=None, **flags)
         self.upscalers: list[Any] = []
+        self.upscale_script = UpscaleScript()
 
     @contextmanager
     def entered(self) -> Iterator[Host]:
@@ -306,7 +339,10 @@ class Host:
                 }
             ),
             # scripts.py
-            "modules.scripts": _module(Script=type("Script", (), {}), AlwaysVisible=object()),
+            "modules.scripts": _module(
+                Script=type("Script", (), {}), AlwaysVisible=object(),
+                scripts_postproc=SimpleNamespace(scripts_in_preferred_order=lambda: [self.upscale_script]),
+            ),
             # scripts_postprocessing.py
             "modules.scripts_postprocessing": _module(ScriptPostprocessing=type("ScriptPostprocessing", (), {})),
             # sd_models.py of A1111

@@ -32,10 +32,9 @@ ON_ERROR = ("skip", "fail")
 JOB_FOLDER = ".moesr-batch"
 MANIFEST = "manifest.jsonl"
 #: Settings of `moesr.upscale` that a job takes.
-JOB_SETTINGS = (
-    "scale", "fidelity", "restore", "seed", "steps", "color_fix", "wrap", "sampler", "spacing", "eta", "tile",
-    "tile_batch",
-)  # fmt: skip
+JOB_SETTINGS = tuple(name for name, setting in SETTINGS.items() if setting.kind != "image" and name != "batch_seed")
+#: Options that are arguments of `moesr.load`.
+LOADING = ("dtype", "device", "residency", "model_scale", "model_timesteps")
 
 
 @dataclass
@@ -183,15 +182,9 @@ def batch(
             rows = _find_pending(folder, chosen, journal, state)
             started = time.perf_counter()
             if chosen.engine == "ray":
-                from .ray_engine import Cluster, run_ray
+                from .ray_engine import run_ray
 
-                cluster = Cluster(
-                    chosen.address, chosen.pool, chosen.cpus_per_worker, chosen.gpus_per_worker, chosen.in_flight
-                )
-                lines = run_ray(
-                    work, rows, journal, folder=folder, shard=chosen.cut, attempts=chosen.attempts, cluster=cluster,
-                    count=state.total,
-                )  # fmt: skip
+                lines = run_ray(work, rows, journal, folder=folder, options=chosen, count=state.total)
             else:
                 workers = min(chosen.pool[1] or choose_workers(chosen.device), max(1, state.total))
                 lines = run_local(work, rows, journal, workers=workers, attempts=chosen.attempts)
@@ -315,15 +308,10 @@ def _prepare_work(options: Mapping[str, Any]) -> tuple[Options, Work]:
         model=os.path.abspath(chosen.model) if os.path.exists(chosen.model) else chosen.model,
         model_hash=compute_fingerprint(find(chosen.model)),
         settings={**{name: SETTINGS[name].default for name in JOB_SETTINGS}, **settings},
-        loading={
-            "dtype": chosen.dtype, "device": chosen.device, "residency": chosen.residency,
-            "scale": chosen.model_scale, "timesteps": chosen.model_timesteps,
-        },
-        quality=chosen.quality,
-        allow_truncated=chosen.allow_truncated,
-        metadata=chosen.metadata,
+        loading={name.replace("model_", ""): getattr(chosen, name) for name in LOADING},
         threads=chosen.cpus_per_worker,
-    )  # fmt: skip
+        **{name: getattr(chosen, name) for name in ("quality", "allow_truncated", "metadata")},
+    )
     counts = {**asdict(work), "model": "", "loading": {**work.loading, "device": "", "residency": ""}}
     digest = hashlib.blake2b(json.dumps(counts, sort_keys=True).encode(), digest_size=8).hexdigest()
     return chosen, replace(work, settings_hash=digest)

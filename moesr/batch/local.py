@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, cast
@@ -20,6 +20,7 @@ from .journal import Journal
 from .manifest import Row
 from .worker import Work, describe_death, to_line
 
+Take = Callable[[], "Row | None"]
 _PARENT = Path(__file__).resolve().parents[2]
 
 
@@ -46,8 +47,13 @@ def run_local(
     written.
     """
     results: queue.Queue[dict[str, Any] | BaseException | None] = queue.Queue(maxsize=4 * workers)
-    pool = _Rows(rows)
-    seats = [_Seat(_choose_device(work, i), pool, journal, results, attempts) for i in range(workers)]
+    lock = threading.Lock()
+
+    def take_row() -> Row | None:
+        with lock:
+            return next(rows, None)
+
+    seats = [_Seat(_choose_device(work, i), take_row, journal, results, attempts) for i in range(workers)]
     for seat in seats:
         seat.start()
     left = workers
@@ -61,7 +67,6 @@ def run_local(
             else:
                 yield result
     finally:
-        pool.stop()
         for seat in seats:
             seat.stop()
         while any(seat.is_alive() for seat in seats):
@@ -78,34 +83,20 @@ def _choose_device(work: Work, index: int) -> Work:
     return replace(work, loading={**work.loading, "device": device})
 
 
-class _Rows:
-    """Rows for several threads."""
-
-    def __init__(self, rows: Iterator[Row]) -> None:
-        self._rows, self._lock, self._stopped = rows, threading.Lock(), False
-
-    def take(self) -> Row | None:
-        """The next row; None if there is none, or all is to end."""
-        with self._lock:
-            return None if self._stopped else next(self._rows, None)
-
-    def stop(self) -> None:
-        self._stopped = True
-
-
 class _Seat(threading.Thread):
     """A thread with a process that works for it."""
 
-    def __init__(self, work: Work, pool: _Rows, journal: Journal, results: queue.Queue[Any], attempts: int) -> None:
+    def __init__(self, work: Work, take_row: Take, journal: Journal, results: queue.Queue[Any], attempts: int) -> None:
         super().__init__(daemon=True)
-        self._work, self._pool, self._journal, self._results, self._attempts = work, pool, journal, results, attempts
+        self._work, self._take_row, self._journal = work, take_row, journal
+        self._results, self._attempts = results, attempts
         self._process: subprocess.Popen[str] | None = None
         self._stopped = False
         self._sign = "it left no sign"
 
     def run(self) -> None:
         try:
-            while (row := self._pool.take()) is not None:
+            while not self._stopped and (row := self._take_row()) is not None:
                 result = self._process_row(row)
                 if result is not None:
                     self._results.put(result)
@@ -143,12 +134,8 @@ class _Seat(threading.Thread):
             return result
 
     def _start_process(self) -> None:
-        env = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(_PARENT), os.environ.get("PYTHONPATH")])),
-            "OMP_NUM_THREADS": str(self._work.threads),
-            "PYTHONUTF8": "1",
-        }
+        paths = os.pathsep.join(filter(None, [str(_PARENT), os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(self._work.threads), "PYTHONUTF8": "1"}
         command = [sys.executable, "-c", f"from {__package__}.worker import main; main()"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True, encoding="utf-8"
@@ -160,11 +147,11 @@ class _Seat(threading.Thread):
     def _ask(self, line: str) -> str | None:
         """The process's answer; None if it died, which is then noted in `_sign`."""
         process = cast("subprocess.Popen[str]", self._process)
-        answer = ""
+        stdin, stdout, answer = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout), ""
         with contextlib.suppress(OSError, ValueError):
-            cast("IO[str]", process.stdin).write(line)
-            cast("IO[str]", process.stdin).flush()
-            answer = cast("IO[str]", process.stdout).readline()
+            stdin.write(line)
+            stdin.flush()
+            answer = stdout.readline()
         if answer.endswith("\n"):
             return answer
         self._end_process()

@@ -69,15 +69,9 @@ def plan_rows(addresses: Iterable[Address], folders: Iterable[Path], output: str
         place = str(target.path)
         if is_remote(output):
             place = f"{output.rstrip('/')}/{target.path.relative_to(base).as_posix()}"
-        yield Row(
-            id=f"{_hash(name + number):016x}",
-            seed=_hash(name),
-            source=source.address,
-            target=place,
-            offset=source.offset,
-            size=source.size,
-            member=source.path.as_posix() if source.offset >= 0 else "",
-        )
+        member = source.path.as_posix() if source.offset >= 0 else ""
+        identity = f"{_hash(name + number):016x}"
+        yield Row(identity, _hash(name), source.address, place, source.offset, source.size, member)
 
 
 def read_manifest(path: Path, shard: tuple[int, int] = (0, 1)) -> Iterator[Row]:

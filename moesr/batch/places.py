@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -141,13 +142,16 @@ def find_size(address: str) -> int:
 @lru_cache(maxsize=4)
 def _list_sizes(folder: str) -> dict[str, int]:
     system, path = open_filesystem(folder)
-    try:
-        entries = system.ls(path, detail=True, refresh=True)
-    except FileNotFoundError:
-        return {}
-    except Exception as error:
-        raise SettingError(f"{folder}: cannot be listed ({_reason(error)}); check the address") from error
+    entries = ask(folder, lambda: system.ls(path, detail=True, refresh=True) if system.exists(path) else [])
     return {str(entry["name"]).rpartition("/")[2]: int(entry["size"] or 0) for entry in entries}
+
+
+def ask(address: str, list_entries: Callable[[], Any]) -> Any:
+    """What a file system lists. Raises SettingError, one line, whatever its own error is."""
+    try:
+        return list_entries()
+    except Exception as error:
+        raise SettingError(f"{address}: cannot be listed ({_reason(error)}); check it and its permissions") from error
 
 
 def _cannot_write(address: str, error: Exception) -> str:

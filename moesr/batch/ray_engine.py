@@ -5,39 +5,26 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MoESRError, SettingError
 from .journal import Journal
 from .manifest import Row
 from .worker import Work, Worker, describe_death, describe_process
 
+if TYPE_CHECKING:
+    from .job import Options
+
 #: Rows that go to a worker together, at most. A worker that dies takes none with it: the journal knows what is done.
 _LARGEST_BLOCK = 256
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """Where and with what the workers of Ray run."""
-
-    #: Address of a cluster, "auto" for the one of this machine; None starts one on this machine.
-    address: str | None = None
-    #: Fewest and most workers.
-    workers: tuple[int, int] = (1, 1)
-    #: Of each worker.
-    cpus: float = 1
-    gpus: float = 0
-    #: Blocks of rows that wait at each worker.
-    in_flight: int = 2
-
-
 def run_ray(
-    work: Work, rows: Iterator[Row], journal: Journal, *, folder: Path, shard: tuple[int, int], attempts: int,
-    cluster: Cluster, count: int,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+    work: Work, rows: Iterator[Row], journal: Journal, *, folder: Path, options: Options, count: int
+) -> Iterator[dict[str, Any]]:
     """Process the rows on a cluster; yield the line of each, which is in the journal by then.
 
     count: about how many rows there are. Raises SettingError if Ray is missing or cannot be reached.
@@ -52,23 +39,22 @@ def run_ray(
             f"--engine ray: {error.name} cannot be imported; run: pip install 'moesr[cluster]' "
             "(Ray has no packages for some Pythons and systems; --engine local with --shard needs none)"
         ) from error
-    started = _connect(ray, cluster)
+    started = _connect(ray, options)
+    fewest, most = options.pool
     try:
-        block = max(1, min(_LARGEST_BLOCK, count // (8 * cluster.workers[1])))
-        blocks = []
+        block = max(1, min(_LARGEST_BLOCK, count // (8 * most)))
         lines = (json.dumps(asdict(row)) for row in rows)
-        while part := list(islice(lines, block)):
-            blocks.append(ray.put(pyarrow.table({"row": part})))
+        blocks: Any = [ray.put(pyarrow.table({"row": part})) for part in iter(lambda: list(islice(lines, block)), [])]
         if not blocks:
             return
-        node: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        keeper = ray.remote(num_cpus=0, scheduling_strategy=node)(_JournalKeeper).remote(str(folder), shard, attempts)
+        here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        keeper = ray.remote(num_cpus=0, scheduling_strategy=here)(_JournalKeeper).remote(folder, options)
         pool = ray.data.ActorPoolStrategy(
-            min_size=cluster.workers[0], max_size=cluster.workers[1], max_tasks_in_flight_per_actor=cluster.in_flight
+            min_size=fewest, max_size=most, max_tasks_in_flight_per_actor=options.in_flight
         )
         results = ray.data.from_arrow_refs(blocks).map_batches(
-            _RayWorker, fn_constructor_args=(asdict(work), keeper, attempts), compute=pool, batch_size=block,
-            batch_format="pyarrow", num_cpus=cluster.cpus, num_gpus=cluster.gpus or None,
+            _RayWorker, fn_constructor_args=(work, keeper, options.attempts), compute=pool, batch_size=block,
+            batch_format="pyarrow", num_cpus=options.cpus_per_worker, num_gpus=options.gpus_per_worker or None,
         )  # fmt: skip
         for found in results.iter_rows():
             line = json.loads(found["row"])
@@ -86,20 +72,20 @@ def run_ray(
             ray.shutdown()
 
 
-def _connect(ray: Any, cluster: Cluster) -> bool:
+def _connect(ray: Any, options: Options) -> bool:
     """Join the cluster, or start one that only this machine reaches. False if the caller had done that."""
     if ray.is_initialized():
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if cluster.address:
-            ray.init(address=cluster.address, **quiet)
+        if options.address:
+            ray.init(address=options.address, **quiet)
         else:
-            cpus = max(1, round(cluster.cpus * cluster.workers[1]))
+            cpus = options.cpus_per_worker * options.pool[1]
             ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         words = " ".join(str(error).split())[:300]
-        raise SettingError(f"Ray at {cluster.address or 'this machine'}: {words}; check --address") from error
+        raise SettingError(f"Ray at {options.address or 'this machine'}: {words}; check --address") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return True
@@ -108,9 +94,9 @@ def _connect(ray: Any, cluster: Cluster) -> bool:
 class _JournalKeeper:
     """The one writer of the journal, on the driver's machine."""
 
-    def __init__(self, folder: str, shard: tuple[int, int], attempts: int) -> None:
-        self._journal = Journal(Path(folder), shard)
-        self._attempts, self._stopped = attempts, False
+    def __init__(self, folder: Path, options: Options) -> None:
+        self._journal = Journal(folder, options.cut)
+        self._attempts, self._stopped = options.attempts, False
 
     def start(self, row_id: str, worker: str) -> tuple[int, dict[str, Any]]:
         """The number of this attempt, and for a picture that is finished (0) its state. -1: do nothing more."""
@@ -128,7 +114,7 @@ class _JournalKeeper:
 class _RayWorker:
     """A worker as Ray Data calls it: a block of rows in, a block of lines out."""
 
-    def __init__(self, work: dict[str, Any], keeper: Any, attempts: int) -> None:
+    def __init__(self, work: Work, keeper: Any, attempts: int) -> None:
         import ray
 
         self._ray, self._keeper, self._attempts = ray, keeper, attempts
@@ -136,8 +122,7 @@ class _RayWorker:
         self._error = ""
         try:
             device = {"device": "auto"} if ray.get_gpu_ids() else {}  # the one that Ray has chosen
-            prepared = Work(**work)
-            self._worker = Worker(replace(prepared, loading={**prepared.loading, **device}))
+            self._worker = Worker(replace(work, loading={**work.loading, **device}))
         except MoESRError as error:
             self._error = str(error)
 

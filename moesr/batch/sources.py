@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ..errors import ImageError, SettingError
 from ..images.files import READ_SUFFIXES
 from ..inputs import PassedOver, Source, list_folder
 from ..record import read_record
-from .places import is_remote, open_file, open_filesystem
+from .places import ask, is_remote, open_file, open_filesystem
 
 _LISTS = (".txt", ".lst", ".list")
 _TABLES = (".parquet", ".pq")
@@ -84,7 +83,7 @@ def _expand_pattern(name: str) -> list[str]:
         found = sorted(glob(name, recursive=True))
     else:
         system, path = open_filesystem(name)
-        found = [system.unstrip_protocol(item) for item in sorted(_ask(name, lambda: system.glob(path)))]
+        found = [system.unstrip_protocol(item) for item in sorted(ask(name, lambda: system.glob(path)))]
     if not found:
         raise SettingError(f"{name}: no such files; check the pattern")
     return found
@@ -93,7 +92,7 @@ def _expand_pattern(name: str) -> list[str]:
 def _walk_remote(name: str, folder: PurePosixPath, passed_over: PassedOver) -> Iterator[Address]:
     """The pictures of a folder behind fsspec, by name, files before folders."""
     system, path = open_filesystem(name)
-    entries = sorted(_ask(name, lambda: system.ls(path, detail=True)), key=lambda entry: str(entry["name"]))
+    entries = sorted(ask(name, lambda: system.ls(path, detail=True)), key=lambda entry: str(entry["name"]))
     system.invalidate_cache()  # fsspec would keep every listing
     folders: list[str] = []
     for entry in entries:
@@ -174,11 +173,3 @@ def _list_members(name: str) -> Iterator[Address]:
                     yield Address(Path(path), folder, name, member.offset_data, member.size)
         except tarfile.TarError as error:
             raise ImageError(f"{name}: not a whole tar archive ({error}); get it again") from error
-
-
-def _ask(name: str, list_entries: Callable[[], Any]) -> Any:
-    try:
-        return list_entries()
-    except Exception as error:  # each file system has errors of its own
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise SettingError(f"{name}: cannot be listed ({words}); check the address and its permissions") from error

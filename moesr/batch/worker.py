@@ -79,15 +79,9 @@ class Worker:
             logging.getLogger(__name__).info("%s", row.label, exc_info=True)
             words = " ".join(str(error).split())
             line.update(status="failed", error=f"{row.label}: {type(error).__name__}: {words}; report it")
-        line.update(
-            seconds=round(time.perf_counter() - started, 3),
-            attempts=attempt,
-            model_hash=self._work.model_hash,
-            settings_hash=self._work.settings_hash,
-            worker=describe_process(),
-            time=round(time.time(), 3),
-        )
-        return line
+        seconds, now, work = round(time.perf_counter() - started, 3), round(time.time(), 3), self._work
+        same = {"model_hash": work.model_hash, "settings_hash": work.settings_hash, "worker": describe_process()}
+        return {**line, "seconds": seconds, "time": now, "attempts": attempt, **same}
 
     def upscale(self, row: Row) -> tuple[bytes, dict[str, Any]]:
         """The bytes of the result, and what the journal says of it. Raises MoESRError."""
@@ -114,18 +108,14 @@ class Worker:
         buffer = io.BytesIO()
         result = replace(result, metadata=result.metadata.with_text(to_texts(record)))
         notes += write_image(buffer, result, format=kind, quality=self._work.quality, metadata=self._work.metadata)
-        encoded = buffer.getvalue()
+        encoded, size = buffer.getvalue(), result.rgb.shape
         shrunk = [found[1] for found in (re.search(r"tiles of (\d+) ", note) for note in notes) if found]
         return encoded, {
             "notes": notes,
             "tile": int(shrunk[-1]) if shrunk else settings.get("tile", "auto"),
-            "width": width,
-            "height": height,
-            "result_width": result.rgb.shape[1],
-            "result_height": result.rgb.shape[0],
-            "bytes": len(encoded),
-            "hash": digest_bytes(encoded),
-        }
+            "width": width, "height": height, "result_width": size[1], "result_height": size[0],
+            "bytes": len(encoded), "hash": digest_bytes(encoded),
+        }  # fmt: skip
 
 
 def describe_process() -> str:

@@ -16,9 +16,9 @@ from ..errors import CheckpointError, SettingError
 from ..library import find
 from .detect import FIRST_STAGE
 from .files import ModelFiles, open_model
-from .header import LICENCE, LICENCE_NOTE, NOTES, Source, sources_of, to_header
+from .header import LICENCE, LICENCE_NOTE, NOTES, Source, make_header, read_sources
 from .reading import DTYPES, View
-from .resshift import published_process
+from .resshift import make_published_process
 from .writing import Entry, write
 from .wrong import one_line
 
@@ -73,7 +73,7 @@ def _corrected(files: ModelFiles, scale: int | None, timesteps: int | None) -> M
     if timesteps is not None:
         if not isinstance(config.unet, SwinUNetConfig) or len(config.stages) > 1:
             raise SettingError(f"timesteps {timesteps}: only those of one network of ResShift can be corrected")
-        config = replace(config, process=published_process(timesteps), stages=(timesteps,), steps=timesteps)
+        config = replace(config, process=make_published_process(timesteps), stages=(timesteps,), steps=timesteps)
         notes = tuple(n for n in notes if " timesteps" not in n)
     return replace(files, config=config, notes=notes)
 
@@ -93,7 +93,7 @@ def _convert(files: ModelFiles, target: Path, dtype: torch.dtype, progress: Prog
         done += size
         progress(done, total, what)
 
-    made_from = sources_of(files.converted) if files.converted else []
+    made_from = read_sources(files.converted) if files.converted else []
     for path, weights in {v.weights.path: v.weights for v in (*files.experts, files.decoder)}.items():
         weights.verify()
         made_from.append(_source(path, lambda size, path=path: advance(size, f"checking {path.name}")))
@@ -103,9 +103,9 @@ def _convert(files: ModelFiles, target: Path, dtype: torch.dtype, progress: Prog
     licence = files.converted.metadata.get(LICENCE, licence) if files.converted else licence
 
     def late() -> dict[str, str]:
-        return {k: v for k, v in to_header(config, notes=[*files.notes, *ledger.notes()]).items() if k == NOTES}
+        return {k: v for k, v in make_header(config, notes=[*files.notes, *ledger.notes()]).items() if k == NOTES}
 
-    header = to_header(config, made_from, licence, files.notes)
+    header = make_header(config, made_from, licence, files.notes)
     write(target, entries, header, late=late, written=lambda entry: advance(entry.size, f"writing {target.name}"))
     return target
 

@@ -15,12 +15,12 @@ from ..errors import CheckpointError
 from ..networks.autoencoder import Autoencoder
 from ..networks.denoiser import denoiser
 from ..networks.unet import UNet
-from .detect import EMA, role
+from .detect import EMA, find_role
 from .files import open_autoencoder, open_model
-from .header import LICENCE, sources_of
+from .header import LICENCE, read_sources
 from .reading import Weights
-from .resshift import holds_swin, network_in, schedule
-from .stages import stage_number, stage_view
+from .resshift import find_network, holds_swin, schedule
+from .stages import open_stage, read_stage_number
 from .wrong import one_line
 
 Facts = dict[str, Any]
@@ -34,7 +34,7 @@ def describe(path: Path, scale: int | None = None, timesteps: int | None = None)
     """
     if path.is_file():
         weights = Weights(path)
-        kind = role(weights)
+        kind = find_role(weights)
         if kind == "autoencoder":
             return _decoder(path)
         if kind == "expert" and holds_swin(weights):
@@ -42,7 +42,7 @@ def describe(path: Path, scale: int | None = None, timesteps: int | None = None)
                 open_model(path, scale, timesteps)
             except CheckpointError as error:
                 return _swin(path, weights, timesteps, str(error))
-        elif kind == "expert" and stage_number(path) is not None:
+        elif kind == "expert" and read_stage_number(path) is not None:
             return _stage(path, weights)
     files = open_model(path, scale, timesteps)
     facts: Facts = {
@@ -56,14 +56,14 @@ def describe(path: Path, scale: int | None = None, timesteps: int | None = None)
         "notes": list(files.notes),
     }
     if files.converted:
-        facts["sources"] = [asdict(s) for s in sources_of(files.converted)]
+        facts["sources"] = [asdict(s) for s in read_sources(files.converted)]
         facts["licence"] = one_line(files.converted.metadata.get(LICENCE, ""), 1000)
     else:
         facts["files"] = [str(p) for p in files.paths]
     return facts
 
 
-def as_text(facts: Facts) -> str:
+def format_facts(facts: Facts) -> str:
     """The same for people: a few lines."""
     lines = [f"{facts['path']}: {facts['kind']}, {facts['bytes'] / 1e6:.1f} MB"]
     config = facts["config"]
@@ -80,7 +80,7 @@ def as_text(facts: Facts) -> str:
         own = _attention(unet) if unet["kind"] == SwinUNetConfig.kind else _moe(unet)
         lines.append(
             f"  unet       {unet['model_channels']} channels x {list(unet['channel_mult'])}, "
-            f"{_each(unet['num_res_blocks'])} blocks a level, {own}"
+            f"{_each(unet['num_res_blocks'])} blocks per level, {own}"
         )
     if "autoencoder" in config:
         vae = config["autoencoder"]
@@ -129,13 +129,13 @@ def _decoder(path: Path) -> Facts:
 
 
 def _stage(path: Path, weights: Weights) -> Facts:
-    config, view, notes = stage_view(weights)
+    config, view, notes = open_stage(weights)
     from_ema = any(key.startswith(EMA) for key in view.sources(next(iter(view))))
     return {
         "path": str(path),
-        "kind": f"stage {stage_number(path)} of a released model",
+        "kind": f"stage {read_stage_number(path)} of a released model",
         "bytes": path.stat().st_size,
-        "stage": stage_number(path),
+        "stage": read_stage_number(path),
         "ema": from_ema,
         "parameters": {"as trained": _count(UNet, config), "averaged": _count(UNet, averaged(config))},
         "config": {"unet": unet_values(config)},
@@ -144,7 +144,7 @@ def _stage(path: Path, weights: Weights) -> Facts:
 
 
 def _swin(path: Path, weights: Weights, timesteps: int | None, missing: str) -> Facts:
-    config, _ = network_in(weights)
+    config, _ = find_network(weights)
     process, notes = schedule(path, config, timesteps)
     return {
         "path": str(path),

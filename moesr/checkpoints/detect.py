@@ -12,7 +12,7 @@ from torch import nn
 from ..config import AutoencoderConfig, UNetConfig
 from ..errors import CheckpointError
 from .reading import Shapes, Weights
-from .wrong import another_network, one_line, unknown_network
+from .wrong import describe_keys, find_other_network, one_line
 
 #: Where a Lightning checkpoint of the release keeps its UNet, its EMA copy and its first stage.
 UNET = "model.diffusion_model."
@@ -29,7 +29,7 @@ def under(shapes: Shapes, prefix: str) -> Shapes:
     return {k[len(prefix) :]: v for k, v in shapes.items() if k.startswith(prefix)}
 
 
-def role(weights: Weights) -> str:
+def find_role(weights: Weights) -> str:
     """What a file can be in a model: "model" (converted, whole), "expert" or "autoencoder".
 
     Raises CheckpointError for any other network, saying which it is.
@@ -37,17 +37,17 @@ def role(weights: Weights) -> str:
     if HEADER in weights.metadata:
         return "model"
     shapes = weights.shapes()
-    other = another_network(shapes)
+    other = find_other_network(shapes)
     if other is not None:
         raise CheckpointError(f"{weights.path}: {other}")
     if any(k.startswith((f"{UNET}input_blocks.", "input_blocks.")) for k in shapes):
         return "expert"
     if any(k.startswith(("decoder.mid.block_1.", "decoder.conv_out.")) for k in shapes):
         return "autoencoder"
-    raise CheckpointError(f"{weights.path}: {unknown_network(shapes)}")
+    raise CheckpointError(f"{weights.path}: {describe_keys(shapes)}")
 
 
-def unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
+def read_unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
     """The UNet that has exactly these keys: widths, levels, attention and Space MoE read off the shapes.
 
     shapes: without prefix. The head width cannot be read; it is 32 in every released file. Raises CheckpointError if
@@ -87,7 +87,7 @@ def unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
     )
 
 
-def autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
+def read_autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
     """The autoencoder that has exactly these keys. Raises CheckpointError if they are not LDM's."""
     try:
         levels = count(shapes, "encoder.down")
@@ -125,7 +125,7 @@ def autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
         raise CheckpointError(f"not an autoencoder of LDM: {reason(error)}; give a VQ f4 or KL f8 file") from error
 
 
-def network_shapes(kind: Callable[[Any], nn.Module], config: object) -> Shapes:
+def compute_shapes(kind: Callable[[Any], nn.Module], config: object) -> Shapes:
     """Keys and shapes of the network of a config; it is never given memory. CheckpointError if there is none."""
     try:
         with torch.device("meta"):

@@ -21,21 +21,22 @@ from ..config import AutoencoderConfig, ModelConfig, UNetConfig, averaged, unifo
 from ..errors import CheckpointError, SettingError
 from ..networks.autoencoder import Autoencoder
 from ..networks.denoiser import denoiser
-from .detect import FIRST_STAGE, check, role
-from .header import model_config, notes_of, to_header
+from .detect import FIRST_STAGE, check, find_role
+from .header import make_header, read_model_config, read_notes
 from .parts import (
     ModelFiles,
-    autoencoder_in,
-    decoder_alone,
-    decoders_beside,
+    describe_autoencoder,
     expected_shapes,
+    find_autoencoder,
+    find_decoders,
+    list_fitting,
+    make_view,
     short_name,
-    view_of,
 )
 from .reading import SUFFIXES, View, Weights
 from .resshift import assemble, holds_swin
-from .stages import in_order, stage_view
-from .upload import on_device
+from .stages import open_stage, sort_stages
+from .upload import copy_to_device
 from .writing import Entry, write
 
 log = logging.getLogger(__name__)
@@ -56,11 +57,11 @@ def open_model(source: Path | Sequence[Path], scale: int | None = None, timestep
     given = [source] if isinstance(source, Path) else list(source)
     named = {p.absolute(): p for p in given if not p.is_dir()}
     found = {p.absolute(): p for folder in given if folder.is_dir() for p in _inside(folder)}
-    roles = [(w, role(w)) for w in map(Weights, named.values())]
+    roles = [(w, find_role(w)) for w in map(Weights, named.values())]
     strange: list[str] = []
     for w in [Weights(p) for place, p in found.items() if place not in named]:
         try:
-            roles.append((w, role(w)))
+            roles.append((w, find_role(w)))
         except CheckpointError as error:  # of another network; what cannot be read at all is no reason to go on
             strange.append(str(error))
     if not roles:
@@ -93,9 +94,9 @@ def open_autoencoder(path: Path) -> tuple[AutoencoderConfig, View]:
     Raises CheckpointError if the file is none, or incomplete.
     """
     weights = Weights(path)
-    if role(weights) != "autoencoder":
+    if find_role(weights) != "autoencoder":
         raise CheckpointError(f"{path}: no decoder by itself; give fa_vae.pth")
-    return autoencoder_in(weights, "")
+    return find_autoencoder(weights, "")
 
 
 def build(
@@ -115,13 +116,13 @@ def build(
         network = kind(config)
     expected = {k: tuple(v.shape) for k, v in network.state_dict().items()}
     check(expected, state.shapes() if isinstance(state, View) else {k: tuple(v.shape) for k, v in state.items()}, what)
-    network.load_state_dict(on_device(state, expected, dtype, device), assign=True)
+    network.load_state_dict(copy_to_device(state, expected, dtype, device), assign=True)
     return network.eval().requires_grad_(False)
 
 
 def save_model(
     path: Path, config: ModelConfig, experts: Sequence[Mapping[str, Tensor]], autoencoder: Mapping[str, Tensor], dtype:
-    torch.dtype, metadata: dict[str, str] | None = None,
+    torch.dtype, metadata: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """One converted file: averaged experts, decoder, config in the header. It appears whole or not at all."""
     entries = [
@@ -129,7 +130,7 @@ def save_model(
         for prefix, state in ((*((f"experts.{i}.", e) for i, e in enumerate(experts)), (FIRST_STAGE, autoencoder)))
         for k, v in state.items()
     ]
-    write(path, entries, {**to_header(config), **(metadata or {})})
+    write(path, entries, {**make_header(config), **(metadata or {})})
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -141,15 +142,15 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _converted(weights: Weights, notes: Sequence[str]) -> ModelFiles:
-    config = model_config(weights)
+    config = read_model_config(weights)
     count = len(config.stages)
     if any(k.startswith(f"experts.{count}.") for k in weights):
         raise CheckpointError(f"{weights.path}: more experts than the {count} stages of its config; convert it again")
     unet = expected_shapes(denoiser, config.unet, weights)
     vae = expected_shapes(Autoencoder, config.autoencoder, weights)
-    experts = [view_of(weights, unet, f"experts.{i}.", f": expert {i}") for i in range(count)]
-    decoder = view_of(weights, vae, FIRST_STAGE, ": decoder")
-    return ModelFiles(config, tuple(experts), decoder, (weights.path,), (*notes_of(weights), *notes), weights)
+    experts = [make_view(weights, unet, f"experts.{i}.", f": expert {i}") for i in range(count)]
+    decoder = make_view(weights, vae, FIRST_STAGE, ": decoder")
+    return ModelFiles(config, tuple(experts), decoder, (weights.path,), (*read_notes(weights), *notes), weights)
 
 
 def _released(
@@ -164,7 +165,7 @@ def _released(
     experts = [w for w, kind in roles if kind == "expert"]
     decoders = [w for w, kind in roles if kind == "autoencoder"]
     if not experts:
-        what = decoder_alone(decoders[0]) if decoders else "no stage files there"
+        what = describe_autoencoder(decoders[0]) if decoders else "no stage files there"
         raise CheckpointError(f"{where}: {what}; give the stage files model_stage0 to 3.ckpt, or ResShift's, too")
     if scale is not None and not 1 <= scale <= 64:
         raise SettingError(f"scale {scale}: no model has it; give that of the files, 4 or 8")
@@ -176,11 +177,11 @@ def _released(
         raise CheckpointError(f"{where}: networks of different methods ({some}); give the files of one model")
     if timesteps not in (None, 1000):
         raise SettingError(f"timesteps {timesteps}: these files have 1000; the choice is for files of ResShift")
-    experts, order = in_order(experts)
+    experts, order = sort_stages(experts)
     notes += order
     views, unet = [], None
     for w in experts:
-        found, view, more = stage_view(w)
+        found, view, more = open_stage(w)
         notes += more
         views.append(view)
         if unet is not None and averaged(found) != averaged(unet):
@@ -190,7 +191,7 @@ def _released(
         unet = unet or found
     assert unet is not None
     if not decoders:
-        decoders = decoders_beside(experts)
+        decoders = find_decoders(experts)
         notes += [f"decoder found beside the stage files: {w.path.name}" for w in decoders[:1]]
     config, decoder, more = _choose_decoder(decoders, unet, experts, named)
     notes += more
@@ -214,13 +215,7 @@ def _choose_decoder(
     candidates: Sequence[Weights], unet: UNetConfig, experts: Sequence[Weights], named: set[Path]
 ) -> tuple[AutoencoderConfig, View, list[str]]:
     """The decoder that fits the experts' latents: the fullest of the candidates, else the first stage inside."""
-    fitting = []
-    for w in candidates:
-        config, view = autoencoder_in(w, "")
-        if config.kind == "vq" and config.embed_dim == unet.out_channels:
-            fitting.append((config, view))
-        elif w.path in named:
-            raise CheckpointError(f"{w.path}: {decoder_alone(w)}, for other latents than these; give vq-f4/fa_vae.pth")
+    fitting = list_fitting(candidates, unet.out_channels, named, wanted="vq-f4/fa_vae.pth")
     if fitting:
         fitting.sort(key=lambda pair: pair[0].lr_fusion + pair[0].refine, reverse=True)
         config, view = fitting[0]
@@ -232,7 +227,7 @@ def _choose_decoder(
     first = experts[0]
     if not any(k.startswith(FIRST_STAGE) for k in first):
         raise CheckpointError(f"{first.path}: no decoder in it nor beside it; give vq-f4/fa_vae.pth too")
-    config, view = autoencoder_in(first, FIRST_STAGE)
+    config, view = find_autoencoder(first, FIRST_STAGE)
     return config, view, ["no frequency-compensated decoder among the files: the plain first stage decodes"]
 
 

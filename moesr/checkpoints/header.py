@@ -41,10 +41,10 @@ class Source:
     sha256: str
 
 
-def to_header(
+def make_header(
     config: ModelConfig, sources: Sequence[Source] = (), licence: str = "", notes: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Entries of a safetensors header; `model_config`, `sources_of` and `notes_of` read them."""
+    """Entries of a safetensors header; `read_model_config`, `read_sources` and `read_notes` read them."""
     entries = {"format": "pt", HEADER: json.dumps(config.to_dict())}
     if sources:
         entries[SOURCES] = json.dumps([vars(s) for s in sources])
@@ -55,7 +55,7 @@ def to_header(
     return entries
 
 
-def model_config(weights: Weights) -> ModelConfig:
+def read_model_config(weights: Weights) -> ModelConfig:
     """The config of a converted file. Raises CheckpointError for values of a wrong type or outside of all reason."""
     try:
         values = weights.header(HEADER)
@@ -71,14 +71,14 @@ def model_config(weights: Weights) -> ModelConfig:
     return config
 
 
-def sources_of(weights: Weights) -> list[Source]:
+def read_sources(weights: Weights) -> list[Source]:
     """The files that the model was converted from, as far as its header says it."""
     found = _json(weights, SOURCES)
     names = {f.name for f in fields(Source)}
     return [Source(**entry) for entry in found if isinstance(entry, dict) and set(entry) == names]
 
 
-def notes_of(weights: Weights) -> list[str]:
+def read_notes(weights: Weights) -> list[str]:
     """What had to be assumed when the file was converted."""
     return [one_line(note, 400) for note in _json(weights, NOTES) if isinstance(note, str)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import nn
 from ..config import AutoencoderConfig, ModelConfig
 from ..errors import CheckpointError
 from ..networks.autoencoder import Autoencoder
-from .detect import autoencoder_config, check, network_shapes, role, under
+from .detect import check, compute_shapes, find_role, read_autoencoder_config, under
 from .reading import SUFFIXES, View, Weights
 
 log = logging.getLogger(__name__)
@@ -46,18 +46,18 @@ class ModelFiles:
         return self.decoder
 
 
-def autoencoder_in(weights: Weights, prefix: str) -> tuple[AutoencoderConfig, View]:
+def find_autoencoder(weights: Weights, prefix: str) -> tuple[AutoencoderConfig, View]:
     """The autoencoder under a prefix of a file, and its weights. Raises CheckpointError if it is incomplete."""
     try:
-        config = autoencoder_config(under(weights.shapes(), prefix))
+        config = read_autoencoder_config(under(weights.shapes(), prefix))
     except CheckpointError as error:
         raise CheckpointError(f"{weights.path}: {error}") from error
-    return config, view_of(weights, expected_shapes(Autoencoder, config, weights), prefix)
+    return config, make_view(weights, expected_shapes(Autoencoder, config, weights), prefix)
 
 
-def decoder_alone(weights: Weights) -> str:
+def describe_autoencoder(weights: Weights) -> str:
     """What an autoencoder's file is, for an error line."""
-    config, _ = autoencoder_in(weights, "")
+    config, _ = find_autoencoder(weights, "")
     if config.kind == "vq":
         return "a decoder alone" if config.refine else "a first stage alone"
     if config.refine:
@@ -65,7 +65,25 @@ def decoder_alone(weights: Weights) -> str:
     return "a VAE of Stable Diffusion (KL f8)"
 
 
-def decoders_beside(experts: Sequence[Weights]) -> list[Weights]:
+def list_fitting(
+    candidates: Sequence[Weights], channels: int, named: Collection[Path], *, wanted: str
+) -> list[tuple[AutoencoderConfig, View]]:
+    """The VQ first stages among the candidates whose latents have so many channels.
+
+    Raises CheckpointError for one that the user named (`named`) and does not fit; it says which is `wanted`.
+    """
+    fitting = []
+    for weights in candidates:
+        config, view = find_autoencoder(weights, "")
+        if config.kind == "vq" and config.embed_dim == channels:
+            fitting.append((config, view))
+        elif weights.path in named:
+            what = describe_autoencoder(weights)
+            raise CheckpointError(f"{weights.path}: {what}, for other latents than these; give {wanted}")
+    return fitting
+
+
+def find_decoders(experts: Sequence[Weights]) -> list[Weights]:
     """Decoders in the folder of the stage files or one below; files that cannot be read are none of them."""
     folder = experts[0].path.parent
     names = [p for p in (*folder.glob("*"), *folder.glob("*/*")) if p.suffix.lower() in SUFFIXES]
@@ -73,7 +91,7 @@ def decoders_beside(experts: Sequence[Weights]) -> list[Weights]:
     for path in sorted(p for p in names if any(name in str(p.relative_to(folder)).lower() for name in DECODER_NAMES)):
         try:
             weights = Weights(path)
-            if role(weights) == "autoencoder":
+            if find_role(weights) == "autoencoder":
                 found.append(weights)
         except CheckpointError as error:
             log.debug("%s", error)
@@ -83,12 +101,12 @@ def decoders_beside(experts: Sequence[Weights]) -> list[Weights]:
 def expected_shapes(kind: Callable[..., nn.Module], config: object, weights: Weights) -> dict[str, tuple[int, ...]]:
     """Keys and shapes of a network, in errors of which the file is named."""
     try:
-        return network_shapes(kind, config)
+        return compute_shapes(kind, config)
     except CheckpointError as error:
         raise CheckpointError(f"{weights.path}: {error}") from error
 
 
-def view_of(weights: Weights, expected: Mapping[str, tuple[int, ...]], prefix: str, part: str = "") -> View:
+def make_view(weights: Weights, expected: Mapping[str, tuple[int, ...]], prefix: str, part: str = "") -> View:
     """The tensors that a network expects, and only those. CheckpointError if some are missing or misshapen."""
     check(expected, under(weights.shapes(), prefix), f"{weights.path}{part}")
     return View(weights, {name: (prefix + name,) for name in expected})

@@ -20,7 +20,7 @@ from torch.serialization import load  # not torch.load: A1111 replaces that with
 
 from ..errors import CheckpointError
 from .pickles import LONGEST_PICKLE, Placeholder, make_pickle_module
-from .wrong import cut_off, one_line, what_it_is
+from .wrong import describe_cut, describe_file, one_line
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -78,13 +78,13 @@ class Weights(Mapping[str, Tensor]):
                 self._safe = safe_open(str(self.path), framework="pt")
                 metadata, keys = self._safe.metadata(), list(self._safe.keys())
             else:
-                raise CheckpointError(f"{path}: {what_it_is(self.path, head, size)}")
+                raise CheckpointError(f"{path}: {describe_file(self.path, head, size)}")
             if len(keys) > MOST_TENSORS:
                 raise ValueError("more tensors than any network has")
         except SafetensorError as error:
             # The library says "incomplete" of a file that ends behind its header.
             short = "incomplete" in str(error).lower() or int.from_bytes(head[:8], "little") + 8 > size
-            reason = cut_off(size) if short else f"damaged ({one_line(error)}); download it again"
+            reason = describe_cut(size) if short else f"damaged ({one_line(error)}); download it again"
             raise CheckpointError(f"{path}: {reason}") from error
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
@@ -183,7 +183,7 @@ class Weights(Mapping[str, Tensor]):
                     )
             except (EOFError, RuntimeError) as error:
                 if isinstance(error, EOFError) or (not self._archive and "EOF" in str(error)):
-                    raise CheckpointError(f"{self.path}: {cut_off(size)}") from error
+                    raise CheckpointError(f"{self.path}: {describe_cut(size)}") from error
                 raise
         for _ in range(4):
             value = _enter(value)
@@ -204,11 +204,11 @@ class Weights(Mapping[str, Tensor]):
                 with zipfile.ZipFile(file) as archive:
                     members = archive.infolist()
         except (zipfile.BadZipFile, NotImplementedError, EOFError, IndexError) as error:
-            raise CheckpointError(f"{self.path}: {cut_off(size)}") from error
+            raise CheckpointError(f"{self.path}: {describe_cut(size)}") from error
         names = [m.filename for m in members]
         listing = next((m for m in members if m.filename.split("/")[1:] == ["data.pkl"]), None)
         if listing is None:
-            raise CheckpointError(f"{self.path}: {what_it_is(self.path, b'PK', size, names)}")
+            raise CheckpointError(f"{self.path}: {describe_file(self.path, b'PK', size, names)}")
         root = listing.filename.removesuffix("data.pkl")
         if any(n.startswith((f"{root}code/", f"{root}constants.pkl")) for n in names):
             raise CheckpointError(

@@ -17,9 +17,9 @@ from ..errors import CheckpointError, SettingError
 from ..library.catalogue import CATALOGUE
 from ..networks.swin_unet import SwinUNet
 from .detect import UNET, under
-from .parts import ModelFiles, autoencoder_in, decoder_alone, decoders_beside, expected_shapes, view_of
+from .parts import ModelFiles, expected_shapes, find_decoders, list_fitting, make_view
 from .reading import View, Weights
-from .swin import is_swin, shift_mask, swin_config
+from .swin import is_swin, read_swin_config, shift_mask
 
 log = logging.getLogger(__name__)
 
@@ -34,24 +34,24 @@ _FIRST_STAGES = tuple(Path(name).stem for name in (F4, FACE_F4, FACE_F8))
 LICENCE = "ResShift's own weights: S-Lab License 1.0, non-commercial use only."
 
 
-def prefix_of(weights: Weights) -> str:
+def find_prefix(weights: Weights) -> str:
     """What stands before the keys of the network in a file."""
     return UNET if any(k.startswith(UNET) for k in weights) else ""
 
 
 def holds_swin(weights: Weights) -> bool:
     """Whether the network in a file is a Swin UNet."""
-    return is_swin(under(weights.shapes(), prefix_of(weights)))
+    return is_swin(under(weights.shapes(), find_prefix(weights)))
 
 
-def network_in(weights: Weights) -> tuple[SwinUNetConfig, View]:
+def find_network(weights: Weights) -> tuple[SwinUNetConfig, View]:
     """The Swin UNet in a file, and its weights. Raises CheckpointError if tensors are missing or misshapen."""
-    prefix = prefix_of(weights)
+    prefix = find_prefix(weights)
     try:
-        config = swin_config(under(weights.shapes(), prefix))
+        config = read_swin_config(under(weights.shapes(), prefix))
     except CheckpointError as error:
         raise CheckpointError(f"{weights.path}: {error}") from error
-    view = view_of(weights, expected_shapes(SwinUNet, config, weights), prefix)
+    view = make_view(weights, expected_shapes(SwinUNet, config, weights), prefix)
     return replace(config, shift_mask=shift_mask(weights, config, prefix)), view
 
 
@@ -73,10 +73,10 @@ def assemble(
     if len(networks) > 1:
         some = ", ".join(w.path.name for w in networks)
         raise CheckpointError(f"{first.path.parent}: several models ({some}); give one of these files")
-    unet, view = network_in(first)
+    unet, view = find_network(first)
     process, more = schedule(first.path, unet, timesteps)
     notes = [*notes, *more]
-    vae, decoder, more = _first_stage(first, unet, decoders or decoders_beside([first]), named)
+    vae, decoder, more = _first_stage(first, unet, decoders or find_decoders([first]), named)
     notes += more
     if vae.factor % unet.detail:
         raise CheckpointError(f"{decoder.weights.path}: first stage of another model than {first.path.name}")
@@ -104,22 +104,23 @@ def schedule(path: Path, unet: SwinUNetConfig, timesteps: int | None) -> tuple[P
 
     The weights do not tell. Raises SettingError for a number that no published schedule has.
     """
-    told = named_timesteps(path)
-    if timesteps is not None:
-        if told not in (None, timesteps):
-            return published_process(timesteps), [f"{timesteps} timesteps as asked for, though the name says {told}"]
-        return published_process(timesteps), []
-    if told is not None:
-        return published_process(told), [f"{told} timesteps, by the name of {path.name}; its weights do not say"]
+    named = read_named_timesteps(path)
     change = f"give timesteps, or a name with s15 or s4, to change it ({_CHOICES})"
-    if unet.lr_downsamples:
-        return published_process(_COMMON), [f"{_COMMON} timesteps, as every published network of this kind; {change}"]
-    note = f"neither weights nor name of {path.name} say how many timesteps it has: assumed {_COMMON}; {change}"
-    log.warning("%s", note)
-    return published_process(_COMMON), [note]
+    if timesteps is not None and named not in (None, timesteps):
+        notes = [f"{timesteps} timesteps as asked for, though the name says {named}"]
+    elif timesteps is not None:
+        notes = []
+    elif named is not None:
+        notes = [f"{named} timesteps, by the name of {path.name}; its weights do not say"]
+    elif unet.lr_downsamples:
+        notes = [f"{_COMMON} timesteps, as every published network of this kind; {change}"]
+    else:
+        notes = [f"neither weights nor name of {path.name} say how many timesteps it has: assumed {_COMMON}; {change}"]
+        log.warning("%s", notes[0])
+    return make_published_process(timesteps or named or _COMMON), notes
 
 
-def published_process(timesteps: int) -> ProcessConfig:
+def make_published_process(timesteps: int) -> ProcessConfig:
     """ResShift's process of 4 or 15 timesteps. Raises SettingError for any other number."""
     if timesteps not in SCHEDULES:
         raise SettingError(f"timesteps {timesteps}: no published ResShift model has so many; give {_CHOICES}")
@@ -127,7 +128,7 @@ def published_process(timesteps: int) -> ProcessConfig:
     return ProcessConfig(kind="residual_shift", timesteps=timesteps, predict="x0", min_noise_level=least)
 
 
-def named_timesteps(path: Path) -> int | None:
+def read_named_timesteps(path: Path) -> int | None:
     """The timesteps that a published file's name stands for, or else its folder's: s15, s4, or the model's name."""
     for name in (path.stem.lower(), path.absolute().parent.name.lower()):
         steps = re.search(r"(?<![a-z0-9])s(\d{1,3})(?![a-z0-9])", name)
@@ -141,7 +142,7 @@ def named_timesteps(path: Path) -> int | None:
     return None
 
 
-def wanted_first_stages(path: Path, unet: SwinUNetConfig) -> tuple[str, ...]:
+def list_first_stages(path: Path, unet: SwinUNetConfig) -> tuple[str, ...]:
     """The published first stages that a network may have been trained on; several where its name does not tell."""
     if unet.out_channels != 3:
         return (FACE_F8,)
@@ -155,15 +156,9 @@ def _first_stage(
     network: Weights, unet: SwinUNetConfig, candidates: Sequence[Weights], named: set[Path]
 ) -> tuple[AutoencoderConfig, View, list[str]]:
     """The first stage that the user named; else that of the published name; else the only one that is no other's."""
-    wanted = wanted_first_stages(network.path, unet)
+    wanted = list_first_stages(network.path, unet)
     stems = [Path(name).stem for name in wanted]
-    fitting = []
-    for w in candidates:
-        config, view = autoencoder_in(w, "")
-        if config.kind == "vq" and config.embed_dim == unet.out_channels:
-            fitting.append((config, view))
-        elif w.path in named:
-            raise CheckpointError(f"{w.path}: {decoder_alone(w)}, for other latents than these; give {wanted[0]}")
+    fitting = list_fitting(candidates, unet.out_channels, named, wanted=wanted[0])
     chosen = [pair for pair in fitting if pair[1].weights.path in named]
     chosen = chosen or [pair for pair in fitting if pair[1].weights.path.stem in stems]
     beside = [pair for pair in chosen if pair[1].weights.path.parent == network.path.parent]

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config import UNetConfig, averaged
 from ..errors import CheckpointError
 from ..networks.unet import UNet
-from .detect import EMA, UNET, check, network_shapes, under, unet_config
+from .detect import EMA, UNET, check, compute_shapes, read_unet_config, under
 from .reading import View, Weights
 
 #: A released model has the stages 0 to 3, whose files carry these numbers behind "stage" in their names.
@@ -17,19 +17,19 @@ RELEASED_STAGES = 4
 _STAGE = re.compile(r"stage[ _.-]*(\d+)", re.IGNORECASE)
 
 
-def stage_number(path: Path) -> int | None:
+def read_stage_number(path: Path) -> int | None:
     """The number behind "stage" in a file's name: 2 for `x4_stage_2_epoch=12.ckpt`. None if there is none."""
     found = _STAGE.search(path.stem)
     return int(found[1]) if found and len(found[1]) < 4 else None
 
 
-def in_order(experts: Sequence[Weights]) -> tuple[list[Weights], list[str]]:
+def sort_stages(experts: Sequence[Weights]) -> tuple[list[Weights], list[str]]:
     """Stage files from least to most noise, and notes on what had to be assumed for that.
 
     By the numbers behind "stage" in their names; else by the only numbers that count 0, 1, ...; else as given. Raises
     CheckpointError if the numbers repeat, or if a stage between 0 and the last (at least 3) is missing.
     """
-    numbers = [stage_number(w.path) for w in experts]
+    numbers = [read_stage_number(w.path) for w in experts]
     known = [n for n in numbers if n is not None]
     if len(known) == len(experts):
         return _sorted(experts, known), _whole(experts, known)
@@ -73,7 +73,7 @@ def _sorted(experts: Sequence[Weights], numbers: Sequence[int]) -> list[Weights]
     return [w for _, w in sorted(zip(numbers, experts), key=lambda pair: pair[0])]
 
 
-def stage_view(weights: Weights) -> tuple[UNetConfig, View, list[str]]:
+def open_stage(weights: Weights) -> tuple[UNetConfig, View, list[str]]:
     """The UNet of one stage file as it is used: its EMA copy if all of that is there, FFN experts averaged.
 
     Returns the config as trained (with its number of FFN experts), the weights by the averaged network's keys, and
@@ -83,8 +83,8 @@ def stage_view(weights: Weights) -> tuple[UNetConfig, View, list[str]]:
     shapes = weights.shapes()
     prefix = UNET if any(k.startswith(UNET) for k in shapes) else ""
     try:
-        config = unet_config(under(shapes, prefix))
-        expected = network_shapes(UNet, averaged(config))
+        config = read_unet_config(under(shapes, prefix))
+        expected = compute_shapes(UNet, averaged(config))
     except CheckpointError as error:
         raise CheckpointError(f"{weights.path}: {error}") from error
     copies = {name: _copies(name, config.space_experts) for name in expected}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import SwinUNetConfig
 from ..errors import CheckpointError
-from ..networks.swin import apart
+from ..networks.swin import mask_apart
 from .detect import bounded, count, reason
 from .reading import Shapes
 
@@ -25,7 +25,7 @@ def is_swin(shapes: Shapes) -> bool:
     return f"middle_block.1{_TABLE}" in shapes
 
 
-def swin_config(shapes: Shapes) -> SwinUNetConfig:
+def read_swin_config(shapes: Shapes) -> SwinUNetConfig:
     """The Swin UNet that has exactly these keys (BUFFERS aside): widths, levels, windows, features, mask channel.
 
     shapes: without prefix. The size of the latents in training follows from the masks that the file keeps of its
@@ -44,10 +44,10 @@ def swin_config(shapes: Shapes) -> SwinUNetConfig:
         out_channels = shapes["out.2.weight"][0]
         halvings = bounded(len([k for k in shapes if k.startswith("feature_extractor.") and k.endswith(".op.weight")]))
         features = shapes[f"feature_extractor.{3 * halvings - 1}.op.weight"][0] if halvings else joined - out_channels
-        seen = shapes["feature_extractor.0.weight"][1] if halvings else features
+        lr_channels = shapes["feature_extractor.0.weight"][1] if halvings else features
         embedded = shapes["middle_block.0.emb_layers.1.weight"][0]
-        if seen not in (3, 4):
-            raise ValueError(f"{seen} channels of the LR image")
+        if lr_channels not in (3, 4):
+            raise ValueError(f"{lr_channels} channels of the LR image")
         attends = [i for i, (first, _) in enumerate(levels) if f"output_blocks.{first}.1{_TABLE}" in shapes]
         return SwinUNetConfig(
             in_channels=joined - features,
@@ -63,7 +63,7 @@ def swin_config(shapes: Shapes) -> SwinUNetConfig:
             window=window,
             latent_size=_latent_size(shapes, levels, windows, window),
             lr_downsamples=halvings,
-            mask=seen == 4,
+            mask=lr_channels == 4,
             scale_shift=embedded == 2 * shapes["middle_block.0.in_layers.2.weight"][0],
             resblock_resample=any(_resamples(shapes, i) for i in range(count(shapes, "output_blocks"))),
         )
@@ -81,7 +81,7 @@ def shift_mask(weights: Mapping[str, Tensor], config: SwinUNetConfig, prefix: st
     if masks.ndim != 3 or len(masks) < 2:
         return "released"
     mask = masks[-2].float()
-    textbook = apart(config.window, config.window // 2, "rows", torch.device("cpu"), torch.float32)
+    textbook = mask_apart(config.window, config.window // 2, "rows", torch.device("cpu"), torch.float32)
     return "textbook" if mask.shape == textbook.shape and torch.equal(mask, textbook) else "released"
 
 

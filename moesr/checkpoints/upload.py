@@ -53,16 +53,16 @@ class CudaLane:
         self._stream.synchronize()
 
 
-def on_device(
+def copy_to_device(
     state: Mapping[str, Tensor], names: Iterable[str], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
     """These tensors on the device, floating-point ones in `dtype`; on the CPU what needs no conversion is shared."""
     if device.type == "cuda":
-        return through(CudaLane(device), state, names, dtype)
+        return copy_through(CudaLane(device), state, names, dtype)
     return {name: _cast(state[name], dtype).to(device) for name in names}
 
 
-def through(lane: Any, state: Mapping[str, Tensor], names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
+def copy_through(lane: Any, state: Mapping[str, Tensor], names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors, converted and copied through two buffers of BUFFER bytes; all have arrived when it returns.
 
     lane: a CudaLane, or what stands for one where there is no CUDA.

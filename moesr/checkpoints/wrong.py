@@ -78,7 +78,7 @@ _NETWORKS: tuple[tuple[tuple[str, ...], str], ...] = (
 )  # fmt: skip
 
 
-def what_it_is(path: Path, head: bytes, size: int, members: Sequence[str] | None = None) -> str:
+def describe_file(path: Path, head: bytes, size: int, members: Sequence[str] | None = None) -> str:
     """What a file is that no reader knows, and what to do. head: its first bytes; members: names in a zip archive."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not size:
@@ -107,7 +107,7 @@ def what_it_is(path: Path, head: bytes, size: int, members: Sequence[str] | None
     return f"not a checkpoint, or a damaged one; {AGAIN}"
 
 
-def another_network(keys: Collection[str]) -> str | None:
+def find_other_network(keys: Collection[str]) -> str | None:
     """What network these keys are of, and where to load it, if it is a known one of others; else None."""
     names = [key[:LONGEST_KEY] for key in keys]
     for patterns, name in _NETWORKS:
@@ -116,13 +116,13 @@ def another_network(keys: Collection[str]) -> str | None:
     return None
 
 
-def unknown_network(keys: Collection[str]) -> str:
+def describe_keys(keys: Collection[str]) -> str:
     """For keys of a network that nobody here knows."""
     some = ", ".join(one_line(key, 60) for key in list(keys)[:3])
     return f"no model that is known here ({len(keys)} tensors such as {some}); {OURS}"
 
 
-def cut_off(size: int, whole: int = 0) -> str:
+def describe_cut(size: int, whole: int = 0) -> str:
     """For a file that ends too early."""
     if whole:
         return f"cut off, {size / 1e6:.1f} of {whole / 1e6:.1f} MB are there; {AGAIN}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import outputs
 from ..batch.job import ENGINES, JOB_SETTINGS, ON_ERROR, Estimate, Options, Report, batch, estimate
-from .common import add_settings, fail, of_model, positive, verbose
+from .common import add_model_options, add_settings, fail, positive, verbose
 
 
 def add(commands: Any) -> None:
@@ -45,7 +45,7 @@ def add(commands: Any) -> None:
     ray.add_argument("--gpus-per-worker", type=float, default=0, metavar="N", help="may be a fraction (default: 0)")
     ray.add_argument("--in-flight", type=positive, default=2, metavar="N", help="blocks that wait per worker")
     add_settings(parser, "model", *JOB_SETTINGS, "dtype", "device", "residency")
-    of_model(parser)
+    add_model_options(parser)
     verbose(parser)
     parser.set_defaults(run=_batch)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ def add(commands: Any) -> None:
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")
     bench.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
     bench.add_argument("--quick", action="store_true", help="small sizes, one round: does it run? not for tables")
-    bench.add_argument("--only", metavar="PARTS", help="some of matrix,copy,open,step,decode,image,scaling,full")
+    bench.add_argument("--only", metavar="PARTS", help="some of matrix,copy,step,decode,image,scaling,full")
     bench.add_argument("--reference", metavar="FILE", help="plain networks to compare with (default: ours)")
     bench.add_argument("--model", default="tiny", help="of whole images and scaling (default: tiny)")
     bench.add_argument("--side", type=positive, default=512, help="of the decoded image in pixels (default: 512)")
@@ -26,9 +25,6 @@ def add(commands: Any) -> None:
     bench.add_argument("--threads", type=positive, help="threads of torch (default: as torch has them)")
     bench.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="cpu: CPU time, for busy machines")
     bench.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: cpu)")
-    bench.add_argument("--quality", metavar="DIR", help="instead: what precision, tiles and steps cost on photographs")
-    bench.add_argument("--metrics", metavar="DIR", help="weights of the metrics (default: MOESR_METRICS)")
-    bench.add_argument("--limit", type=positive, metavar="N", help="only the first N photographs")
     verbose(bench)
     bench.set_defaults(run=_bench)
 
@@ -50,8 +46,6 @@ def _bench(options: argparse.Namespace) -> int:
         raise SettingError("--clock cpu adds up the time of all threads: use --device cpu --threads 1")
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.quality:
-        return _quality(options)
     plan = Plan(
         device=device,
         clock=options.clock,
@@ -72,36 +66,6 @@ def _bench(options: argparse.Namespace) -> int:
             print(_line([_shown(k, v) for k, v in rows[-1].items()]), flush=True)
     if options.json:
         print(json.dumps(rows, indent=2, allow_nan=False))
-    return 0
-
-
-def _quality(options: argparse.Namespace) -> int:
-    import torch
-
-    from ..evaluation.benchmark import match, shown
-    from ..evaluation.speed.quality import STEPS, fewest, measured, settings
-    from ..evaluation.suite import COLUMNS, Suite
-
-    device = torch.device(options.device)
-    cases, _ = match(Path(options.quality), limit=options.limit)
-    suite = Suite(options.metrics, device)
-    columns = [c for c in COLUMNS if c.key in suite.keys]
-    ways = settings(device, STEPS[:2] if options.quick else STEPS)
-    rows = []
-    if not options.json:
-        for line in suite.left_out:
-            print(f"note: {line}", file=sys.stderr)
-        print("".ljust(24) + "".join(title.rjust(12) for title in ("seconds", *(c.title for c in columns))))
-    for row in measured(options.model, cases, suite, device, ways):
-        rows.append(row)
-        if not options.json:
-            cells = [shown(row["seconds"], 2), *(shown(row.get(c.key), c.digits) for c in columns)]
-            print(row["name"].ljust(24) + "".join(cell.rjust(12) for cell in cells), flush=True)
-    if options.json:
-        print(json.dumps(rows, indent=2, allow_nan=False))
-    else:
-        best = fewest(rows)
-        print(f"fewest steps with LPIPS within 1 % of the long run: {best or 'none of these'}")
     return 0
 
 

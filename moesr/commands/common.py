@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
+from ..errors import SettingError
 from ..progress import Event
 from ..settings import LOADING, SETTINGS
 
@@ -15,7 +17,7 @@ def verbose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="say more")
 
 
-def of_model(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser) -> None:
     """What released files do not say of themselves."""
     parser.add_argument("--model-scale", type=int, help="scale of released MoESR files, which do not say it (8)")
     parser.add_argument("--model-timesteps", type=int, help="15 or 4: of ResShift's files, where their name lacks it")
@@ -66,6 +68,17 @@ def positive_number(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0")
     return value
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """The option that lets a command replace its output file."""
+    parser.add_argument("--overwrite", action="store_true", help="replace the file that is written if it is there")
+
+
+def check_new(path: str | os.PathLike[str] | None, options: argparse.Namespace) -> None:
+    """Raises SettingError if there is a file at `path`, and `--overwrite` does not allow to replace it."""
+    if path is not None and not options.overwrite and os.path.isfile(path):
+        raise SettingError(f"{path}: is there already; --overwrite replaces it, or give another name")
 
 
 def fail(line: str) -> int:

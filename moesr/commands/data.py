@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
     data = commands.add_parser("data", help="check training images, look at LR/HR pairs, make a pack")
     data.add_argument("photos", metavar="PHOTOS", nargs="*", help="folders of photographs, or packs")
     data.add_argument("--preview", metavar="SHEET", help="write a contact sheet (.png, .jpg, .webp) of LR/HR pairs")
-    degradations = "bicubic, mild, web, blind, blind:usm, mixed:P (bicubic with probability P, else mild)"
+    degradations = "bicubic, mild, web, blind"
     data.add_argument(
         "--degradation", default="bicubic", metavar="NAME",
         help=f"{degradations}, or NAME=WEIGHT,... (default: bicubic)",
@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
     data.add_argument("--scale", type=positive, default=4, help="between LR and HR (default: 4)")
     data.add_argument("--crop", type=positive, default=256, help="side of an HR crop in pixels (default: 256)")
     data.add_argument("--count", type=positive, default=12, help="pairs on the sheet (default: 12)")
-    data.add_argument("--seed", type=int, default=0, help="as in the config of a run: the same pairs (default: 0)")
+    data.add_argument("--seed", type=int, default=0, help="another seed, other pairs (default: 0)")
     data.add_argument("--pack", metavar="FILE", help="write the most detailed parts into one file for training")
     data.add_argument("--max-mb", type=float, default=25, help="size of the pack in MB, at most (default: 25)")
     data.add_argument("--leave-out", metavar="NAMES", help="file with names of photographs that must not be trained on")
@@ -42,11 +42,9 @@ def _data(options: argparse.Namespace) -> int:
     from ..errors import SettingError
     from ..images.files import write_image
     from ..outputs import save_new
-    from ..training.data.crops import PhotoCrops
-    from ..training.data.degradation import degradation
     from ..training.data.notice import credit_photographs
     from ..training.data.pack import write_pack
-    from ..training.data.photos import open_photos
+    from ..training.data.photos import open_photos, read_images
     from ..training.data.preview import draw_sheet
     from ..training.data.sets import read_names, read_table, split_validation, write_sets
 
@@ -63,38 +61,42 @@ def _data(options: argparse.Namespace) -> int:
     if options.bench:
         print(_measure(source, options))
     elif options.pack:
-        pack = write_pack(open_photos(source, 1), Path(options.pack), max_mb=options.max_mb, leave_out=left_out)
+        pack = write_pack(open_photos(source), Path(options.pack), max_mb=options.max_mb, leave_out=left_out)
         size = Path(options.pack).stat().st_size / 1e6
         print(f"{options.pack}: {len(pack)} parts of {len(pack.photographs)} files, {size:.2f} MB")
     elif options.sets:
         only = read_names(Path(options.only)) if options.only else []
-        count = write_sets(open_photos(source, options.scale), Path(options.sets), only=only, scale=options.scale,
+        count = write_sets(open_photos(source), Path(options.sets), only=only, scale=options.scale,
                            seed=options.seed)  # fmt: skip
         print(f"{options.sets}: {count} HR pictures and three LR of each")
     else:
-        degrade = degradation(options.degradation, options.scale)
-        crops = PhotoCrops(source, options.crop, options.scale, degrade, options.count, options.seed)
+        images = read_images(source)
+        batches = _open_source(images, options)
         if options.preview:
-            path, sheet = Path(options.preview), draw_sheet(crops, options.count)
+            path, sheet = Path(options.preview), draw_sheet(batches, options.count)
             # A photograph that happens to be there is not replaced: the sheet gets a number.
             kind = path.suffix.removeprefix(".") or "png"
             path = save_new(path, lambda file: write_image(file, sheet, format=kind))
             pairs = f"{options.count} pairs of {options.degradation} x{options.scale}"
-            print(f"{path}: {pairs} from {_summarise(crops.photos)}")
+            print(f"{path}: {pairs} from {_summarise(images)}")
         else:
-            print(f"{', '.join(options.photos)}: {_summarise(crops.photos)}")
+            print(f"{', '.join(options.photos)}: {_summarise(images)}")
     return 0
+
+
+def _open_source(source: Any, options: argparse.Namespace) -> Any:
+    from ..training.data.source import BatchSource
+
+    return BatchSource(
+        source, crop=options.crop, scale=options.scale, batch=options.batch, recipe=options.degradation,
+        device=options.device, seed=options.seed,
+    )  # fmt: skip
 
 
 def _measure(source: Any, options: argparse.Namespace) -> str:
     import torch
 
-    from ..training.data.source import BatchSource
-
-    batches = BatchSource(
-        source, crop=options.crop, scale=options.scale, batch=options.batch, recipe=options.degradation,
-        device=options.device, seed=options.seed,
-    )  # fmt: skip
+    batches = _open_source(source, options)
     batches.next(0)
     done, start, busy = 0, time.perf_counter(), time.process_time()
     while done < 3 or time.perf_counter() - start < 5:
@@ -107,10 +109,8 @@ def _measure(source: Any, options: argparse.Namespace) -> str:
     return f"{what} on {where}: {rate} ({busy * 1e3:.2f} ms of CPU)"
 
 
-def _summarise(photos: Any) -> str:
-    count = len(photos)
-    text = f"{count} image{'s' * (count > 1)}"
-    if not hasattr(photos, "sizes"):
-        return text
-    sides = [min(size) for size in photos.sizes]
-    return f"{text}, {photos.pixels / 1e6:.2f} MP, shorter sides {min(sides)} to {max(sides)}"
+def _summarise(images: Any) -> str:
+    count = len(images.tensors)
+    sizes = [image.shape[1:] for image in images.tensors]
+    sides, pixels = [min(size) for size in sizes], sum(height * width for height, width in sizes)
+    return f"{count} image{'s' * (count > 1)}, {pixels / 1e6:.2f} MP, shorter sides {min(sides)} to {max(sides)}"

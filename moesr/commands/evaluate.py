@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .common import Bar, fail, of_model, open_model, positive, restore, size, verbose
+from .common import Bar, add_model_options, add_overwrite, check_new, fail, open_model, positive, restore, size, verbose
 
 
 def add(commands: Any) -> None:
@@ -33,8 +33,9 @@ def add(commands: Any) -> None:
     test.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
     test.add_argument("--json", action="store_true", help="print JSON and nothing else")
     test.add_argument("--html", metavar="FILE", help="write a report with the images side by side")
+    add_overwrite(test)
     verbose(test)
-    of_model(test)
+    add_model_options(test)
     test.set_defaults(run=_evaluate, residency="auto")
 
 
@@ -43,6 +44,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from ..evaluation.report import Report
     from ..evaluation.suite import Suite
 
+    check_new(options.html, options)
     lr, results = (Path(folder) if folder else None for folder in (options.lr, options.results))
     cases, missing = match(Path(options.hr), lr, results, options.limit)
     report = Report(Path(options.html)) if options.html else None

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from .common import of_model, verbose
+from .common import add_model_options, add_overwrite, check_new, verbose
 
 
 def add(commands: Any) -> None:
@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     info.add_argument("file", metavar="FILE", help="name, file or folder")
     info.add_argument("--json", action="store_true", help="as JSON")
     info.set_defaults(run=_info)
-    of_model(info)
+    add_model_options(info)
 
     download = commands.add_parser("download", help="fetch a published model into the library")
     download.add_argument("name", metavar="NAME", help="as `models` lists them")
@@ -38,6 +38,7 @@ def add(commands: Any) -> None:
     conv.add_argument("--dtype", default="fp16", help="fp16 (default), bf16, fp32")
     conv.add_argument("--scale", type=int, help="scale of released files, which do not say it")
     conv.add_argument("--timesteps", type=int, help="15 or 4: of ResShift's files, where their name lacks it")
+    add_overwrite(conv)
     conv.set_defaults(run=_convert)
 
     for command in (info, download, models, conv):
@@ -45,11 +46,11 @@ def add(commands: Any) -> None:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from ..checkpoints.describe import as_text, describe
+    from ..checkpoints.describe import describe, format_facts
     from ..library import find
 
     facts = describe(find(options.file), options.model_scale, options.model_timesteps)
-    print(json.dumps(facts, indent=2) if options.json else as_text(facts))
+    print(json.dumps(facts, indent=2) if options.json else format_facts(facts))
     return 0
 
 
@@ -125,8 +126,9 @@ def _convert(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..checkpoints.convert import convert
-    from ..checkpoints.describe import as_text, describe
+    from ..checkpoints.describe import describe, format_facts
 
+    check_new(options.output, options)
     with tqdm(unit="B", unit_scale=True, leave=False, disable=None) as bar:
 
         def show(done: int, total: int, what: str) -> None:
@@ -135,5 +137,5 @@ def _convert(options: argparse.Namespace) -> int:
             bar.update(done - bar.n)
 
         path = convert(options.sources, options.output, options.dtype, options.scale, show, options.timesteps)
-    print(as_text(describe(path)))
+    print(format_facts(describe(path)))
     return 0

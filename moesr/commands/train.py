@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
-from .common import positive_number, verbose
+from .common import add_overwrite, check_new, positive_number, verbose
 
 STAGES = ("first-stage", "experts", "decoder", "export")
 
@@ -32,11 +32,12 @@ def add(commands: Any) -> None:
     whole.add_argument("--save-minutes", type=positive_number, default=10.0, help="between states (default: 10)")
     whole.add_argument("--evaluate", action="append", metavar="DIR", help="sets to measure the result on: hr/ and LRs")
     single = train.add_argument_group("one stage")
-    single.add_argument("--data", help="folder of photographs")
+    single.add_argument("--data", help="folder of photographs, or a pack")
     single.add_argument(
         "--expert", action="append", metavar="I", help="of experts: train only number I, or trunk; may be repeated"
     )
     single.add_argument("--to", help="for export: the file to write")
+    add_overwrite(train)
     train.set_defaults(run=_train)
     verbose(train)
 
@@ -74,7 +75,7 @@ def _all(config: Any, out: Path, metrics: Path | None, options: argparse.Namespa
         config, options.pack, out, minutes=options.minutes, start=options.start, device=options.device,
         seed=options.seed, metrics=metrics, save_minutes=options.save_minutes,
     )  # fmt: skip
-    path = recipe.run()
+    path = recipe.train()
     print(path)
     for folder in options.evaluate or ():
         _evaluate(path, Path(folder), out, options)
@@ -91,18 +92,18 @@ def _evaluate(model: Path, folder: Path, out: Path, options: argparse.Namespace)
         print(f"{folder.name}, {lr.name}:", flush=True)
         main(
             ["evaluate", "--model", str(model), "--hr", str(folder / "hr"), "--lr", str(lr), "--html", str(report),
-             "--device", options.device, *metrics]
+             "--device", options.device, "--overwrite", *metrics]
         )  # fmt: skip
 
 
 def _stage(stage: str, config: Any, out: Path, metrics: Path | None, options: argparse.Namespace) -> int:
-    from ..training.export import export
-    from ..training.stages import train
+    from ..training.stages import export, train
 
     if stage == "export":
+        check_new(options.to, options)
         print(export(config, out, Path(options.to or out / f"{config.model.name or 'model'}.safetensors")))
         return 0
     if not options.data:
         raise SettingError("no training images: give a folder with --data")
-    train(stage, config, Path(options.data), out, metrics, options.expert or ())
+    train(stage, config, options.data, out, metrics, options.expert or ())
     return 0

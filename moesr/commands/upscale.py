@@ -15,7 +15,7 @@ from typing import Any
 from .. import inputs, outputs
 from ..errors import ImageError, MoESRError, SettingError
 from ..outputs import Target
-from .common import Bar, add_settings, fail, of_model, open_model, verbose
+from .common import Bar, add_model_options, add_settings, fail, open_model, verbose
 
 #: Settings that have an option each.
 SETTINGS_OF_A_RUN = (
@@ -60,7 +60,7 @@ def add(commands: Any) -> None:
         help="write pixels and colour profile only; --skip-existing then goes by name and size",
     )  # fmt: skip
     up.set_defaults(run=_upscale)
-    of_model(up)
+    add_model_options(up)
     verbose(up)
 
 
@@ -120,6 +120,8 @@ def _plan(
     if to_stream:
         if options.side_by_side or options.format == "same":
             raise SettingError("-: standard output takes one result; choose --format png, jpg or webp and nothing else")
+        if getattr(sys.stdout, "name", "") == os.devnull:
+            raise SettingError("-: standard output is closed; give a file or a folder")
         if sys.stdout.isatty():
             raise SettingError("-: standard output is a terminal; send it to a file or a program")
         targets = [Target(source, Path(inputs.STREAM + suffix)) for source in sources]
@@ -256,10 +258,13 @@ class _Run:
         """Why the file at `path` is not the result of this input and these settings, None if it is."""
         from PIL import Image
 
+        from ..images.read import is_cut_short
         from ..record import digest_file, find_difference, read_record
 
         try:
             found = read_record(path)
+            if found is not None and is_cut_short(path):
+                return "it is cut short"
             if found is not None:
                 return find_difference(found, {**self._record, "input_hash": digest_file(target.source.path)})
             if not self.options.strip_metadata:

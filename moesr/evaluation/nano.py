@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -78,12 +80,21 @@ def build_nano(
     """A nano model on a device, ready for `upscale`: the same weights on every device. kind: as in `nano_config`."""
     config, number = nano_config(kind), DTYPES[dtype]
     experts = [build_denoiser(config.unet, seed + i).to(device, number) for i in range(len(config.stages))]
+    autoencoder = build_autoencoder(config.autoencoder, seed).to(device, number)
+    return assemble(config, experts, autoencoder, device=device, dtype=number, runtime=runtime)
+
+
+def assemble(
+    config: ModelConfig, experts: Sequence[nn.Module], autoencoder: Autoencoder, *, device: torch.device,
+    dtype: torch.dtype, runtime: Runtime | None = None,
+) -> SRModel:  # fmt: skip
+    """The model of networks that are on the device already."""
     return SRModel(
         config=config,
         process=from_config(config.process),
         bank=ExpertBank(config.stages, All(experts)),
-        autoencoder=build_autoencoder(config.autoencoder, seed).to(device, number),
+        autoencoder=autoencoder,
         device=device,
-        dtype=number,
+        dtype=dtype,
         runtime=runtime or PlainRuntime(),
     )

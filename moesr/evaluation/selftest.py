@@ -30,7 +30,7 @@ from . import recorded
 from .machine import exact_numerics, release
 from .nano import build_nano
 from .parity import largest_difference, parity_cases, psnr, share_within_a_level, synthetic_picture
-from .speed.measure import allocated_bytes, peak, wait_for
+from .speed.measure import Stopwatch, allocated_bytes, peak, wait_for
 from .speed.parts import step
 
 ROWS = ("parity", "tiny", "samplers", "residency", "memory", "cancel", "throughput")
@@ -260,17 +260,10 @@ class SelfTest:
         return load(self.source, dtype=dtype, device=self.device)
 
     def _time(self, run: Callable[[], Any]) -> tuple[float, int | None]:
-        """Median seconds of three runs after one that warms up (of one run in a quick test of a CPU), and the peak."""
-        if not (self.quick and self.is_cpu):
-            run()
-        seconds = []
+        """Median seconds of three runs after two that warm up (fewer on a CPU), and the peak in MiB."""
+        warm = not (self.quick and self.is_cpu)
         with peak(self.device) as used:
-            for _ in range(1 if self.is_cpu else 3):
-                wait_for(self.device)
-                start = time.perf_counter()
-                run()
-                wait_for(self.device)
-                seconds.append(time.perf_counter() - start)
+            seconds = Stopwatch(self.device).alternating([run], 1 if self.is_cpu else 3, warm)[0]
         return median(seconds), None if used.mib is None else round(used.mib)
 
     def _compare_compiled(self, values: dict[str, Any]) -> str:

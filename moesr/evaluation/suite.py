@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ImageError, MoESRError
 from .dists import DISTS
@@ -18,9 +18,9 @@ from .metrics import grid_power, lr_psnr, psnr_y, ssim_y
 from .musiq import MUSIQ
 from .niqe import NIQE
 
-#: (result, reference, LR) -> one value an image. Results and references [1, 3, H, W] in [0, 1].
+#: (result, reference, LR) -> one value per image. Results and references [1, 3, H, W] in [0, 1].
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
-_LPIPS_SIDE = 32  # AlexNet's pools leave nothing of smaller images
+_SMALLEST = 32  # AlexNet's pools leave nothing of smaller images
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ COLUMNS = (
     Column("niqe", "NIQE", 2, "lower", "without a reference, whole image"),
     Column("musiq", "MUSIQ", 2, "higher", "without a reference, whole image"),
     Column("lr_psnr", "LR-PSNR", 2, "higher", "dB, RGB of the result, reduced by MATLAB's bicubic, against the LR"),
-    Column("grid", "grid", 2, "lower", "power at multiples of 1/8 cycle a pixel against its neighbours; 3 is a grid"),
+    Column("grid", "grid", 2, "lower", "power at multiples of 1/8 cycle per pixel against its neighbours; 3 is a grid"),
     Column("fid", "FID", 2, "lower", "of all images together"),
 )
 
@@ -65,13 +65,13 @@ class Suite:
             "lr_psnr": lambda sr, hr, lr: lr_psnr(sr, lr),
             "grid": lambda sr, hr, lr: grid_power(sr),
         }
-        for net in ("alex", "vgg"):
-            self._try(f"LPIPS-{net}", lambda net=net: self._add_lpips(net, folder))
-        self._try("DISTS", lambda: self._add_dists(folder))
-        self._try("NIQE", lambda: self._add_niqe(folder))
-        self._try("MUSIQ", lambda: self._add_musiq(folder))
         self._fid: FID | None = None
-        self._try("FID", lambda: self._add_fid(folder))
+        for net in ("alex", "vgg"):
+            self._try(f"LPIPS-{net}", lambda net=net: self._add_network(f"lpips_{net}", LPIPS(net, folder), 2, -1))
+        self._try("DISTS", lambda: self._add_network("dists", DISTS(folder), 1, 0))
+        for key, metric in (("niqe", NIQE), ("musiq", lambda folder: MUSIQ(folder, device))):
+            self._try(key.upper(), lambda key=key, metric=metric: self._add_blind(key, metric(folder)))
+        self._try("FID", lambda: setattr(self, "_fid", FID(folder, device)))
         there = {*self._measures, *(["fid"] if self._fid else [])}
         self.keys = [c.key for c in COLUMNS if c.key in there]
 
@@ -106,37 +106,19 @@ class Suite:
         except ImageError:
             return {"fid": None}
 
-    def _add_lpips(self, net: str, folder: Path) -> None:
-        network = LPIPS(net, folder).to(self._device)
+    def _add_network(self, key: str, network: nn.Module, factor: int, offset: int) -> None:
+        """A distance of deep features of images, which are in [0, 1] here, times factor plus offset."""
+        network = network.to(self._device)
 
         def measure(sr: Tensor, hr: Tensor, lr: Tensor) -> Tensor:
-            if min(sr.shape[-2:]) < _LPIPS_SIDE:
-                raise ImageError(f"LPIPS-{net}: needs {_LPIPS_SIDE} x {_LPIPS_SIDE} pixels")
-            a, b = ((2 * x.float() - 1).to(self._device) for x in (sr, hr))
-            return network(a, b)
+            if min(sr.shape[-2:]) < _SMALLEST:
+                raise ImageError(f"{key.replace('_', '-')}: needs {_SMALLEST} x {_SMALLEST} pixels")
+            return network(*((factor * x.float() + offset).to(self._device) for x in (sr, hr)))
 
-        self._measures[f"lpips_{net}"] = measure
+        self._measures[key] = measure
 
-    def _add_dists(self, folder: Path) -> None:
-        network = DISTS(folder).to(self._device)
-
-        def measure(sr: Tensor, hr: Tensor, lr: Tensor) -> Tensor:
-            if min(sr.shape[-2:]) < _LPIPS_SIDE:
-                raise ImageError(f"DISTS: needs {_LPIPS_SIDE} x {_LPIPS_SIDE} pixels")
-            return network(sr.float().to(self._device), hr.float().to(self._device))
-
-        self._measures["dists"] = measure
-
-    def _add_niqe(self, folder: Path) -> None:
-        niqe = NIQE(folder)
-        self._measures["niqe"] = lambda sr, hr, lr: niqe(sr)
-
-    def _add_musiq(self, folder: Path) -> None:
-        musiq = MUSIQ(folder, self._device)
-        self._measures["musiq"] = lambda sr, hr, lr: musiq(sr)
-
-    def _add_fid(self, folder: Path) -> None:
-        self._fid = FID(folder, self._device)
+    def _add_blind(self, key: str, metric: Callable[[Tensor], Tensor]) -> None:
+        self._measures[key] = lambda sr, hr, lr: metric(sr)
 
     def _try(self, title: str, add: Callable[[], None]) -> None:
         try:

@@ -12,7 +12,7 @@ from ..config import ModelConfig
 from ..diffusion.process import from_config
 from ..errors import CheckpointError, SettingError
 from ..library import DEFAULT, compute_fingerprint, installed, suggest
-from ..record import model_files
+from ..record import list_model_files
 from ..settings import resolve
 
 
@@ -96,4 +96,4 @@ class ModelFacts:
 
 def _file_states(path: Path) -> tuple[object, ...]:
     """A value that changes when the files do."""
-    return tuple((str(p), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in model_files(path))
+    return tuple((str(p), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in list_model_files(path))

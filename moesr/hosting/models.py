@@ -31,8 +31,7 @@ class HostedModel:
         #: Its files.
         self.parts = parts
         self._dtype = dtype
-        config = parts.files.config.autoencoder if isinstance(parts, Parts) else parts.config
-        self._pixel = estimate_tile_memory(config, dtype, 1)  # bytes per output pixel
+        self._config = parts.files.config.autoencoder if isinstance(parts, Parts) else parts.config
 
     def assemble(self, runtime: Runtime | None = None) -> SRModel:
         """The super-resolution model. runtime: whom its runs ask, by default the networks.
@@ -66,8 +65,10 @@ class HostedModel:
 
     def begin_run(self, width: int, height: int, tile: int | str = "auto") -> None:
         """A run starts. width, height: of the result in pixels. tile: side of its tiles; auto: the pipeline chooses."""
-        side = min(max(width, height), LARGEST_TILE if tile == "auto" else int(tile))
-        self.networks.begin_run(self._pixel * side**2)
+        side = max(width, height)
+        if tile != 0:
+            side = min(side, LARGEST_TILE if tile == "auto" else int(tile))
+        self.networks.begin_run(estimate_tile_memory(self._config, self.networks.keeper.device, side))
 
 
 def open_hosted(

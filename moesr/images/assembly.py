@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import scratch
-from .colour import LOW_PASS_RADIUS, Moments, low_pass, moved
+from .colour import LOW_PASS_RADIUS, Moments, low_pass, match_moments
 from .resize import resize_rows
 
 #: Rows start .. stop of a picture, float [C, stop - start, width].
@@ -72,7 +72,7 @@ class Store:
 def adain_rows(content: Rows, moments: Moments, style: Tensor) -> Rows:
     """AdaIN: `content`, whose statistics are `moments`, with those of the image `style` [C, h, w]."""
     target = Moments(style)
-    return lambda start, stop: moved(content(start, stop), moments, target)
+    return lambda start, stop: match_moments(content(start, stop), moments, target)
 
 
 def pinned_rows(content: Rows, lr: Tensor, size: tuple[int, int]) -> Rows:
@@ -82,7 +82,7 @@ def pinned_rows(content: Rows, lr: Tensor, size: tuple[int, int]) -> Rows:
     """
     high, low = (F.max_pool2d(plane[None], 5, stride=1, padding=2)[0] for plane in (lr, -lr))
     black, white = high <= -1, low <= -1
-    if not bool(black.any() or white.any()):
+    if not bool((black | white).any()):
         return content
 
     def rows(start: int, stop: int) -> Tensor:

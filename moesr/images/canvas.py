@@ -46,8 +46,12 @@ class Canvas:
 
     def put(self, out: np.ndarray, image: int, start: int, rgb: Tensor, alpha: Tensor | None) -> None:
         """Write rows of one image, [3, h, W] and [1, h, W] in [0, 1], rounded to the nearest sample."""
+        is_grey = self.grey or bool(self.neutral and self.neutral[image])
+        if out.dtype == np.uint8 and alpha is None and not is_grey:  # bytes leave the device, not floats
+            out[image, start : start + rgb.shape[1]] = (rgb * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+            return
         pixels = rgb.permute(1, 2, 0).cpu().numpy()
-        if self.grey or (self.neutral and self.neutral[image]):
+        if is_grey:
             pixels = luma(pixels) if self.grey else np.repeat(luma(pixels), 3, axis=2)
         if alpha is not None:
             pixels = np.concatenate([pixels, alpha.permute(1, 2, 0).cpu().numpy()], axis=2)

@@ -19,47 +19,44 @@ def adain(content: Tensor, style: Tensor) -> Tensor:
     Both [B, C, H, W], sizes may differ: y = (x - mean_x) / std_x * std_s + mean_s, with std = sqrt(variance + 1e-5) and
     the unbiased variance.
     """
-    return torch.stack([moved(x, Moments(x), Moments(s)) for x, s in zip(content, style)])
+    return torch.stack([match_moments(x, Moments(x), Moments(s)) for x, s in zip(content, style)])
 
 
-def moved(part: Tensor, own: Moments, target: Moments) -> Tensor:
+def match_moments(part: Tensor, own: Moments, target: Moments) -> Tensor:
     """Any part [C, h, w] of an image with moments `own`, given those of `target`."""
     (std_x, mean_x), (std_s, mean_s) = own.statistics(), target.statistics()
     return (part - mean_x.to(part)) * (std_s / std_x).to(part) + mean_s.to(part)
 
 
 class Moments:
-    """Mean and standard deviation of each channel of an image that is seen in parts, as `adain` defines them.
+    """Mean and standard deviation of each channel of an image that comes in parts, as `adain` defines them.
 
-    Kept where the parts are, so that no tile waits for a copy; on the CPU for devices that have no float64.
+    Computed on the device of the parts, so that nothing waits for a copy: in float64, in float32 where there is none.
     """
 
     def __init__(self, image: Tensor | None = None) -> None:
-        self._count = 0
-        self._mean: Tensor = torch.zeros(())
-        self._square: Tensor = torch.zeros(())  # sum of squared distances from the mean
+        self._parts: list[tuple[int, Tensor, Tensor]] = []  # pixels, variance [C] and mean [C] of each part
+        self._found: tuple[Tensor, Tensor] | None = None
         if image is not None:
             self.add(image)
 
     def add(self, part: Tensor) -> None:
-        """Take in pixels [C, h, W]. Parts are merged as Chan, Golub and LeVeque do, in float64."""
+        """Count pixels [C, h, W] in."""
+        dtype = torch.float64 if part.device.type in ("cpu", "cuda") else torch.float32
         for rows in part.split(max(1, _AT_ONCE // part.shape[-1]), dim=-2):
-            self._merge(rows)
-
-    def _merge(self, part: Tensor) -> None:
-        part = part if part.device.type in ("cpu", "cuda") else part.cpu()
-        variance, mean = torch.var_mean(part.double(), dim=(-2, -1), correction=0)
-        n = part.shape[-2] * part.shape[-1]
-        total = self._count + n
-        delta = mean - self._mean.to(mean)
-        self._square = self._square.to(mean) + variance * n + delta.square() * self._count * n / total
-        self._mean = self._mean.to(mean) + delta * n / total
-        self._count = total
+            variance, mean = torch.var_mean(rows.to(dtype), dim=(-2, -1), correction=0)
+            self._parts.append((rows.shape[-2] * rows.shape[-1], variance, mean))
+        self._found = None
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Standard deviation and mean, float32 [C, 1, 1]."""
-        variance = self._square / max(self._count - 1, 1)
-        return (variance + _EPS).sqrt().float()[:, None, None], self._mean.float()[:, None, None]
+        if self._found is None:
+            count = sum(n for n, _, _ in self._parts)
+            zero = torch.zeros_like(self._parts[0][2])
+            mean = sum((m * (n / count) for n, _, m in self._parts), start=zero)
+            variance = sum(((v + (m - mean).square()) * (n / max(count - 1, 1)) for n, v, m in self._parts), start=zero)
+            self._found = (variance + _EPS).sqrt().float()[:, None, None], mean.float()[:, None, None]
+        return self._found
 
 
 def low_pass(plane: Tensor) -> Tensor:

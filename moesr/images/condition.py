@@ -1,4 +1,4 @@
-"""The LR image as the networks are shown it: near latent size for the experts, at output size for the first stage."""
+"""The LR image as the networks see it: near latent size for the experts, at output size for the first stage."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .resize import resize
+from .resize import Matrices, resize
 from .windows import Window, crop
 
 #: LR pixels around a window that a bicubic kernel can see.
 _MARGIN = 8
 
 
-def _matlab(image: Tensor, size: tuple[int, int]) -> Tensor:
-    return resize(image, size).clamp(-1, 1)
+def _matlab(image: Tensor, size: tuple[int, int], matrices: Matrices | None = None) -> Tensor:
+    return resize(image, size, matrices).clamp(-1, 1)
 
 
-def _torch(image: Tensor, size: tuple[int, int]) -> Tensor:
+def _torch(image: Tensor, size: tuple[int, int], _: Matrices | None = None) -> Tensor:
     return F.interpolate(image, size=size, mode="bicubic", align_corners=False)
 
 
 #: How LR images are brought to output size for the first stage: MATLAB's bicubic, clamped; or torch's (a = -0.75), not
 #: clamped, with which ResShift was trained. An image of that size already is left as it is.
-RESIZES: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {"matlab": _matlab, "torch": _torch}
+RESIZES: dict[str, Callable[..., Tensor]] = {"matlab": _matlab, "torch": _torch}
 
 
-def latent_cells(height: int, width: int, *, scale: int, factor: int, multiple: int) -> tuple[int, int]:
+def compute_latent_size(height: int, width: int, *, scale: int, factor: int, multiple: int) -> tuple[int, int]:
     """Height and width of the latent of an LR image, padded so that both are multiples and whole LR pixels."""
     unit = multiple * factor // math.gcd(multiple * factor, scale)  # LR pixels that make whole multiples
     return math.ceil(height / unit) * unit * scale // factor, math.ceil(width / unit) * unit * scale // factor
@@ -39,7 +39,7 @@ class Condition:
     """LR images, padded so that every network takes them, as a value that windows are cut from.
 
     lr: [B, 3, H, W] in [-1, 1], perhaps with a mask of 0 and 1 as the fourth channel. scale: the model's; factor:
-    output pixels a latent cell; multiple: of the latent's sides; `cells` are those sides. The experts are shown the LR
+    output pixels per latent cell; multiple: of the latent's sides; `cells` are those sides. The experts see the LR
     image at `detail` times the latent's size (arXiv 2310.12004, section 3.1; ResShift, section 4). Padding is at the
     right and bottom, by reflection, as often as it takes. With `wrap` opposite borders are neighbours and nothing is
     padded: an image whose size does not fit is resampled, periodically, to one that does. lr_resize: a key of RESIZES.
@@ -51,11 +51,11 @@ class Condition:
     ) -> None:  # fmt: skip
         self.scale, self.factor, self.wrap, self.detail = scale, factor, wrap, detail
         self.size = (lr.shape[-2] * scale, lr.shape[-1] * scale)
-        self.cells = latent_cells(lr.shape[-2], lr.shape[-1], scale=scale, factor=factor, multiple=multiple)
+        self.cells = compute_latent_size(lr.shape[-2], lr.shape[-1], scale=scale, factor=factor, multiple=multiple)
         height, width = (side * factor // scale for side in self.cells)
         self._lr = _sharp_mask(periodic_resize(lr, (height, width))) if wrap else pad(lr, (height, width))
-        self._enlarge = RESIZES[lr_resize]
-        self._shown = self._resampled((self.cells[0] * detail, self.cells[1] * detail))
+        self._enlarge, self._matrices = RESIZES[lr_resize], Matrices()
+        self._resized = self._resampled((self.cells[0] * detail, self.cells[1] * detail))
 
     @property
     def filled(self) -> tuple[int, int]:
@@ -64,11 +64,11 @@ class Condition:
 
     def crop(self, image: int, window: Window) -> Tensor:
         """The condition of one window of one image, [1, 3 or 4, detail h, detail w]; windows are in latent cells."""
-        return crop(self._shown[image : image + 1], window.scaled(self.detail))
+        return crop(self._resized[image : image + 1], window.scaled(self.detail))
 
     def thumbnail(self, image: int) -> Tensor:
         """One LR image at latent size, [3, h, w]."""
-        return (self._shown if self.detail == 1 else self._resampled(self.cells))[image, :3]
+        return (self._resized if self.detail == 1 else self._resampled(self.cells))[image, :3]
 
     def upsampled(self, image: int, window: Window) -> Tensor:
         """The same window of the LR image resized to output size, [1, 3, factor h, factor w] in [-1, 1].
@@ -77,7 +77,8 @@ class Condition:
         """
         (top, height), (left, width) = self._span(window.y0, window.h, 2), self._span(window.x0, window.w, 3)
         part = crop(self._lr[image : image + 1, :3], Window(top, left, height, width))
-        large = part if self.scale == 1 else self._enlarge(part, (height * self.scale, width * self.scale))
+        size = (height * self.scale, width * self.scale)
+        large = part if self.scale == 1 else self._enlarge(part, size, self._matrices)
         y0 = (window.y0 * self.factor - top * self.scale) % (self._lr.shape[2] * self.scale)
         x0 = (window.x0 * self.factor - left * self.scale) % (self._lr.shape[3] * self.scale)
         return large[..., y0 : y0 + window.h * self.factor, x0 : x0 + window.w * self.factor]

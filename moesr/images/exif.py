@@ -40,7 +40,7 @@ def orientation(exif: bytes) -> int:
 
 
 def of_result(exif: bytes, width: int, height: int) -> bytes:
-    """The block of an upright picture of that size: orientation 1, sizes where they stand, no thumbnail.
+    """The block of an upright picture of that size: orientation 1, sizes and resolutions to it, no thumbnail.
 
     A block that cannot be parsed comes back empty.
     """
@@ -58,6 +58,11 @@ def of_result(exif: bytes, width: int, height: int) -> bytes:
                     struct.pack_into(order + "HHII", data, at - 8, tag, 4, 1, known[tag])
                     if tag == ORIENTATION:  # of type short, as every reader expects
                         struct.pack_into(order + "HHIHH", data, at - 8, tag, 3, 1, 1, 0)
+        if orientation(exif) >= 5:  # what was across is down
+            places = {tag: at for tag, kind, _, at in _entries(exif, first) if kind == 5}
+            x, y = places.get(X_RESOLUTION), places.get(Y_RESOLUTION)
+            if x and y:
+                data[x : x + 4], data[y : y + 4] = exif[y : y + 4], exif[x : x + 4]
         return _without_thumbnail(data, first, order)
     except struct.error:
         return b""
@@ -77,14 +82,14 @@ def texts(exif: bytes) -> dict[str, str]:
         for tag in (MAKE, MODEL, HISTORY):
             keyword, _, text = str(block.get(tag, "")).rstrip("\0").partition(":")
             if keyword in ("prompt", "workflow", SETTINGS_KEYWORD):
-                found[keyword] = text
+                found[keyword] = text.encode("latin-1", "replace").decode("utf-8", "replace")
     except Exception:  # EXIF that nobody can parse says nothing; Pillow raises nearly anything
         return found
     return found
 
 
 def completed(
-    exif: bytes, text: Mapping[str, str], *, workflow: bool, dpi: tuple[float, float] | None = None
+    exif: bytes, text: Mapping[str, str], *, workflow: bool = True, dpi: tuple[float, float] | None = None
 ) -> bytes:
     """The block with the texts that `texts` reads back; prompt and workflow only where `workflow` is set.
 
@@ -142,18 +147,18 @@ def _extended(data: bytes, ifd: int, entries: Sequence[tuple[int, int, bytes]]) 
 def resolution(exif: bytes) -> tuple[float, float] | None:
     """Pixels per inch that a block tells, horizontal and vertical as stored; None if it tells none."""
     try:
-        return dpi_of_tags(_load(exif))
+        return read_dpi(_load(exif))
     except Exception:  # as in `texts`
         return None
 
 
-def dpi_of_tags(tags: Any) -> tuple[float, float] | None:
+def read_dpi(tags: Any) -> tuple[float, float] | None:
     """Pixels per inch by the tags of a directory; None if they tell none. tags: a mapping."""
     factor = {2: 1.0, 3: 2.54}.get(tags.get(RESOLUTION_UNIT, 2), 0.0)
-    return valid_dpi(tags.get(X_RESOLUTION), tags.get(Y_RESOLUTION), factor)
+    return check_dpi(tags.get(X_RESOLUTION), tags.get(Y_RESOLUTION), factor)
 
 
-def valid_dpi(x: Any, y: Any, factor: float = 1.0) -> tuple[float, float] | None:
+def check_dpi(x: Any, y: Any, factor: float = 1.0) -> tuple[float, float] | None:
     """Both numbers times the factor; None if they are no resolution."""
     try:
         x, y = float(x) * factor, float(y) * factor

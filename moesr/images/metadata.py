@@ -32,9 +32,9 @@ def read_metadata(image: Image.Image, data: bytes = b"") -> Metadata:
     """The metadata of a loaded Pillow image; data: its file, for what Pillow leaves out."""
     info = image.info
     text = {str(k): v for k, v in info.items() if isinstance(v, str)} if image.format == "PNG" else {}
-    exif = exif_blocks.bare(exif_of(image))
+    exif = exif_blocks.bare(get_exif(image))
     iptc = _bytes(_mapping(info.get("photoshop")).get(_IPTC_RESOURCE))
-    iptc = iptc or iptc_of_resources(_unhex(text.get(IPTC_KEYWORD, "")))
+    iptc = iptc or extract_iptc(_unhex(text.get(IPTC_KEYWORD, "")))
     xmp = _bytes(info.get("xmp")) or text.get(png.XMP_KEYWORD, "").encode()
     text = {k: v for k, v in text.items() if k != png.XMP_KEYWORD and not k.lower().startswith("raw profile type")}
     comment = info.get("comment")
@@ -45,7 +45,7 @@ def read_metadata(image: Image.Image, data: bytes = b"") -> Metadata:
     return Metadata(exif, xmp.rstrip(b"\0"), iptc, _dpi(image, turned), text, png.colour_chunks(data))
 
 
-def exif_of(image: Image.Image) -> bytes:
+def get_exif(image: Image.Image) -> bytes:
     """The EXIF block of an opened Pillow image; not what its XMP says, by which viewers do not turn a picture."""
     raw = (image.info.get(key) for key in _RAW_EXIF)  # of PNGs by ImageMagick, before there was a chunk for it
     return _bytes(image.info.get("exif")) or next((_unhex(text) for text in raw if isinstance(text, str)), b"")
@@ -57,7 +57,7 @@ def for_result(metadata: Metadata, width: int, height: int) -> Metadata:
     return replace(metadata, exif=exif, xmp=_xmp_of_result(metadata.xmp, width, height))
 
 
-def png_info(metadata: Metadata) -> PngInfo:
+def make_png_info(metadata: Metadata) -> PngInfo:
     """The chunks of a PNG, without those that tell colours."""
     info = PngInfo()
     if metadata.dpi:
@@ -65,7 +65,7 @@ def png_info(metadata: Metadata) -> PngInfo:
         info.add(b"pHYs", struct.pack(">IIB", x, y, 1))
     texts = dict(metadata.text)
     if metadata.iptc:
-        resources = iptc_resources(metadata.iptc)
+        resources = wrap_iptc(metadata.iptc)
         body = "\n".join(resources.hex()[i : i + 72] for i in range(0, 2 * len(resources), 72))
         texts[IPTC_KEYWORD] = f"\niptc\n{len(resources):8d}\n{body}\n"
     for keyword, text in texts.items():
@@ -82,16 +82,19 @@ def png_info(metadata: Metadata) -> PngInfo:
     return info
 
 
-def pillow_options(metadata: Metadata, kind: str) -> tuple[dict[str, Any], list[str]]:
+def make_pillow_options(metadata: Metadata, kind: str) -> tuple[dict[str, Any], list[str]]:
     """What Pillow is told when it saves JPEG or WEBP, and one line for each thing that has no place there."""
     options: dict[str, Any] = {}
     notes = []
     webp = kind == "WEBP"
     dpi = metadata.dpi if webp else None
-    exif = exif_blocks.completed(metadata.exif, metadata.text, workflow=webp, dpi=dpi)
-    if exif and kind == "JPEG" and len(exif) + 6 > _SEGMENT:
+    exif = exif_blocks.completed(metadata.exif, metadata.text, dpi=dpi)
+    if kind == "JPEG" and len(exif) + 6 > _SEGMENT:
+        exif = exif_blocks.completed(metadata.exif, metadata.text, workflow=False)
+        notes.append("prompt and workflow are too long for a JPEG and were left out; use .png")
+    if kind == "JPEG" and len(exif) + 6 > _SEGMENT:
         exif = metadata.exif
-        notes.append("the generation parameters are too long for a JPEG; use .png")
+        notes[:] = ["the generation parameters are too long for a JPEG and were left out; use .png"]
         if len(exif) + 6 > _SEGMENT:
             exif = b""
             notes.append("the EXIF is too long for a JPEG and was left out; use .png or .tif")
@@ -107,7 +110,7 @@ def pillow_options(metadata: Metadata, kind: str) -> tuple[dict[str, Any], list[
     if metadata.xmp:
         segments.append((b"\xff\xe1", _XMP_HEADER + metadata.xmp, "XMP"))
     if metadata.iptc:
-        segments.append((b"\xff\xed", b"Photoshop 3.0\0" + iptc_resources(metadata.iptc), "IPTC"))
+        segments.append((b"\xff\xed", b"Photoshop 3.0\0" + wrap_iptc(metadata.iptc), "IPTC"))
     for marker, body, name in segments:
         if len(body) > _SEGMENT:
             notes.append(f"the {name} is too long for a JPEG and was left out; use .png or .tif")
@@ -120,7 +123,14 @@ def pillow_options(metadata: Metadata, kind: str) -> tuple[dict[str, Any], list[
     return options, notes
 
 
-def iptc_of_resources(resources: bytes) -> bytes:
+def name_lost_texts(metadata: Metadata, kind: str) -> list[str]:
+    """The line that names the texts for which JPEG, WEBP or TIFF have no place; none if all have one."""
+    places = {"parameters", "prompt", "workflow", "Software", exif_blocks.SETTINGS_KEYWORD}
+    lost = [keyword for keyword in metadata.text if keyword not in places | ({"Comment"} if kind == "JPEG" else set())]
+    return [f"no place in {kind} for the texts {', '.join(lost)[:80]}; use .png"] if lost else []
+
+
+def extract_iptc(resources: bytes) -> bytes:
     """The IPTC records within Photoshop's image resources; empty if there are none."""
     at = 0
     while resources[at : at + 4] == b"8BIM" and at + 12 <= len(resources):
@@ -135,7 +145,7 @@ def iptc_of_resources(resources: bytes) -> bytes:
     return b""
 
 
-def iptc_resources(iptc: bytes) -> bytes:
+def wrap_iptc(iptc: bytes) -> bytes:
     """Photoshop's image resources that hold IPTC records alone."""
     return b"8BIM" + struct.pack(">HHI", _IPTC_RESOURCE, 0, len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
 
@@ -158,7 +168,7 @@ def _dpi(image: Image.Image, turned: bool) -> tuple[float, float] | None:
     """Pixels per inch; None if the file has none, as JPEG without a unit, where Pillow makes some up."""
     dpi = image.info.get("dpi")
     made_up = image.format in ("JPEG", "MPO") and image.info.get("jfif_unit", 0) not in (1, 2) and dpi == (72, 72)
-    found = None if made_up else exif_blocks.valid_dpi(*dpi) if dpi else exif_blocks.resolution(exif_of(image))
+    found = None if made_up else exif_blocks.check_dpi(*dpi) if dpi else exif_blocks.resolution(get_exif(image))
     return (found[1], found[0]) if found and turned else found
 
 

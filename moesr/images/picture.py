@@ -69,7 +69,7 @@ def luma(rgb: np.ndarray) -> np.ndarray:
     return rgb @ _LUMA
 
 
-def on_white(picture: Picture) -> Picture:
+def lay_on_white(picture: Picture) -> Picture:
     """The picture without alpha, as it looks on white."""
     if picture.alpha is None:
         return picture
@@ -79,7 +79,7 @@ def on_white(picture: Picture) -> Picture:
     return replace(picture, rgb=picture.rgb * alpha + (1 - alpha), alpha=None)
 
 
-def samples(picture: Picture, bits: int) -> np.ndarray:
+def round_samples(picture: Picture, bits: int) -> np.ndarray:
     """Pixels rounded to nearest, uint8 or uint16 [H, W, C]: C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGBA."""
     if picture.rgb.dtype == (np.uint16 if bits == 16 else np.uint8):
         colours = picture.rgb[..., :1] if picture.grey else picture.rgb
@@ -95,7 +95,7 @@ def samples(picture: Picture, bits: int) -> np.ndarray:
     return values.astype(np.uint16 if bits == 16 else np.uint8)
 
 
-def picture_of(values: np.ndarray, grey: bool, orientation: int = 1, **fields: object) -> Picture:
+def make_picture(values: np.ndarray, grey: bool, orientation: int = 1, **fields: object) -> Picture:
     """The Picture of values [H, W, 1 to 4] in [0, 1], colours before alpha, turned upright from an EXIF orientation."""
     values = _upright(values, orientation)
     colours = 1 if grey else 3

@@ -37,18 +37,18 @@ _GAMMA_OF_SRGB = 45455  # gAMA of 1 / 2.2, which programs write for sRGB
 _WHITE_NITS = 203
 
 
-def space_of(icc: bytes) -> str:
+def read_space(icc: bytes) -> str:
     """The colour space that a profile is for: "RGB", "GRAY", "CMYK", "Lab", or "" for what is no profile."""
     whole = icc[36:40] == b"acsp" and int.from_bytes(icc[:4], "big") <= len(icc)
     return icc[16:20].decode("latin-1").strip() if whole else ""
 
 
-def has_place(icc: bytes | None, grey: bool) -> bool:
+def is_usable(icc: bytes | None, grey: bool) -> bool:
     """True if the profile can describe pixels of that kind; programs ignore one that cannot."""
-    return bool(icc) and space_of(icc or b"") == ("GRAY" if grey else "RGB")
+    return bool(icc) and read_space(icc or b"") == ("GRAY" if grey else "RGB")
 
 
-def of_chunks(chunks: bytes, grey: bool) -> bytes | None:
+def build_from_chunks(chunks: bytes, grey: bool) -> bytes | None:
     """The ICC profile that says the same as the colour chunks of a PNG (W3C PNG, section 11.3.2).
 
     None for sRGB, for nothing said, and for HDR, which no such profile can tell.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import io
 import os
@@ -17,16 +18,21 @@ from PIL import Image
 
 from ..errors import ImageError, MoESRError
 from . import exif, png, profile
-from .metadata import exif_of, read_metadata
-from .picture import Picture, picture_of, samples
-from .tiff import float_range, is_tiff, read_texts, read_tiff
+from .metadata import get_exif, read_metadata
+from .picture import Picture, make_picture, round_samples
+from .tiff import find_white, has_all_samples, is_tiff, read_texts, read_tiff
 
+_HEIF = ()
+if importlib.util.find_spec("pillow_heif"):  # pictures of phones, where the user has installed it
+    importlib.import_module("pillow_heif").register_heif_opener()
+    _HEIF = ("HEIF",)
 READ_SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".webp", ".tif", ".tiff",
     ".bmp", ".dib", ".gif", ".avif", ".avifs", ".pnm", ".ppm", ".pgm", ".pbm",
+    *((".heic", ".heif") if _HEIF else ()),
 )  # fmt: skip
 _AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()  # Pillow from 11.3
-READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", *_AVIF)
+READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", *_AVIF, *_HEIF)
 _KINDS = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF or PPM"
 _TRUNCATED = "get it again (the command line reads it as far as it goes with --allow-truncated)"
 
@@ -42,7 +48,7 @@ def read_image(source: str | os.PathLike[str] | bytes | BinaryIO, *, allow_trunc
     name, data = _contents(source)
     if not data:
         raise ImageError(f"{name}: the file is empty; get it again")
-    with explained(name, data):
+    with explain_errors(name, data):
         if is_tiff(data):
             try:
                 return read_tiff(data, from_pil)
@@ -59,15 +65,15 @@ def read_image(source: str | os.PathLike[str] | bytes | BinaryIO, *, allow_trunc
             return picture
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
+def read_upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened Pillow image as a viewer shows it; the pixels are not decoded."""
     width, height = image.size
-    turned = image.format != "TIFF" and exif.orientation(exif_of(image)) >= 5  # Pillow turns a TIFF itself
+    turned = image.format != "TIFF" and exif.orientation(get_exif(image)) >= 5  # Pillow turns a TIFF itself
     return (height, width) if turned else (width, height)
 
 
 @contextmanager
-def explained(name: object, data: bytes = b"") -> Iterator[None]:
+def explain_errors(name: object, data: bytes = b"") -> Iterator[None]:
     """Whatever goes wrong in the block with the picture of that name is an ImageError, one line that begins with it."""
     try:
         with warnings.catch_warnings():
@@ -78,8 +84,10 @@ def explained(name: object, data: bytes = b"") -> Iterator[None]:
     except Image.UnidentifiedImageError as error:
         if is_tiff(data):
             raise ImageError(f"{name}: a kind of TIFF that is not supported; save it with 8 or 16 bits") from error
-        if data[4:12] in (b"ftypavif", b"ftypavis"):
+        if not _AVIF and data[4:12] in (b"ftypavif", b"ftypavis"):
             raise ImageError(f"{name}: this Pillow reads no AVIF; update Pillow, or convert the picture") from error
+        if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1") and not _HEIF:
+            raise ImageError(f"{name}: HEIC needs one more package: pip install pillow-heif; or convert it") from error
         raise ImageError(f"{name}: not a {_KINDS} picture; convert it to one of these") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: too many pixels to open safely; cut the picture into smaller ones") from error
@@ -112,6 +120,20 @@ def read_text(path: str | os.PathLike[str]) -> dict[str, str]:
         return {}
 
 
+def is_cut_short(path: str | os.PathLike[str]) -> bool:
+    """True for a PNG, JPEG, WebP or TIFF, as `write_image` makes them, whose end is missing. Raises OSError."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+        if is_tiff(head):
+            return not has_all_samples(head + file.read())
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        end = file.read()
+    if head[:4] == b"RIFF":
+        return size < 8 + int.from_bytes(head[4:8], "little")
+    return not end.endswith(b"IEND\xaeB`\x82" if head[:4] == b"\x89PNG" else b"\xff\xd9")
+
+
 def from_pil(image: Image.Image, data: bytes = b"") -> Picture:
     """The Picture that a Pillow image of any mode shows, turned upright by its EXIF orientation.
 
@@ -119,7 +141,7 @@ def from_pil(image: Image.Image, data: bytes = b"") -> Picture:
     is not known.
     """
     image.load()
-    orientation = 1 if image.format == "TIFF" else exif.orientation(exif_of(image))
+    orientation = 1 if image.format == "TIFF" else exif.orientation(get_exif(image))
     icc = image.info.get("icc_profile")
     icc = icc if isinstance(icc, bytes) else None
     grey, bits, notes = False, 16, []
@@ -134,16 +156,18 @@ def from_pil(image: Image.Image, data: bytes = b"") -> Picture:
         grey, bits = image.mode in ("L", "LA"), 8
         values = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1) / np.float32(255)
     metadata = read_metadata(image, data)
+    if b"HasExtendedXMP" in metadata.xmp:
+        notes.append("of its long XMP the first part travels alone")
     chunks = metadata.colour_chunks
-    icc = icc if profile.has_place(icc, grey) else None  # no program uses one of another kind
+    icc = icc if profile.is_usable(icc, grey) else None  # no program uses one of another kind
     if chunks and (icc is None or b"cICP" in chunks):
-        icc = profile.of_chunks(chunks, grey) or (icc if profile.is_hdr(chunks) else None)
-    return picture_of(values, grey, orientation, icc=icc, bits=bits, metadata=metadata, notes=tuple(notes))
+        icc = profile.build_from_chunks(chunks, grey) or (icc if profile.is_hdr(chunks) else None)
+    return make_picture(values, grey, orientation, icc=icc, bits=bits, metadata=metadata, notes=tuple(notes))
 
 
 def to_pil(picture: Picture) -> Image.Image:
     """An 8-bit Pillow image, rounded to nearest: mode L, LA, RGB or RGBA, with the ICC profile in `info`."""
-    pixels = samples(picture, 8)
+    pixels = round_samples(picture, 8)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if picture.icc:
         image.info["icc_profile"] = picture.icc
@@ -180,6 +204,7 @@ def _cut_short(data: bytes, allow_truncated: bool) -> Picture | None:
     """
     if data[:2] == b"\xff\xd8":
         # libjpeg fills what is missing; other bits in place of the missing ones show whether they would be used.
+        data = data.rstrip(b"\xff")  # half of the marker of the end
         ended = _decode(data + b"\xff\xd9")
         other = _decode(data + b"\x5a\xa5" * 4096 + b"\xff\xd9")
         rows = np.flatnonzero((ended.rgb != other.rgb).any(axis=(1, 2)))
@@ -224,7 +249,7 @@ def _single_channel(image: Image.Image) -> tuple[np.ndarray, list[str]]:
     values = np.asarray(image)[..., None]
     if values.dtype.kind == "f":
         values = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
-        top, notes = float_range(values)
+        top, notes = find_white(values)
         return (values / np.float32(top)).clip(0, 1), notes
     top = 65535 if values.max() <= 65535 else 2**31 - 1
     return (values / np.float64(top)).astype(np.float32).clip(0, 1), []

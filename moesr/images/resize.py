@@ -13,18 +13,23 @@ from ..errors import ImageError, SettingError
 
 _BLOCK = 64  # output samples that one small dense matrix makes
 
+#: Matrices by (input samples, output samples, scale, device, dtype): of each block its first output, its first input,
+#: and [outputs, inputs].
+Matrices = dict[tuple[int, int, float, torch.device, torch.dtype], list[tuple[int, int, Tensor]]]
 
-def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+
+def resize(image: Tensor, size: tuple[int, int], matrices: Matrices | None = None) -> Tensor:
     """Bicubic resize (a = -0.5, antialiased when shrinking) that equals MATLAB's `imresize(image, size)`.
 
     image [B, C, H, W] of any floating type, or uint8; size (height, width). The type is kept. Floats are neither
     clamped nor rounded; uint8 is rounded and clipped after each of the two 1-D passes, as MATLAB does.
+    matrices: kept from call to call by who resizes many images of one size, so that they are made and uploaded once.
     Raises ImageError for an empty image and SettingError for a size below 1.
     """
     height, width = image.shape[-2:]
     if not image.numel():
         raise ImageError(f"image of {width} x {height} pixels: nothing to resize; give at least one pixel")
-    return _resample(image, size, (size[0] / height, size[1] / width))
+    return _resample(image, size, (size[0] / height, size[1] / width), matrices)
 
 
 def resize_rows(
@@ -73,36 +78,53 @@ def _pixels(planes: Tensor, ndim: int) -> np.ndarray:
     return pixels[..., 0] if ndim == 2 else pixels
 
 
-def _resample(image: Tensor, size: tuple[int, int], scales: tuple[float, float]) -> Tensor:
+def _resample(
+    image: Tensor, size: tuple[int, int], scales: tuple[float, float], matrices: Matrices | None = None
+) -> Tensor:
     if min(size) < 1:
         raise SettingError(f"size {size[1]} x {size[0]}: an image has at least one pixel; use a larger scale")
     result = image.float() if image.dtype in (torch.float16, torch.bfloat16) else image
     # The smaller scale first: MATLAB's order, and less work. Rows first where they are equal.
     for axis in (0, 1) if scales[0] <= scales[1] else (1, 0):
-        result = _resample_axis(result, axis, size[axis], scales[axis])
+        result = _resample_axis(result, axis, size[axis], scales[axis], matrices)
     return result.to(image.dtype)
 
 
-def _resample_axis(image: Tensor, axis: int, count: int, scale: float) -> Tensor:
+def _resample_axis(
+    image: Tensor, axis: int, count: int, scale: float, matrices: Matrices | None = None
+) -> Tensor:  # fmt: skip
     """One 1-D pass along rows (axis 0) or columns (axis 1), by products with small blocks of the banded matrix."""
     dim = image.ndim - 2 + axis
     length = image.shape[dim]
     if count == length and scale == 1:
         return image
-    index, weight = _taps(length, count, scale)
     work = image.dtype if image.dtype == torch.float32 else torch.float64
+    matrices = {} if matrices is None else matrices
+    key = (length, count, scale, image.device, work)
+    if key not in matrices:
+        matrices[key] = _make_blocks(*key)
     result = image.new_empty([count if d == dim else n for d, n in enumerate(image.shape)])
+    for start, low, block in matrices[key]:
+        part = image.narrow(dim, low, block.shape[1]).to(work)
+        part = block @ part if axis == 0 else part @ block.T
+        if image.dtype == torch.uint8:
+            part = part.round_().clamp_(0, 255)
+        result.narrow(dim, start, len(block)).copy_(part)
+    return result
+
+
+def _make_blocks(
+    length: int, count: int, scale: float, device: torch.device, dtype: torch.dtype
+) -> list[tuple[int, int, Tensor]]:
+    """The blocks of one entry of Matrices."""
+    index, weight = _taps(length, count, scale)
+    blocks = []
     for start in range(0, count, _BLOCK):
         rows, values = index[start : start + _BLOCK], weight[start : start + _BLOCK]
         low, high = int(rows.min()), int(rows.max()) + 1
         block = values.new_zeros(len(rows), high - low).scatter_add_(1, rows - low, values)
-        block = block.to(image.device, work)  # [outputs, inputs]
-        part = image.narrow(dim, low, high - low).to(work)
-        part = block @ part if axis == 0 else part @ block.T
-        if image.dtype == torch.uint8:
-            part = part.round_().clamp_(0, 255)
-        result.narrow(dim, start, len(rows)).copy_(part)
-    return result
+        blocks.append((start, low, block.to(device, dtype)))
+    return blocks
 
 
 def _taps(length: int, count: int, scale: float) -> tuple[Tensor, Tensor]:

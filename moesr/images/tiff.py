@@ -9,8 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,11 @@ from PIL import Image, TiffImagePlugin, TiffTags
 
 from ..errors import ImageError
 from . import exif as exif_blocks
-from .metadata import iptc_of_resources
-from .picture import Metadata, Picture, picture_of
+from .metadata import extract_iptc
+from .picture import Metadata, Picture, make_picture
+from .tiff_pages import Page, choose_page, header_of, read_pages, start_at
 
-_KIND, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL = 254, 256, 257, 258, 259, 262, 266
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL = 256, 257, 258, 259, 262, 266
 _STRIPS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 277, 278, 279, 284, 317
 _X_DPI, _Y_DPI, _DPI_UNIT, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 282, 283, 296, 322, 323, 324, 325
 _EXTRA, _FORMAT, _XMP, _IPTC, _PHOTOSHOP, _ICC, _ORIENTATION = 338, 339, 700, 33723, 34377, 34675, 274
@@ -32,27 +32,6 @@ _LOSSLESS = {1: "none", 5: "LZW", 8: "deflate", 32946: "deflate", 32773: "PackBi
 _PHOTOMETRICS = {0: "white is zero", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "CIELab"}
 _FORMATS = {1: "unsigned integer", 2: "signed integer", 3: "floating point", 4: "unsigned integer"}
 _STRIP_SIZE = 2**18  # bytes of samples that are compressed together
-_THUMBNAIL_AREA = 4  # a first page that another exceeds this many times is its thumbnail
-
-
-@dataclass(frozen=True)
-class _Page:
-    """One picture of a file: where it stands in the chain, and its tags."""
-
-    index: int
-    tags: Any
-
-    def value(self, tag: int, default: int) -> int:
-        value = self.tags.get(tag, default)
-        return int(value[0] if isinstance(value, tuple) else value)
-
-    def values(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        value = self.tags.get(tag, default)
-        return tuple(int(v) for v in value) if isinstance(value, tuple) else (int(value),)
-
-    @property
-    def area(self) -> int:
-        return self.value(_WIDTH, 0) * self.value(_HEIGHT, 0)
 
 
 def is_tiff(data: bytes) -> bool:
@@ -65,16 +44,18 @@ def read_tiff(data: bytes, from_pil: Any) -> Picture:
 
     from_pil: makes a Picture of a Pillow image. Raises ImageError for a kind of samples that has no certain meaning.
     """
-    pages = _pages(data)
-    page, notes = _choose(pages)
+    if data[:4] == b"MM\0+":  # of which Pillow 12 cannot read the header
+        raise ImageError("a BigTIFF with big-endian numbers is not supported; save it as an ordinary TIFF")
+    pages = read_pages(data)
+    page, notes = choose_page(pages)
     if page.area > 2 * (Image.MAX_IMAGE_PIXELS or page.area):
         raise Image.DecompressionBombError(f"{page.area} pixels")
     depth, photometric, count = set(page.values(_BITS, (1,))), page.value(_PHOTOMETRIC, 1), page.value(_SAMPLES, 1)
     plain = set(page.values(_FORMAT, (1,))) <= {1, 4} and max(depth) <= 8
     plain = plain or (depth == {12} and count == 1) or (photometric == 5 and depth <= {8, 16})
-    if plain and not (page.value(_PLANAR, 1) == 2 and count > 1):
-        with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
-            image.seek(page.index)
+    if plain and (count == 1 or (page.value(_PLANAR, 1) != 2 and photometric > 1)):
+        file = data if page is pages[0] else start_at(data, page.offset)
+        with Image.open(io.BytesIO(file), formats=["TIFF"]) as image:
             image.load()
             picture = from_pil(image)
         if depth == {12}:
@@ -88,45 +69,7 @@ def read_tiff(data: bytes, from_pil: Any) -> Picture:
     return replace(picture, icc=icc or None, metadata=_metadata(data, page), notes=tuple(notes))
 
 
-def _pages(data: bytes) -> list[_Page]:
-    big = data[2] == 43 if data[:2] == b"II" else data[3] == 43
-    header = data[:16] if big else data[:8]
-    file = io.BytesIO(data)
-    directory = TiffImagePlugin.ImageFileDirectory_v2(header)
-    pages: list[_Page] = []
-    offset, visited = directory.next, set[int]()
-    while offset and offset not in visited:
-        visited.add(offset)
-        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
-        try:
-            file.seek(offset)
-            tags.load(file)
-            page = _Page(len(pages), tags)
-            pages += [page] if page.area > 0 else []
-        except Exception:  # a damaged chain ends here; Pillow raises nearly anything
-            break
-        offset = tags.next
-    if not pages:
-        raise Image.UnidentifiedImageError("no page")
-    return pages
-
-
-def _choose(pages: Sequence[_Page]) -> tuple[_Page, list[str]]:
-    """The page that is read, and what is to be said about the others."""
-    whole = [page for page in pages if not page.value(_KIND, 0) & 1]  # others are reduced pictures of these
-    first, largest = pages[0], max(whole or pages, key=lambda page: page.area)
-    is_thumbnail = largest.area >= _THUMBNAIL_AREA * first.area and _is_alike(first, largest)
-    if is_thumbnail or first not in whole:
-        return largest, [f"page {largest.index + 1} of {len(pages)} was read, page 1 is its thumbnail"]
-    return first, [f"only the first of {len(whole)} pages was read"] if len(whole) > 1 else []
-
-
-def _is_alike(small: _Page, large: _Page) -> bool:
-    ratio = small.value(_WIDTH, 1) * large.value(_HEIGHT, 1) / (small.value(_HEIGHT, 1) * large.value(_WIDTH, 1))
-    return 0.85 < ratio < 1.18
-
-
-def _decode(data: bytes, page: _Page, photometric: int) -> Picture:
+def _decode(data: bytes, page: Page, photometric: int) -> Picture:
     samples = page.value(_SAMPLES, 1)
     bits, formats = set(page.values(_BITS, (1,))), set(page.values(_FORMAT, (1,)))
     compression = page.value(_COMPRESSION, 1)
@@ -157,7 +100,7 @@ def _decode(data: bytes, page: _Page, photometric: int) -> Picture:
         black = 1 - values[..., 3:4]
         values = np.concatenate([(1 - values[..., :3]) * black, values[..., 4:]], axis=2)
     depth = 8 if min(bits) == 8 else 16
-    return picture_of(values, colours == 1, page.value(_ORIENTATION, 1), bits=depth, notes=tuple(notes))
+    return make_picture(values, colours == 1, page.value(_ORIENTATION, 1), bits=depth, notes=tuple(notes))
 
 
 def _in_range(stored: np.ndarray, photometric: int, alone: bool) -> tuple[np.ndarray, list[str]]:
@@ -169,7 +112,7 @@ def _in_range(stored: np.ndarray, photometric: int, alone: bool) -> tuple[np.nda
         if missing:
             stored = np.nan_to_num(stored, posinf=0, neginf=0)
             notes.append(f"{missing} samples that are not numbers were read as 0")
-        top, said = float_range(stored)
+        top, said = find_white(stored)
         notes += said
     else:
         if low < 0:
@@ -185,7 +128,7 @@ def _in_range(stored: np.ndarray, photometric: int, alone: bool) -> tuple[np.nda
     return (1 - values if photometric == 0 else values), notes
 
 
-def float_range(values: np.ndarray) -> tuple[float, list[str]]:
+def find_white(values: np.ndarray) -> tuple[float, list[str]]:
     """What is white among floats, and the line that says so if it is not 1. Raises ImageError if that is uncertain."""
     low, high = float(values.min()), float(values.max())
     if low >= -0.1 and high <= 1.1:  # a little beyond is the overshoot of a resize
@@ -196,7 +139,7 @@ def float_range(values: np.ndarray) -> tuple[float, list[str]]:
     raise ImageError(f"floats from {low:g} to {high:g}, of which white is not known; scale them to 0 to 1")
 
 
-def _samples(data: bytes, page: _Page, dtype: np.dtype[Any]) -> np.ndarray:
+def _samples(data: bytes, page: Page, dtype: np.dtype[Any]) -> np.ndarray:
     """Samples of a page as stored, [H, W, samples], in the machine's byte order."""
     width, height, count = page.value(_WIDTH, 0), page.value(_HEIGHT, 0), page.value(_SAMPLES, 1)
     planes = count if page.value(_PLANAR, 1) == 2 else 1
@@ -221,7 +164,7 @@ def _samples(data: bytes, page: _Page, dtype: np.dtype[Any]) -> np.ndarray:
     return out
 
 
-def _unpacked(raw: bytes, page: _Page, rows: int, row_bytes: int) -> np.ndarray:
+def _unpacked(raw: bytes, page: Page, rows: int, row_bytes: int) -> np.ndarray:
     """The decompressed bytes [rows, row bytes] of a strip or tile."""
     compression, fill = page.value(_COMPRESSION, 1), page.value(_FILL, 1)
     if compression in (8, 32946) and fill == 1:
@@ -266,12 +209,12 @@ def _file(tags: dict[int, Any], kinds: dict[int, int] | None = None) -> bytes:
     return file.getvalue()
 
 
-def _metadata(data: bytes, page: _Page) -> Metadata:
+def _metadata(data: bytes, page: Page) -> Metadata:
     tags = page.tags
     block = Image.Exif()
     for tag in _DESCRIPTIVE:
         if tag in tags and tag != _ORIENTATION:
-            block[tag] = tags[tag]
+            block[tag] = _as_stored(tags[tag])
     for pointer in (exif_blocks.EXIF_IFD, exif_blocks.GPS_IFD):
         inner = _sub_directory(data, tags.get(pointer), pointer)
         if inner:
@@ -285,30 +228,42 @@ def _metadata(data: bytes, page: _Page) -> Metadata:
         iptc = b"".join(v.to_bytes(4, "big" if data[:2] == b"MM" else "little") for v in iptc).rstrip(b"\0")
     iptc = iptc if isinstance(iptc, bytes) else b""
     resources = tags.get(_PHOTOSHOP, b"")
-    iptc = iptc or iptc_of_resources(resources if isinstance(resources, bytes) else b"")
+    iptc = iptc or extract_iptc(resources if isinstance(resources, bytes) else b"")
     xmp = tags.get(_XMP, b"")
     xmp = bytes(v for v in xmp) if isinstance(xmp, tuple) else xmp if isinstance(xmp, bytes) else b""
-    dpi = exif_blocks.dpi_of_tags(tags)
+    dpi = exif_blocks.read_dpi(tags)
     dpi = (dpi[1], dpi[0]) if dpi and page.value(_ORIENTATION, 1) >= 5 else dpi
     return Metadata(exif, xmp.rstrip(b"\0"), iptc, dpi, exif_blocks.texts(exif) if exif else {})
 
 
+def has_all_samples(data: bytes) -> bool:
+    """False for a TIFF of strips whose end is missing."""
+    page = choose_page(read_pages(data))[0]
+    ends = [offset + length for offset, length in zip(page.values(_STRIPS), page.values(_STRIP_BYTES))]
+    return max(ends, default=0) <= len(data)
+
+
 def read_texts(data: bytes) -> dict[str, str]:
     """The texts in the EXIF of a TIFF by keyword."""
-    return dict(_metadata(data, _choose(_pages(data))[0]).text)
+    return dict(_metadata(data, choose_page(read_pages(data))[0]).text)
 
 
 def _sub_directory(data: bytes, offset: Any, pointer: int) -> dict[int, Any]:
     if not isinstance(offset, int):
         return {}
-    inner = TiffImagePlugin.ImageFileDirectory_v2(data[:8] if b"*" in data[:4] else data[:16], group=pointer)
+    inner = TiffImagePlugin.ImageFileDirectory_v2(header_of(data), group=pointer)
     try:
         file = io.BytesIO(data)
         file.seek(offset)
         inner.load(file)
-        return dict(inner)
+        return {tag: _as_stored(value) for tag, value in inner.items()}
     except Exception:  # a damaged directory says nothing
         return {}
+
+
+def _as_stored(value: Any) -> Any:
+    """The bytes of a text that is not ASCII, for which Pillow writes question marks; other values as they are."""
+    return value.encode("latin-1", "replace") if isinstance(value, str) and not value.isascii() else value
 
 
 def write_tiff(pixels: np.ndarray, metadata: Metadata, icc: bytes | None) -> bytes:
@@ -329,13 +284,14 @@ def write_tiff(pixels: np.ndarray, metadata: Metadata, icc: bytes | None) -> byt
     if metadata.dpi:
         tags |= {_X_DPI: metadata.dpi[0], _Y_DPI: metadata.dpi[1], _DPI_UNIT: 2}
     tags |= {tag: value for tag, value in ((_ICC, icc), (_XMP, metadata.xmp), (_IPTC, metadata.iptc)) if value}
-    exif = exif_blocks.completed(metadata.exif, metadata.text, workflow=False)
+    exif = exif_blocks.completed(metadata.exif, metadata.text)
     if exif:
         block = Image.Exif()
         block.load(b"Exif\0\0" + exif)
-        tags |= {tag: block[tag] for tag in _DESCRIPTIVE if tag in block and tag != _ORIENTATION}
-        tags |= {pointer: dict(inner) for pointer in (exif_blocks.EXIF_IFD, exif_blocks.GPS_IFD)
-                 if (inner := block.get_ifd(pointer))}  # fmt: skip
+        tags |= {tag: _as_stored(block[tag]) for tag in _DESCRIPTIVE if tag in block and tag != _ORIENTATION}
+        for pointer in (exif_blocks.EXIF_IFD, exif_blocks.GPS_IFD):
+            if inner := block.get_ifd(pointer):
+                tags[pointer] = {tag: _as_stored(value) for tag, value in inner.items()}
     kinds = {_ICC: TiffTags.UNDEFINED, _XMP: TiffTags.BYTE, _IPTC: TiffTags.UNDEFINED}
     return _file(tags, kinds) + b"".join(strips)
 

@@ -13,6 +13,8 @@ from ..errors import SettingError
 
 _FAINT = 1e-6  # weight of the outer quarter of an overlap: next to nothing, yet safe to divide by
 
+_SMALL = 2**20  # cells of which the sum of all weights may lie on the device
+
 
 @dataclass(frozen=True)
 class Window:
@@ -32,7 +34,7 @@ class Window:
         return Window(self.y0 * factor, self.x0 * factor, self.h * factor, self.w * factor)
 
 
-def tile_windows(
+def plan_windows(
     height: int,
     width: int,
     tile: int,
@@ -55,7 +57,7 @@ def tile_windows(
     return [Window(y, x, h, w) for y in rows for x in columns]
 
 
-def covers(window: Window, height: int, width: int) -> bool:
+def is_whole_canvas(window: Window, height: int, width: int) -> bool:
     """True if the window is the whole canvas as it stands."""
     return window == Window(0, 0, height, width)
 
@@ -77,7 +79,7 @@ class Blender:
 
     The weights are smooth (raised cosine) across every overlap, without a ramp at true borders of the canvas, and
     positive. The outer quarter of an overlap counts next to nothing, because that is where a tile has seen the least of
-    its surroundings. `windows` are those of `tile_windows`, all of them; with `partial` any of them, and weights sum to
+    its surroundings. `windows` are those of `plan_windows`, all of them; with `partial` any of them, and weights sum to
     one wherever one of them is. Raises SettingError if they leave a gap that is not meant to be.
     """
 
@@ -104,7 +106,11 @@ class Blender:
             self._axes[device] = (rows, columns)
         rows, columns = self._axes[device]
         weight = rows[window.y0][:, None] * columns[window.x0][None, :]
-        return weight if self._total is None else weight / crop(self._total, window).to(device)
+        if self._total is None:
+            return weight
+        if self._total.numel() <= _SMALL:
+            self._total = self._total.to(device)  # once for all steps
+        return weight / crop(self._total, window).to(device)
 
     def add(self, canvas: Tensor, tile: Tensor, window: Window, top_row: int = 0) -> None:
         """canvas [..., H, W] += tile [..., h, w] * weight, in place; start from zeros, in float32.

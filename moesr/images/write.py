@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import ImageError, NumericsError, SettingError
 from . import metadata as translate
 from . import png, profile
-from .picture import Metadata, Picture, on_white, samples
+from .picture import Metadata, Picture, lay_on_white, round_samples
 from .read import reason, to_pil
 from .tiff import write_tiff
 
@@ -94,21 +94,22 @@ def _encode(picture: Picture, kind: str, quality: int) -> tuple[bytes, list[str]
     if profile.is_hdr(kept.colour_chunks):
         picture = profile.hdr_to_srgb(picture)
     if kind == "TIFF":
-        return write_tiff(samples(picture, picture.bits), kept, picture.icc), []
+        data = write_tiff(round_samples(picture, picture.bits), kept, picture.icc)
+        return data, translate.name_lost_texts(kept, kind)
     if kind == "WEBP" and picture.grey and picture.icc:  # WebP has no grey, and a grey profile no place in it
         picture = profile.grey_to_srgb(picture)
-    image = to_pil(on_white(picture) if kind == "JPEG" else picture)
+    image = to_pil(lay_on_white(picture) if kind == "JPEG" else picture)
     image.info.clear()
-    options, notes = translate.pillow_options(kept, kind)
+    options, notes = translate.make_pillow_options(kept, kind)
     options |= {"quality": quality, **({"subsampling": 0} if kind == "JPEG" else {})}
     if picture.icc:
         options["icc_profile"] = picture.icc
-    return _saved(image, kind, options), notes
+    return _saved(image, kind, options), [*notes, *translate.name_lost_texts(kept, kind)]
 
 
 def _png(picture: Picture) -> bytes:
     """A PNG; the colours are told as they were, by chunks or by a profile."""
-    pixels = samples(picture, picture.bits)
+    pixels = round_samples(picture, picture.bits)
     if picture.bits == 16:
         data = png.encode(pixels)
     else:
@@ -116,11 +117,12 @@ def _png(picture: Picture) -> bytes:
         image.info.clear()
         data = _saved(image, "PNG", {})
     kept = picture.metadata
-    same = profile.of_chunks(kept.colour_chunks, picture.grey) == picture.icc or profile.is_hdr(kept.colour_chunks)
-    info = translate.png_info(kept)
+    chunks = kept.colour_chunks
+    same = profile.build_from_chunks(chunks, picture.grey) == picture.icc or profile.is_hdr(chunks)
+    info = translate.make_png_info(kept)
     if picture.icc and not same:
         info.add(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))
-    return png.insert(data, (kept.colour_chunks if same else b"") + png.join_chunks(info))
+    return png.insert(data, (chunks if same else b"") + png.join_chunks(info))
 
 
 def _saved(image: Any, kind: str, options: dict[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ from ..config import AutoencoderConfig
 from .estimator import RestoreEstimator
 from .frequency import AFFUNet
 from .fusion import LRFusion
-from .layers import NormResBlock, Upsample, added, attention, full_precision, group_norm, laid_out, silu
+from .layers import NormResBlock, Upsample, add_residual, arrange_channels, attention, full_precision, group_norm, silu
 
 #: Distances to codes that exist at a time (64 MiB of float32), whatever the size of the latent.
 DISTANCE_ENTRIES = 2**24
@@ -36,7 +36,7 @@ class AttnBlock(nn.Module):
         h = self.norm(x)
         q, k, v = (layer(h).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))  # [B, 1, HW, C]
         out = attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
-        return added(x, self.proj_out(out))
+        return add_residual(x, self.proj_out(out))
 
 
 class PaddedDownsample(nn.Module):
@@ -102,10 +102,10 @@ class Encoder(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Features of the second level, at half resolution: all that LR fusion needs; nothing else is computed."""
         first, second = _levels(self.down)[:2]
-        return second(_down(first, self.conv_in(laid_out(x))))
+        return second(_down(first, self.conv_in(arrange_channels(x))))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(laid_out(x))
+        h = self.conv_in(arrange_channels(x))
         for level in _levels(self.down):
             h = _down(level, h)
         return self.conv_out(silu(self.norm_out(self.mid(h))))
@@ -143,11 +143,11 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor, lr_features: Tensor | None, fidelity: float | Tensor) -> Tensor:
-        h = self.mid(self.conv_in(laid_out(z)))
+        h = self.mid(self.conv_in(arrange_channels(z)))
         for i, level in reversed(list(enumerate(_levels(self.up)))):
             h = level(h)
             if i == 1 and lr_features is not None and hasattr(self, "fusion_layer_1"):
-                h = self.fusion_layer_1(h, laid_out(lr_features), fidelity)
+                h = self.fusion_layer_1(h, arrange_channels(lr_features), fidelity)
             if level.upsample is not None:
                 h = level.upsample(h)
         if hasattr(self, "unet_1"):

@@ -37,7 +37,7 @@ def can_fold(x: Tensor, short: nn.Conv2d, *layers: tuple[nn.Conv2d, nn.BatchNorm
     return all(conv.weight.device == x.device for conv in (short, *(conv for conv, _ in layers)))
 
 
-def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that does what `conv`, without bias, and `norm` do; folded in float32."""
     assert norm.running_mean is not None
     assert norm.running_var is not None

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .bands import band_bytes, can_fold, folded, inverted_residual
-from .layers import full_precision, group_norm, laid_out, leaky_relu
+from .bands import band_bytes, can_fold, fold_norm, inverted_residual
+from .layers import arrange_channels, full_precision, group_norm, leaky_relu
 
 
 class AdaptiveFrequencyFilter(nn.Module):
@@ -113,7 +113,7 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor, source: Tensor, short: nn.Conv2d) -> Tensor:
         layers = [cast(ConvNorm, self.block[name]) for name in ("exp_1x1", "conv_3x3", "red_1x1")]
         if can_fold(x, short, *(layer.layers for layer in layers)):
-            convolutions = [folded(*layer.layers, x.dtype) for layer in layers]
+            convolutions = [fold_norm(*layer.layers, x.dtype) for layer in layers]
             return inverted_residual(convolutions, x, self.skip, short, source)
         h = F.leaky_relu(layers[0](x), 0.1)
         h = F.leaky_relu(layers[1](h), 0.1)
@@ -133,7 +133,7 @@ class AFFBlock(nn.Module):
         self.filter = AdaptiveFrequencyFilter(out_channels, expansion)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = laid_out(x)
+        x = arrange_channels(x)
         u = self.mlp(self.norm1(x), x, self.up_dim)
         filtered = self.filter(self.norm2(u))
         return u + filtered if torch.is_grad_enabled() else u.add_(filtered)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .layers import NormResBlock, added, leaky_relu
+from .layers import NormResBlock, add_residual, leaky_relu
 
 
 class DenseBlock(nn.Module):
@@ -21,10 +21,10 @@ class DenseBlock(nn.Module):
         self.conv5 = nn.Conv2d(widths[4], channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = x
+        features = x
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            seen = torch.cat([seen, leaky_relu(conv(seen), 0.2)], dim=1)
-        return added(x, self.conv5(seen), 0.2)
+            features = torch.cat([features, leaky_relu(conv(features), 0.2)], dim=1)
+        return add_residual(x, self.conv5(features), 0.2)
 
 
 class RRDB(nn.Module):
@@ -37,7 +37,7 @@ class RRDB(nn.Module):
         self.rdb3 = DenseBlock(channels, growth)
 
     def forward(self, x: Tensor) -> Tensor:
-        return added(x, self.rdb3(self.rdb2(self.rdb1(x))), 0.2)
+        return add_residual(x, self.rdb3(self.rdb2(self.rdb1(x))), 0.2)
 
 
 class LRFusion(nn.Module):
@@ -59,4 +59,4 @@ class LRFusion(nn.Module):
         correction = self.encode_enc_3(self.encode_enc_2(self.encode_enc_1(torch.cat([lr, decoded], dim=1))))
         if isinstance(fidelity, Tensor):
             return decoded + fidelity.to(correction.dtype) * correction
-        return added(decoded, correction, fidelity)
+        return add_residual(decoded, correction, fidelity)

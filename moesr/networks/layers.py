@@ -40,7 +40,7 @@ def leaky_relu(x: Tensor, slope: float) -> Tensor:
     return F.leaky_relu(x, slope, inplace=not torch.is_grad_enabled())
 
 
-def added(x: Tensor, h: Tensor, share: float = 1.0) -> Tensor:
+def add_residual(x: Tensor, h: Tensor, share: float = 1.0) -> Tensor:
     """x + share * h, with `h` one that nobody else holds: in its memory where no gradient is recorded."""
     fits = x.dtype == h.dtype and x.shape == h.shape and not torch.is_grad_enabled()
     return torch.add(x, h, alpha=share, out=h) if fits else torch.add(x, h, alpha=share)
@@ -51,7 +51,7 @@ def prefers_channels_last(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32)
 
 
-def laid_out(x: Tensor) -> Tensor:
+def arrange_channels(x: Tensor) -> Tensor:
     """x [B, C, H, W] in the memory layout in which its device convolves fastest; plain where gradients are recorded."""
     if torch.is_grad_enabled():
         return x.contiguous()  # torch 2.13 crashes in the backward pass of a frozen GroupNorm with channels last
@@ -132,7 +132,7 @@ class NormResBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(silu(self.norm1(x)))
         h = self.conv2(silu(self.norm2(h)))
-        return added(self.get_submodule(self.skip)(x) if self.skip else x, h)
+        return add_residual(self.get_submodule(self.skip)(x) if self.skip else x, h)
 
 
 class Upsample(nn.Module):

@@ -29,7 +29,7 @@ _UNSHIFTED = ((_ALL, ((_ALL, ""),)),)
 
 
 @lru_cache(maxsize=64)
-def position_index(window: int, device: torch.device) -> Tensor:
+def compute_position_index(window: int, device: torch.device) -> Tensor:
     """Row of the table of relative positions for every query and key of a window, int64 [N, N] with N = window^2.
 
     (r_q - r_k + window - 1) * (2 window - 1) + (c_q - c_k + window - 1); tokens row by row.
@@ -42,7 +42,7 @@ def position_index(window: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def apart(window: int, shift: int, axes: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+def mask_apart(window: int, shift: int, axes: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     """APART between tokens on different sides of a cut `shift` cells before the window's end, else 0: [N, N].
 
     axes: "rows", "columns", or both in one string. The size of the image plays no part, so few are ever made.
@@ -79,11 +79,11 @@ class WindowAttention(nn.Module):
         tokens = tokens.reshape(b, h // n, w // n, n * n, c)  # [B, rows, columns, N, C]
         qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, c // self.heads))
         q, k, v = qkv.permute(4, 0, 1, 2, 5, 3, 6)  # [B, rows, columns, heads, N, dim]
-        bias = self.relative_position_bias_table[position_index(n, x.device)].permute(2, 0, 1).to(q.dtype)
+        bias = self.relative_position_bias_table[compute_position_index(n, x.device)].permute(2, 0, 1).to(q.dtype)
 
         def part(rows: slice, columns: slice, axes: str) -> Tensor:
             inside = [t[:, rows, columns] for t in (q, k, v)]
-            kept = bias + apart(n, self.shift, axes, x.device, q.dtype) if axes else bias
+            kept = bias + mask_apart(n, self.shift, axes, x.device, q.dtype) if axes else bias
             flat = [t.flatten(0, 2) for t in inside]
             out = F.scaled_dot_product_attention(*flat, attn_mask=kept.expand(flat[0].shape[0], -1, -1, -1))
             return out.view(inside[0].shape)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import UNetConfig
-from .layers import Upsample, attention, group_norm, laid_out, timestep_embedding
+from .layers import Upsample, arrange_channels, attention, group_norm, timestep_embedding
 from .space_moe import SpaceMoE
 
 #: Width of the hidden layer through which the settings restore and fidelity reach the time embedding.
@@ -184,7 +184,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, lr: Tensor | None = None, settings: Tensor | None = None) -> Tensor:
         emb = self.embed(t, x.dtype, settings) if t.ndim == 1 else t
-        h, skips = laid_out(x if lr is None else torch.cat([x, lr], dim=1)), []
+        h, skips = arrange_channels(x if lr is None else torch.cat([x, lr], dim=1)), []
         for block in self.input_blocks:
             h = block(h, emb)
             skips.append(h)

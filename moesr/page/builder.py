@@ -7,33 +7,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..outputs import FORMATS
 from ..settings import SETTINGS
 from . import fragments
 from .compat import by_index, gradio, gradio_version, make, on, with_client
-from .controls import CONTROLS, make_control, own_values
+from .controls import CONTROLS, PRESETS, make_control, own_values
 from .handlers import Handlers
 from .job_queue import JobQueue
+from .sizes import BUTTONS, KINDS, choose_button
 
 _HERE = Path(__file__).parent
 CSS = (_HERE / "page.css", _HERE / "standalone.css")  # a host takes the first, by style.css
 SCRIPT = _HERE / "compare.js"
 PAGE_SCRIPT = _HERE / "page.js"
 
-#: Pictures to try, their captions, and what they need.
-EXAMPLES: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("coffee.png", "Photograph", {}),
-    ("cup_cut_out.png", "Transparent", {}),
-    ("cobbles.png", "Seamless", {"wrap": True}),
+#: Pictures to try, with what they are and the preset that suits them.
+EXAMPLES = (
+    ("face.png", "Face", "Photograph"),
+    ("text.png", "Text", "Faithful"),
+    ("web.jpg", "Web picture", "Web picture (restore)"),
+    ("old.jpg", "Old photograph", "Web picture (restore)"),
+    ("drawing.png", "Drawing", "Faithful"),
+    ("cobbles.png", "Texture", "Texture (seamless)"),
 )
 
 
 @dataclass
 class Built:
-    """The page, and the file field that a host sends pictures to."""
+    """The page, and the parts that a host connects with its own."""
 
     blocks: Any
     handlers: Handlers
+    #: The file field, to send pictures to.
     files: Any
+    #: A row beside the results, which is there when there are some.
+    after: Any = None
 
 
 def build(queue: JobQueue, title: str = "MoESR") -> Built:
@@ -41,7 +49,8 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
     gr = gradio()
     host = queue.host
     handlers = Handlers(queue, _copy_examples(host.folder))
-    own = own_values(host.facts.read_config(host.facts.default))
+    config = host.facts.read_config(host.facts.default)
+    own = own_values(config)
     # Gradio 6 takes them at launch; a host has its own theme, and gets CSS and script as files.
     look = looks() if host.standalone and gradio_version() < (6, 0) else {}
     with make(gr.Blocks, title=title, analytics_enabled=False, delete_cache=None, **look) as blocks:
@@ -51,44 +60,64 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
             with make(gr.Column, scale=4, min_width=300, elem_id="moesr-left"):
                 built = Built(blocks, handlers, _drop_zone(gr))
                 chosen = _html(gr, "", elem_id="moesr-chosen")
-                controls = {"scale": make_control("scale", elem_id="moesr-scale", info=None, **own["scale"])}
+                button, scale = choose_button(config.scale)
+                choice = make(gr.Radio, [*BUTTONS, *KINDS], value=button, label="Size", elem_id="moesr-size")
+                size = make(
+                    gr.Number, value=scale, label=KINDS["Times"][0], visible=button not in BUTTONS,
+                    elem_id="moesr-scale",
+                )  # fmt: skip
+                preset = make(gr.Radio, list(PRESETS), value=next(iter(PRESETS)), label="Kind", elem_id="moesr-preset")
                 with make(gr.Row, elem_id="moesr-buttons"):
                     run = make(gr.Button, "Upscale", variant="primary", elem_id="moesr-run", scale=3, min_width=120)
                     cancel = make(gr.Button, "Cancel", interactive=False, elem_id="moesr-cancel", min_width=90)
                 with make(gr.Accordion, "Advanced", open=False, elem_id="moesr-advanced"):
+                    format_ = make(gr.Dropdown, list(FORMATS), value="png", label="Format", elem_id="moesr-format")
                     model = make(
                         gr.Dropdown, handlers.facts.list_names(), value=host.facts.default, label="Model",
                         elem_id="moesr-model",
                     )  # fmt: skip
-                    for name in CONTROLS[1:]:
+                    controls = {}
+                    for name in CONTROLS:
                         elem_id = f"moesr-{name.replace('_', '-')}"
                         controls[name] = make_control(name, elem_id=elem_id, **own.get(name, {}))
-                    plan = _html(gr, handlers.timeline(host.facts.default, own["steps"]["value"]))
+                    plan = _html(gr, handlers.draw_plan(host.facts.default, own["steps"]["value"]))
                 gallery = _gallery(gr, handlers)
             with make(gr.Column, scale=6, min_width=300, elem_id="moesr-right"):
                 progress = _html(gr, "", elem_id="moesr-progress")
                 results = _html(gr, fragments.EMPTY, elem_id="moesr-results")
+                with make(gr.Row, elem_id="moesr-after") as built.after:
+                    again = make(gr.Button, "Use as input", size="sm", elem_id="moesr-again", min_width=90)
         if host.standalone:
             _html(gr, fragments.FOOTER)
         job = make(gr.Textbox, "", visible=False, elem_id="moesr-job")
-        values = [model, *(controls[name] for name in CONTROLS)]
-        shown = [progress, results, run, cancel, job]
-        scale, steps, sampler = controls["scale"], controls["steps"], controls["sampler"]
+        address = make(gr.Textbox, "", visible=False)
+        values = [model, choice, size, format_, *controls.values()]
+        parts = [progress, results, run, cancel, job]
+        steps, sampler = controls["steps"], controls["sampler"]
 
-        on(run.click, with_client(handlers.run), [built.files, *values], shown)
+        on(run.click, with_client(handlers.run), [built.files, *values], parts)
         on(cancel.click, handlers.cancel, [job], [cancel], queue=False)
-        for event in (built.files.change, scale.change):
-            on(event, handlers.list_files, [built.files, model, scale], [chosen], queue=False)
-        on(built.files.upload, handlers.restore_settings, [built.files], [progress, plan, *values], queue=False)
-        on(model.input, handlers.change_model, [model], [plan, *(controls[name] for name in own)], queue=False)
+        on(choice.input, handlers.choose_size, [choice], [size], queue=False)
+        for event in (built.files.change, choice.change, size.change):
+            on(event, handlers.list_files, [built.files, choice, size], [chosen], queue=False)
+        restored = [progress, plan, model, choice, size, *controls.values()]
+        on(built.files.upload, handlers.restore_settings, [built.files], restored, queue=False)
+        on(preset.input, handlers.choose_preset, [preset, model], [*controls.values()], queue=False)
+        changed = [plan, choice, size, *(controls[name] for name in own)]
+        on(model.input, handlers.change_model, [model], changed, queue=False)
         for event in (steps.change, sampler.change):
-            on(event, handlers.timeline, [model, steps, sampler], [plan], queue=False)
-        taken = on(gallery.select, by_index(handlers.choose_example), [], [built.files, controls["wrap"]], queue=False)
-        on(taken.then, with_client(handlers.run), [built.files, *values], shown)
+            on(event, handlers.draw_plan, [model, steps, sampler], [plan], queue=False)
+        taken = on(
+            gallery.select, by_index(handlers.choose_example), [], [built.files, preset, *controls.values()],
+            queue=False,
+        )  # fmt: skip
+        on(taken.then, with_client(handlers.run), [built.files, *values], parts)
+        on(again.click, handlers.use_again, [address], [built.files], js="() => [moesrAddress()]", queue=False)
         _api(gr, handlers)
         if host.standalone:
             on(blocks.load, handlers.list_models, [], [model], queue=False)
-            on(blocks.load, None, js=script(), queue=False)
+            loaded = on(blocks.load, None, js=script(), queue=False)
+            on(loaded.then, handlers.reopen, [job], [progress, results], js="() => [moesrLastJob()]", queue=False)
     return built
 
 
@@ -109,7 +138,7 @@ def looks() -> dict[str, Any]:
         "body_text_color_subdued": ("*neutral_500", "*neutral_400"),
         "slider_color": ("*primary_500", "*primary_500"),
         "button_primary_background_fill": ("*primary_600", "*primary_600"),
-        "button_primary_background_fill_hover": ("*primary_700", "*primary_500"),
+        "button_primary_background_fill_hover": ("*primary_700", "*primary_700"),
         "button_primary_text_color": ("white", "white"),
         "button_primary_border_color": ("*primary_600", "*primary_600"),
     }
@@ -133,10 +162,9 @@ def _drop_zone(gr: Any) -> Any:
     return make(
         gr.File,
         file_count="multiple",
-        file_types=["image"],
         label="Pictures",
         elem_id="moesr-files",
-        height=190,
+        height=150,
         **kind,
     )
 
@@ -145,7 +173,7 @@ def _gallery(gr: Any, handlers: Handlers) -> Any:
     pictures = [(str(path), caption) for (path, _), (_, caption, _) in zip(handlers.examples, EXAMPLES)]
     _html(gr, '<p class="moesr-or">Or try one of these:</p>')
     return make(
-        gr.Gallery, value=pictures, label="Examples", show_label=False, columns=len(pictures), rows=1, height=150,
+        gr.Gallery, value=pictures, label="Examples", show_label=False, columns=3, rows=2, height=270,
         object_fit="contain", allow_preview=False, show_share_button=False, show_download_button=False, buttons=[],
         interactive=False, elem_id="moesr-examples",
     )  # fmt: skip
@@ -156,10 +184,12 @@ def _api(gr: Any, handlers: Handlers) -> None:
     kind = {"type": "filepath"} if gradio_version() >= (4, 0) else {}
     image = make(gr.File, label="image", visible=False, **kind)
     inputs = [make(gr.Textbox, handlers.facts.default, label="model", visible=False)]
-    for name in CONTROLS:
+    for name in ("scale", *CONTROLS):
         setting = SETTINGS[name]
-        part = gr.Checkbox if setting.kind == "flag" else gr.Textbox if setting.choices else gr.Number
-        value = str(setting.default) if setting.choices else setting.default
+        words = setting.choices or name == "fidelity"
+        part = gr.Checkbox if setting.kind == "flag" else gr.Textbox if words else gr.Number
+        # Clients take None for a value that is missing: see controls.read_form for what stands for the model's own.
+        value = setting.default if setting.default is not None else "auto" if words else 0
         inputs.append(make(part, value=value, label=name, info=setting.sentence, visible=False))
     result = make(gr.File, label="result", visible=False)
     info = make(gr.JSON, label="info", visible=False)
@@ -176,11 +206,11 @@ def _api(gr: Any, handlers: Handlers) -> None:
     on(button.click, upscale, [image, *inputs], [result, info], api="upscale")
 
 
-def _copy_examples(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+def _copy_examples(folder: Path) -> list[tuple[Path, str]]:
     """The examples, copied to where the host lets files be read."""
     target = folder / "examples"
     target.mkdir(parents=True, exist_ok=True)
     found = []
-    for name, _, changes in EXAMPLES:
-        found.append((Path(shutil.copy(_HERE / "examples" / name, target / name)), changes))
+    for name, _, preset in EXAMPLES:
+        found.append((Path(shutil.copy(_HERE / "examples" / name, target / name)), preset))
     return found

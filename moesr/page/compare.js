@@ -1,5 +1,5 @@
-// <moesr-compare pairs='[{name, before, after, width, height, from, to}, ...]'>: before and after with a line to drag,
-// and zoom. Keyboard: arrows move the line, + - 0 1 zoom, shift and arrows pan. Touch: drag, pinch, double tap.
+// <moesr-compare job="..." pairs='[{name, source, before, after, file, width, height, from, to}, ...]'>: before and after
+// with a line to drag, and zoom; before is the input, or the result of an earlier run of the same picture. Keyboard: arrows move the line, + - 0 1 zoom, shift and arrows pan. Touch: drag, pinch, double tap.
 if (!customElements.get("moesr-compare")) {
   const STYLE = `
     :host { display: block; color: var(--body-text-color, #333); font: 14px/1.4 system-ui, sans-serif; }
@@ -11,7 +11,7 @@ if (!customElements.get("moesr-compare")) {
     .stage.zoomed { cursor: grab; touch-action: none; }
     .stage.alpha { background: repeating-conic-gradient(#8883 0 25%, #8881 0 50%) 0 0 / 24px 24px; }
     .layer { position: absolute; inset: 0; overflow: hidden; }
-    img { position: absolute; left: 0; top: 0; width: 100%; height: 100%; transform-origin: 0 0; pointer-events: none; }
+    img { position: absolute; left: 0; top: 0; transform-origin: 0 0; pointer-events: none; }
     .sharp img { image-rendering: pixelated; }
     .line {
       position: absolute; top: 0; bottom: 0; width: 44px; margin-left: -22px; border: 0; padding: 0; background: none;
@@ -41,16 +41,18 @@ if (!customElements.get("moesr-compare")) {
     .bar button { min-width: 38px; height: 34px; padding: 0 10px; }
     .bar button:hover, .strip button:hover { border-color: var(--color-accent, #6366f1); }
     button:focus-visible { outline: 2px solid var(--color-accent, #6366f1); outline-offset: 2px; }
-    .bar output { flex: 1; min-width: 9em; text-align: right; color: var(--body-text-color-subdued, #777);
-      font-size: 13px; font-variant-numeric: tabular-nums; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+    .bar button[aria-pressed="true"] { border-color: var(--color-accent, #6366f1); border-width: 2px; }
+    .bar output { flex: 1 1 15em; text-align: right; color: var(--body-text-color-subdued, #777);
+      font-size: 13px; font-variant-numeric: tabular-nums; }
     .strip { display: flex; gap: 6px; margin-top: 8px; padding: 3px; overflow-x: auto; }
     .strip button { flex: none; width: 64px; height: 64px; padding: 0; overflow: hidden; }
-    .strip img { position: static; object-fit: cover; }
+    .strip img { position: static; width: 100%; height: 100%; object-fit: cover; }
     .strip button[aria-pressed="true"] { border-color: var(--color-accent, #6366f1); border-width: 2px; }
     :host(:fullscreen) { background: var(--body-background-fill, #fff); padding: 12px; overflow: auto; }
     [hidden] { display: none !important; }
   `;
   const MOST = 16;
+  const RUNS = new Map(); // the last two results of each picture: elements come and go with the runs
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
   const element = (name, properties = {}, ...children) => {
     const made = Object.assign(document.createElement(name), properties);
@@ -76,12 +78,20 @@ if (!customElements.get("moesr-compare")) {
       const text = this.getAttribute("pairs");
       if (text === this.text) return;
       this.text = text;
-      const shown = this.pair;
+      const last = this.pair;
+      const job = this.getAttribute("job");
+      try { localStorage.setItem("moesr-job", job); } catch { /* private windows have none */ }
       try { this.pairs = JSON.parse(text) || []; } catch { this.pairs = []; }
       this.shadowRoot?.replaceChildren();
       this.pair = null;
       if (!this.pairs.length) return;
-      const same = shown ? this.pairs.findIndex((pair) => pair.after === shown.after) : -1;
+      this.earlier = new Map();
+      for (const pair of this.pairs) {
+        const key = `${pair.source} ${pair.from}`, runs = RUNS.get(key) || [];
+        this.earlier.set(pair, runs.filter((run) => run.job !== job).pop()?.pair);
+        RUNS.set(key, [...runs.filter((run) => run.job !== job), { job, pair }].slice(-2));
+      }
+      const same = last ? this.pairs.findIndex((pair) => pair.after === last.after) : -1;
       if (same < 0) this.split = 0.5;
       this.zoom = 1; this.x = 0; this.y = 0;
       this.build();
@@ -102,23 +112,27 @@ if (!customElements.get("moesr-compare")) {
       })) this.line.setAttribute(name, value);
       this.stage = element("div", { className: "stage" },
         element("div", { className: "layer" }, this.after), this.clip,
-        element("span", { className: "tag left", textContent: "before" }),
+        this.left = element("span", { className: "tag left" }),
         element("span", { className: "tag right", textContent: "after" }), this.line);
       const button = (text, title, act) => {
         const made = element("button", { type: "button", textContent: text, title, onclick: act });
         made.setAttribute("aria-label", title);
         return made;
       };
-      this.told = element("output");
-      this.full = button("Full", "Full screen", () => {
+      this.caption = element("output");
+      this.full = button("Full screen", "Full screen", () => {
         if (document.fullscreenElement) document.exitFullscreen(); else this.requestFullscreen?.();
+      });
+      this.other = button("Last result", "Compare with the last result of this picture", () => {
+        this.useEarlier = !this.useEarlier;
+        this.choose(this.pairs.indexOf(this.pair));
       });
       this.full.hidden = !document.fullscreenEnabled;
       this.bar = element("div", { className: "bar" },
         button("\u2212", "Zoom out", () => this.zoomBy(1 / 1.5)), button("+", "Zoom in", () => this.zoomBy(1.5)),
         button("Fit", "Fit the picture", () => this.zoomTo(1)),
-        button("1:1", "A pixel of the result is a pixel of the screen", () => this.zoomTo(this.actual())),
-        this.full, this.told);
+        button("1:1", "1:1, a pixel of the result is a pixel of the screen", () => this.zoomTo(this.actual())),
+        this.other, this.full, this.caption);
       this.strip = element("div", { className: "strip", hidden: this.pairs.length < 2 });
       if (this.pairs.length > 1) {
         this.thumbs = this.pairs.map((pair, i) => {
@@ -133,7 +147,12 @@ if (!customElements.get("moesr-compare")) {
 
     choose(index) {
       this.pair = this.pairs[index];
-      this.before.src = this.pair.before;
+      const earlier = this.earlier.get(this.pair);
+      const left = this.useEarlier && earlier ? earlier.after : this.pair.before;
+      this.before.src = left;
+      this.left.textContent = left === this.pair.before ? "before" : "last result";
+      this.other.hidden = !earlier;
+      this.other.setAttribute("aria-pressed", left !== this.pair.before);
       this.after.src = this.pair.after;
       this.after.alt = `after: ${this.pair.name}, ${this.pair.to}`;
       this.before.alt = `before, ${this.pair.from}`;
@@ -145,17 +164,20 @@ if (!customElements.get("moesr-compare")) {
 
     fit() {
       if (!this.pair) return;
-      const room = document.fullscreenElement === this ? innerHeight - 90 : Math.max(260, innerHeight * 0.72);
-      const ratio = this.pair.width / this.pair.height;
-      const width = Math.min(this.clientWidth || 1, room * ratio);
-      this.stage.style.width = `${width}px`;
-      this.stage.style.height = `${Math.max(width / ratio, 60)}px`;
-      this.stage.style.margin = "0 auto";
       this.draw();
     }
 
+    // Sides of the picture at zoom 1: it fits, and a small one is not blown up. The stage grows with it up to `room`.
+    get base() {
+      const full = document.fullscreenElement === this;
+      const room = { width: this.clientWidth || 1, height: full ? innerHeight - 90 : Math.max(260, innerHeight * 0.72) };
+      const ratio = this.pair.width / this.pair.height;
+      const width = Math.max(Math.min(room.width, room.height * ratio, this.pair.width / devicePixelRatio), 80);
+      return { width, height: width / ratio, room };
+    }
+
     // Zoom at which a pixel of the result is one of the screen.
-    actual() { return clamp(this.pair.width / (this.stage.clientWidth * devicePixelRatio), 1, MOST); }
+    actual() { return clamp(this.pair.width / (this.base.width * devicePixelRatio), 1, MOST); }
 
     zoomBy(factor, x, y) { this.zoomTo(this.zoom * factor, x, y); }
 
@@ -170,9 +192,15 @@ if (!customElements.get("moesr-compare")) {
     }
 
     draw() {
-      const { clientWidth: width, clientHeight: height } = this.stage;
-      this.x = clamp(this.x, width * (1 - this.zoom), 0);
-      this.y = clamp(this.y, height * (1 - this.zoom), 0);
+      const { width, height, room } = this.base;
+      const stage = { width: Math.min(room.width, width * this.zoom), height: Math.min(room.height, height * this.zoom) };
+      Object.assign(this.stage.style, {
+        width: `${stage.width}px`, height: `${Math.max(stage.height, 60)}px`, margin: "0 auto",
+      });
+      for (const image of [this.before, this.after])
+        Object.assign(image.style, { width: `${width}px`, height: `${height}px` });
+      this.x = clamp(this.x, stage.width - width * this.zoom, 0);
+      this.y = clamp(this.y, stage.height - height * this.zoom, 0);
       const place = `translate(${this.x}px, ${this.y}px) scale(${this.zoom})`;
       this.before.style.transform = this.after.style.transform = place;
       this.stage.classList.toggle("zoomed", this.zoom > 1.001);
@@ -184,8 +212,8 @@ if (!customElements.get("moesr-compare")) {
       this.line.setAttribute("aria-valuenow", Math.round(percent));
       this.line.setAttribute("aria-valuetext", `${Math.round(percent)} % before`);
       const size = this.zoom * width * devicePixelRatio / this.pair.width;
-      this.told.textContent = `${this.pair.from} \u2192 ${this.pair.to}, ${Math.round(100 * size)} %`;
-      this.told.title = this.pair.name;
+      this.caption.textContent = `${this.pair.from} \u2192 ${this.pair.to}, ${Math.round(100 * size)} %`;
+      this.caption.title = this.pair.name;
     }
 
     move(clientX) {
@@ -243,7 +271,12 @@ if (!customElements.get("moesr-compare")) {
         this.zoomBy(Math.exp(-event.deltaY / 400), event.clientX - box.left, event.clientY - box.top);
       }, { passive: false });
       this.line.addEventListener("keydown", (event) => this.key(event));
-      this.onfullscreenchange = () => { this.fit(); this.zoomTo(1); };
+      this.onfullscreenchange = () => {
+        this.full.textContent = document.fullscreenElement === this ? "Exit full screen" : "Full screen";
+        this.full.setAttribute("aria-label", this.full.textContent);
+        this.fit();
+        this.zoomTo(1);
+      };
     }
 
     toggle(event) {
@@ -272,4 +305,11 @@ if (!customElements.get("moesr-compare")) {
       this.draw();
     }
   });
+
+  // The address of the result that is shown, for the server to find its file.
+  window.moesrAddress = () => {
+    const compare = document.querySelector("moesr-compare") ||
+      document.querySelector("gradio-app")?.shadowRoot?.querySelector("moesr-compare");
+    return compare?.pair?.file || "";
+  };
 }

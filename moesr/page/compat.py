@@ -28,12 +28,15 @@ def gradio() -> Any:
     """The gradio module. Imported late, after the page has said where temporary files go. Raises NoGradioError."""
     global _gradio
     if _gradio is None:
-        if find_spec("gradio") is None:
-            raise NoGradioError(
-                "the page needs Gradio, which is not installed; run: pip install 'gradio>=3.41,<7'"
-            )
+        require_gradio()
         _gradio = import_module("gradio")
     return _gradio
+
+
+def require_gradio() -> None:
+    """Raises NoGradioError without importing anything."""
+    if find_spec("gradio") is None:
+        raise NoGradioError("the page needs Gradio, which is not installed; run: pip install 'gradio>=3.41,<7'")
 
 
 def keep_known(call: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +107,7 @@ def by_index(function: Callable[[int], Any]) -> Callable[..., Any]:
 
 
 def with_client(function: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
-    """A generator function that is told by the keyword `client` which session calls it."""
+    """A generator function that gets the session that calls it as the keyword `client`."""
 
     def call(request: Any, *values: Any) -> Iterator[Any]:
         yield from function(*values, client=str(getattr(request, "session_hash", None) or ""))

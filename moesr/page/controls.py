@@ -9,10 +9,16 @@ from ..config import ModelConfig
 from ..settings import ANY_SEED, SETTINGS, read_settings
 from .compat import gradio, make
 
-#: Controls of the page after the model, in the order in which handlers get and give their values; names of its API.
-CONTROLS = (
-    "scale", "steps", "fidelity", "color_fix", "seed", "tile", "wrap", "sampler", "eta", "restore", "spacing",
-)  # fmt: skip
+#: Controls of the page after model, size and format, in the order in which handlers get and give their values.
+CONTROLS = ("steps", "fidelity", "color_fix", "seed", "tile", "wrap", "sampler", "eta", "restore", "spacing")
+#: What a user wants, and the settings for it beside the model's own: of any model, and of one that can be told how
+#: degraded its input is.
+PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Photograph": ({}, {}),
+    "Web picture (restore)": ({"fidelity": 0.5}, {"restore": "0.75", "fidelity": 0.5}),
+    "Faithful": ({"fidelity": 1, "eta": 0.0}, {"fidelity": 1, "restore": "0", "eta": 0.0}),
+    "Texture (seamless)": ({"wrap": True}, {"wrap": True}),
+}
 #: Where a slider ends before the table does: what follows has no use for pictures on a screen.
 LIMITS: dict[str, dict[str, float]] = {"scale": {"minimum": 1, "maximum": 8}, "fidelity": {"maximum": 1}}
 LABELS = {
@@ -67,10 +73,17 @@ def most_steps(config: ModelConfig) -> int:
 def own_values(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Options of the controls that show a model's own values."""
     return {
-        "scale": {"value": min(config.scale, LIMITS["scale"]["maximum"])},
         "steps": {"value": config.steps, "maximum": most_steps(config)},
         "fidelity": {"value": min(config.fidelity, LIMITS["fidelity"]["maximum"])},
+        "restore": {"visible": config.unet.restore},
     }
+
+
+def list_preset(name: str, config: ModelConfig) -> dict[str, Any]:
+    """The values of the controls that a preset sets, for a model."""
+    defaults = {control: SETTINGS[control].default for control in ("restore", "wrap", "color_fix", "eta")}
+    own = {"fidelity": own_values(config)["fidelity"]["value"]}
+    return {**defaults, **own, **PRESETS[name][config.unet.restore]}
 
 
 def read_controls(values: Sequence[Any]) -> dict[str, Any]:

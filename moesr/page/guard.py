@@ -81,7 +81,7 @@ class Guard:
         path = scope["path"]
         answer = _with_headers(send, _FILE if "/file=" in path else _PAGE)
         if _FETCHING.search(path):
-            await _say(answer, 403, "this page serves its own files only")
+            await _send_error(answer, 403, "this page serves its own files only")
             return
         most = _OTHER
         if path.rstrip("/").endswith("/upload"):
@@ -90,7 +90,7 @@ class Guard:
         message = f"more than the {most / 1e6:.0f} MB that this page takes at a time; send fewer or smaller files"
         length = dict(scope["headers"]).get(b"content-length", b"")
         if length.isdigit() and int(length) > most:
-            await _say(answer, 413, message)
+            await _send_error(answer, 413, message)
             return
         got, started = 0, False
 
@@ -111,7 +111,7 @@ class Guard:
             await self.app(scope, receive_counted, send_watched)
         except TooLarge:
             if not started:
-                await _say(answer, 413, message)
+                await _send_error(answer, 413, message)
 
 
 def _with_headers(send: Send, policy: str) -> Send:
@@ -130,7 +130,7 @@ def _with_headers(send: Send, policy: str) -> Send:
     return answer
 
 
-async def _say(send: Send, status: int, message: str) -> None:
+async def _send_error(send: Send, status: int, message: str) -> None:
     body = json.dumps({"detail": message, "error": message}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})

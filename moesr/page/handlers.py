@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ..errors import MoESRError
 from ..hosting.facts import Plan
@@ -13,42 +14,81 @@ from ..record import RunRecord, read_run
 from ..settings import SETTINGS, result_size
 from . import fragments
 from .compat import list_uploads, make_refusal, update
-from .controls import CONTROLS, own_values, read_controls
+from .controls import CONTROLS, list_preset, own_values, read_controls, read_form
 from .job_queue import JobQueue
 from .jobs import Job
-from .uploads import Upload, accept, read_size
+from .sizes import BUTTONS, KINDS, choose_button, read_size
+from .uploads import Upload, accept, draw_thumbnail
+from .uploads import read_size as read_upload_size
 
 log = logging.getLogger(__name__)
 
 #: Seconds between two looks at a job.
 TICK = 0.4
+#: Pictures that are shown before a run.
+THUMBNAILS = 12
 
 
 class Handlers:
     """The page's functions over a job queue."""
 
-    def __init__(self, queue: JobQueue, examples: Sequence[tuple[Path, dict[str, Any]]] = ()) -> None:
+    def __init__(self, queue: JobQueue, examples: Sequence[tuple[Path, str]] = ()) -> None:
         self.queue, self.host, self.facts = queue, queue.host, queue.host.facts
         self.examples = list(examples)
-        self._roots = [*self.host.upload_folders, *{path.parent for path, _ in self.examples}]
+        self._roots = [*self.host.upload_folders, queue.results, *{path.parent for path, _ in self.examples}]
 
-    def run(self, files: Any, model: str, *values: Any, client: str = "") -> Iterator[tuple[Any, ...]]:
+    def run(
+        self, files: Any, model: str, choice: str, value: Any, format: str, *values: Any, client: str = ""
+    ) -> Iterator[tuple[Any, ...]]:
         """Upscale what was dropped: (progress, results, run button, cancel button, job id), again and again.
 
-        client: who asks; see JobQueue.cancel_jobs_of.
+        choice, value: see sizes.read_size. client: who asks; see JobQueue.cancel_jobs_of.
         """
         try:
-            job = self.queue.submit(self._accept_all(files), model, read_controls(values), client=client)
+            size, settings = read_size(choice, value), read_controls(values)
+            uploads = self._accept_all(files)
+            job = self.queue.submit(uploads, model, settings, size=size, format=format, client=client)
         except MoESRError as error:
             yield fragments.message(str(error)), update(), update(interactive=True), update(interactive=False), ""
             return
         try:
             yield fragments.waiting(0, None), "", update(interactive=False), update(interactive=True), job.id
-            yield from ((*shown, update(), update(), update()) for shown in self._follow(job))
+            yield from ((*parts, update(), update(), update()) for parts in self._follow(job))
         finally:
             job.cancel()  # if the client went away; a finished job does not mind
-        results = fragments.results(job.results, job.archive, self.host.url) if job.results else ""
+        results = fragments.results(job, self.host.url)
         yield fragments.outcome(job), results, update(interactive=True), update(interactive=False), ""
+
+    def reopen(self, job_id: str) -> tuple[Any, Any]:
+        """The page was loaded again: (progress, results) of the job that it showed last, if that is still there."""
+        job = self.queue.find(str(job_id or ""))
+        if job is None or not job.is_finished or not all(result.path.is_file() for result in job.results):
+            return update(), update()
+        return fragments.outcome(job), fragments.results(job, self.host.url) or fragments.EMPTY
+
+    def use_again(self, address: str) -> Any:
+        """The result at an address of the page, as what to upscale next."""
+        path = Path(unquote(str(address).partition("file=")[2]))
+        try:
+            return update(value=[str(accept(path, [self.queue.results]).path)])
+        except MoESRError as error:
+            log.info("no result to use again: %s", error)
+            return update()
+
+    def choose_size(self, choice: str) -> Any:
+        """The field beside the choice of a size: what to type, or nothing."""
+        if choice in BUTTONS:
+            return update(visible=False, value=BUTTONS[choice])
+        label, first = KINDS[choice]
+        return update(visible=True, label=label, value=first)
+
+    def choose_preset(self, name: str, model: str) -> list[Any]:
+        """What a preset changes: one update per control."""
+        try:
+            values = list_preset(name, self.facts.read_config(model))
+        except MoESRError:  # said when it runs
+            values = {}
+        return [update(value=values[control]) if control in values else update() for control in CONTROLS]
 
     def cancel(self, job_id: str) -> Any:
         """Stop the job with that id: the cancel button. One value: Gradio takes a tuple for the button's text."""
@@ -58,12 +98,14 @@ class Handlers:
         return update(interactive=False)
 
     def api(self, image: Any, model: str, *values: Any, client: str = "") -> Iterator[tuple[Any, Any]]:
-        """Upscale one picture for a program: (file, what was done). Raises Gradio's Error with a line that says why."""
+        """Upscale one picture for a program: (file, what was done). Raises Gradio's Error with a line that says why.
+
+        values: of the scale and of CONTROLS.
+        """
         try:
-            settings = read_controls(values)
-            job = self.queue.submit(
-                self._accept_all(image), model or self.facts.default, settings, preview=False, client=client
-            )
+            settings = read_form(dict(zip(("scale", *CONTROLS), values)))
+            uploads = self._accept_all(image)
+            job = self.queue.submit(uploads, model or self.facts.default, settings, preview=False, client=client)
         except MoESRError as error:
             raise make_refusal(str(error)) from error
         version = -1
@@ -78,28 +120,32 @@ class Handlers:
             raise make_refusal(job.error or "; ".join(job.failures))
         yield str(job.results[0].path), {"state": job.state, **describe_result(job)}
 
-    def list_files(self, files: Any, model: str, scale: float) -> str:
+    def list_files(self, files: Any, choice: str, value: Any) -> str:
         """What was dropped, with sizes before and after, or why it will not do."""
-        lines, wrong = [], []
+        found, rows, wrong = list_uploads(files), [], []
         try:
-            self.queue.limits.check_files(len(list_uploads(files)))
-            factor = float(scale or self.facts.read_config(model).scale)
+            self.queue.limits.check_files(len(found))
+            target = read_size(choice, value)
         except MoESRError as error:
             return fragments.message(str(error))
-        for paths in list_uploads(files):
+        for paths in found:
             try:
                 upload = self._accept(paths)
-                width, height = read_size(upload, self.queue.limits)
-                self.queue.limits.check_output(upload.name, width, height, factor)
-                rows, columns = result_size(height, width, factor)
-                lines.append((upload.name, f"{width} x {height} → {columns} x {rows}"))
+                width, height = read_upload_size(upload, self.queue.limits)
+                scale = target.find_scale(width, height)
+                self.queue.limits.check_output(upload.name, width, height, scale)
+                if len(rows) < THUMBNAILS:
+                    high, wide = result_size(height, width, scale)
+                    size = f"{width} x {height} → {wide} x {high}"
+                    rows.append((upload.name, size, draw_thumbnail(upload)))
             except MoESRError as error:
                 wrong.append(str(error))
-        return fragments.files(lines) + fragments.messages(wrong[:5])
+        more = [f"and {len(wrong) - 8} more that cannot be used"] if len(wrong) > 8 else []
+        return fragments.files(rows, len(found) - len(wrong)) + fragments.messages([*wrong[:8], *more])
 
     def restore_settings(self, files: Any) -> tuple[Any, ...]:
-        """The settings inside the first picture, if there are any: (note, timeline, model, *controls)."""
-        nothing = ("", *[update()] * (2 + len(CONTROLS)))
+        """The settings inside the first picture, if any: (note, timeline, model, choice, size, *controls)."""
+        nothing = ("", *[update()] * (4 + len(CONTROLS)))
         for paths in list_uploads(files)[:1]:
             try:
                 upload = self._accept(paths)
@@ -111,25 +157,29 @@ class Handlers:
         return nothing
 
     def change_model(self, model: str) -> tuple[Any, ...]:
-        """What another model changes: (timeline, scale, steps, fidelity)."""
+        """What another model changes: (plan, choice, size, steps, fidelity, restore)."""
         try:
-            changes = own_values(self.facts.read_config(model))
-            return self.timeline(model, changes["steps"]["value"]), *(update(**change) for change in changes.values())
+            config = self.facts.read_config(model)
+            choice, scale = choose_button(config.scale)
+            own = own_values(config)
+            plan = self.draw_plan(model, own["steps"]["value"])
+            size = update(value=scale, visible=choice not in BUTTONS)
+            return plan, update(value=choice), size, *(update(**change) for change in own.values())
         except MoESRError as error:
-            return fragments.message(str(error)), update(), update(), update()
+            return fragments.message(str(error)), *[update()] * 5
 
-    def timeline(self, model: str, steps: float, sampler: str = "auto") -> str:
-        """The picture of which expert works at which step, and what had to be assumed about the model's files."""
+    def draw_plan(self, model: str, steps: float, sampler: str = "auto") -> str:
+        """Which expert works at which step, and what had to be assumed about the model's files."""
         try:
             plan = self.facts.plan_steps(model, steps=int(steps), sampler=sampler)
-            return fragments.plan_picture(plan, width=400) + fragments.messages(self.facts.list_notes(model), "note")
+            return fragments.draw_plan(plan) + fragments.messages(self.facts.list_notes(model), "note")
         except (MoESRError, TypeError, ValueError) as error:
             return fragments.message(str(error))
 
     def choose_example(self, index: int) -> tuple[Any, ...]:
-        """An example: (files, wrap)."""
-        path, changes = self.examples[index]
-        return [str(path)], changes.get("wrap", False)
+        """An example: (files, preset, *controls)."""
+        path, preset = self.examples[index]
+        return [str(path)], update(value=preset), *self.choose_preset(preset, self.facts.default)
 
     def list_models(self) -> Any:
         """The models that are there now, for the menu."""
@@ -147,7 +197,7 @@ class Handlers:
                 progress = fragments.running(job.progress, plan)
             has_more = len(job.results) > done
             done = len(job.results)
-            yield progress, fragments.results(job.results[:done], None, self.host.url) if has_more else update()
+            yield progress, fragments.results(job, self.host.url) if has_more else update()
             if not job.is_cancelled:
                 job.wait(TICK)
             version = job.wait(TICK, version)
@@ -177,11 +227,16 @@ class Handlers:
             notes.append(f"its model {model} was another version, the result will differ")
         steps, seed = run.settings.get("steps"), run.settings.get("seed", SETTINGS["seed"].default)
         text = "; ".join([f"Settings taken from {name}: seed {seed}, {steps or 'own'} steps", *notes])
-        timeline = self.timeline(model or self.facts.default, steps or 1, run.settings.get("sampler", "auto"))
+        plan = self.draw_plan(model or self.facts.default, steps or 1, run.settings.get("sampler", "auto"))
         values = {control: run.settings.get(control, SETTINGS[control].default) for control in CONTROLS}
         words = {control: str(value) if SETTINGS[control].choices else value for control, value in values.items()}
         changes = [update() if words[control] is None else update(value=words[control]) for control in CONTROLS]
-        return fragments.message(text, "note"), timeline, update(value=model) if model else update(), *changes
+        choice, size = update(), update()
+        if "scale" in run.settings:
+            button, scale = choose_button(run.settings["scale"])
+            choice, size = update(value=button), update(value=scale, visible=button not in BUTTONS)
+        model_change = update(value=model) if model else update()
+        return fragments.message(text, "note"), plan, model_change, choice, size, *changes
 
 
 def describe_result(job: Job) -> dict[str, Any]:

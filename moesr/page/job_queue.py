@@ -16,6 +16,7 @@ from .host import PageHost
 from .jobs import Job
 from .limits import LOCAL, Limits
 from .results import delete_old
+from .sizes import TargetSize
 from .uploads import Upload, read_size
 from .worker import Worker
 
@@ -57,16 +58,22 @@ class JobQueue:
         self._cleaned_at = float("-inf")
 
     def submit(
-        self, uploads: Sequence[Upload], model: str, settings: Mapping[str, Any], **options: Any
+        self,
+        uploads: Sequence[Upload],
+        model: str,
+        settings: Mapping[str, Any],
+        *,
+        size: TargetSize | None = None,
+        **options: Any,
     ) -> Job:
         """A job at the end of the queue. options: those of Job.
 
         Raises QueueFullError, and SettingError for no or too many pictures, for a model or settings that cannot be, for
         a model that needs a mask, or if none of the pictures can be done, in the words of the first.
         """
-        self._check(uploads, model, settings)
+        self._check(uploads, model, settings, size)
         self.delete_old_files()
-        job = Job(uploads, model, settings, **options)
+        job = Job(uploads, model, settings, size=size, **options)
         with self._ready:
             if self._closed:
                 raise QueueFullError("the page is closing; start it again")
@@ -133,7 +140,9 @@ class JobQueue:
             job.end("cancelled", "the page was closed")
         self._waiting.clear()
 
-    def _check(self, uploads: Sequence[Upload], model: str, settings: Mapping[str, Any]) -> None:
+    def _check(
+        self, uploads: Sequence[Upload], model: str, settings: Mapping[str, Any], size: TargetSize | None
+    ) -> None:
         if not uploads:
             raise SettingError("no picture: drop one first")
         self.limits.check_files(len(uploads))
@@ -147,7 +156,10 @@ class JobQueue:
         first: MoESRError | None = None
         for upload in uploads:
             try:
-                self.limits.check_output(upload.name, *read_size(upload, self.limits), scale)
+                width, height = read_size(upload, self.limits)
+                if size is not None:
+                    scale = size.find_scale(width, height)
+                self.limits.check_output(upload.name, width, height, scale)
                 return
             except MoESRError as error:
                 first = first or error

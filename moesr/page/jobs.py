@@ -12,6 +12,7 @@ from typing import Any
 
 from ..hosting.runner import Stopped
 from ..progress import Event
+from .sizes import TargetSize
 from .uploads import Upload
 
 #: Seconds after which a client that asks for nothing any more counts as gone.
@@ -68,14 +69,17 @@ class Job:
         model: str,
         settings: Mapping[str, Any],
         *,
+        size: TargetSize | None = None,
         format: str = "png",
         preview: bool = True,
         client: str = "",
     ) -> None:
-        """model: its name. settings: see settings.read_settings. format: see outputs.FORMATS. client: whose it is."""
+        """model: its name. settings: see settings.read_settings. size: where they have no scale, and it is not the
+        model's own. format: see outputs.FORMATS. preview: draw the picture so far. client: whose job it is.
+        """
         self.id = secrets.token_urlsafe(16)
         self.uploads, self.model, self.settings = list(uploads), model, dict(settings)
-        self.format, self.preview, self.client = format, preview, client
+        self.size, self.format, self.preview, self.client = size, format, preview, client
         #: waiting, running, done, failed or cancelled.
         self.state = "waiting"
         self.progress = JobProgress(pictures=len(self.uploads))
@@ -106,7 +110,7 @@ class Job:
 
     @property
     def is_abandoned(self) -> bool:
-        """True if nobody has asked about the job for PATIENCE seconds."""
+        """True if nobody has waited for the job for PATIENCE seconds."""
         return time.monotonic() - self._last_wait > PATIENCE
 
     def wait(self, seconds: float, version: int | None = None) -> int:

@@ -1,12 +1,44 @@
-// On a narrow screen the results lie below the controls: whoever starts a run is taken there.
+// What the page itself does: results in sight, pictures by paste, and the last results after a reload.
 if (!window.moesrPage) {
   window.moesrPage = true;
+
+  // On a narrow screen the results lie below the controls: whoever starts a run is taken there.
   document.addEventListener("click", (event) => {
     if (!event.target.closest("#moesr-run, #moesr-examples button")) return;
     const results = document.querySelector("#moesr-right");
     if (!results || results.getBoundingClientRect().top < innerHeight * 0.6) return;
-    results.style.minHeight = "90vh"; // or the page ends too early to scroll there
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    results.scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" });
+    // Once the run has begun there is room to scroll.
+    setTimeout(() => results.scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" }), 600);
+  });
+
+  // Every file is taken, and said to be none of ours if it is not; the dialog offers pictures.
+  document.addEventListener("click", () => {
+    const field = document.querySelector("#moesr-files input[type=file]");
+    if (field) field.accept = "image/*,.avif,.heic,.heif";
+  }, true);
+
+  // Examples are called by their captions, not "Thumbnail 1 of 6".
+  new MutationObserver(() => document.querySelectorAll("#moesr-examples button[aria-label]").forEach((button) => {
+    const name = button.textContent.trim();
+    if (name && button.ariaLabel !== name) button.ariaLabel = name;
+  })).observe(document.body, { childList: true, subtree: true });
+
+  document.addEventListener("paste", (event) => {
+    const files = [...(event.clipboardData?.files || [])];
+    if (!files.length) return;
+    event.preventDefault();
+    document.querySelector("#moesr-files button[aria-label=Clear], #moesr-files button[title=Clear]")?.click();
+    setTimeout(() => {
+      const field = document.querySelector("#moesr-files input[type=file]");
+      if (!field) return;
+      const data = new DataTransfer();
+      files.forEach((file) => data.items.add(file));
+      field.files = data.files;
+      field.dispatchEvent(new Event("change", { bubbles: true }));
+    }, 100);
   });
 }
+window.moesrLastJob = () => {
+  try { return localStorage.getItem("moesr-job") || ""; } catch { return ""; }
+};

@@ -25,9 +25,9 @@ def new_folder(parent: Path) -> Path:
     return folder
 
 
-def plan_results(folder: Path, names: Sequence[str], scale: float, format: str = "png") -> list[Target]:
-    """`<stem>_x4.png` in the folder for each picture, by its name; a clash gets -2, -3. format: see outputs.FORMATS."""
-    sources = [Source(Path(f"{safe_stem(name)}_x{scale:g}{os.path.splitext(name)[1] or '.png'}")) for name in names]
+def plan_results(folder: Path, names: Sequence[str], tag: str = "x4", format: str = "png") -> list[Target]:
+    """`<stem>_<tag>.png` in the folder for each picture, by its name; a clash gets -2, -3."""
+    sources = [Source(Path(f"{safe_stem(name)}_{tag}{os.path.splitext(name)[1] or '.png'}")) for name in names]
     return list(plan_targets(sources, folder, suffix=FORMATS[format]))
 
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from ..errors import SettingError
 from ..library import DEFAULT
 from .builder import Built, build, looks
-from .compat import file_prefix, gradio, keep_known, silence_refusals
+from .compat import file_prefix, keep_known, require_gradio, silence_refusals
 from .guard import Guard
 from .host import StandaloneHost
 from .job_queue import JobQueue
@@ -51,9 +51,9 @@ class Page:
 
     def __init__(self, options: Options) -> None:
         """Raises SettingError for a port that is taken, an address of another machine, or a model that is not there."""
+        require_gradio()
         self.host = StandaloneHost(options.model)
         _set_environment(str(self.host.upload_folders[0]))
-        gradio()
         silence_refusals()
         self.host.prefix = file_prefix()
         self.queue = JobQueue(self.host, options.limits, devices=options.devices, dtype=options.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import unicodedata
@@ -9,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import ImageError
-from ..images.files import READ_FORMATS, Picture, explained, read_image, upright_size
+from ..images.files import READ_FORMATS, Picture, explain_errors, read_image, read_upright_size
 from .limits import Limits
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
@@ -47,10 +48,10 @@ def read_size(upload: Upload, limits: Limits) -> tuple[int, int]:
     """
     limits.check_bytes(upload.name, upload.path.stat().st_size if upload.path.is_file() else 0)
     try:
-        with explained(upload.name), Image.open(upload.path, formats=READ_FORMATS) as image:
+        with explain_errors(upload.name, _read_start(upload)), Image.open(upload.path, formats=READ_FORMATS) as image:
             width, height = image.size
             limits.check_input(upload.name, width, height)
-            return upright_size(image)
+            return read_upright_size(image)
     except ImageError as error:
         raise _without_path(upload, error) from error
 
@@ -60,6 +61,21 @@ def open_picture(upload: Upload, limits: Limits) -> Picture:
     read_size(upload, limits)
     try:
         return read_image(upload.path)
+    except ImageError as error:
+        raise _without_path(upload, error) from error
+
+
+def draw_thumbnail(upload: Upload, side: int = 96) -> bytes:
+    """A small JPEG of a picture whose size was checked. Raises ImageError."""
+    try:
+        with explain_errors(upload.name), Image.open(upload.path, formats=READ_FORMATS) as image:
+            image.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded at a fraction of its size
+            small = ImageOps.exif_transpose(image) or image
+            small.thumbnail((side, side))
+            colours = small.convert("RGBA")
+            buffer = io.BytesIO()
+            Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB").save(buffer, "JPEG")
+            return buffer.getvalue()
     except ImageError as error:
         raise _without_path(upload, error) from error
 
@@ -81,6 +97,15 @@ def safe_stem(name: str) -> str:
     if not stem or stem.split(".")[0].lower() in _RESERVED:
         return f"picture_{stem}".rstrip("_")
     return stem
+
+
+def _read_start(upload: Upload) -> bytes:
+    """The first bytes of a file, by which its kind is named; none if it cannot be read."""
+    try:
+        with upload.path.open("rb") as file:
+            return file.read(64)
+    except OSError:
+        return b""
 
 
 def _without_path(upload: Upload, error: ImageError) -> ImageError:

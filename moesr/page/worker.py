@@ -23,6 +23,7 @@ from .host import PageHost
 from .jobs import FinishedPicture, Job, JobProgress
 from .limits import Limits
 from .results import new_folder, pack, plan_results
+from .sizes import TargetSize
 from .uploads import open_picture, read_size
 
 log = logging.getLogger(__name__)
@@ -52,13 +53,16 @@ class Worker:
         with self._host.begin_job(job):
             job.check()
             job.start(self._limits.seconds)
-            scale = float(job.settings.get("scale") or self._host.facts.read_config(job.model).scale)
-            with self._runner.open(job.model, side=self._longest_side(job, scale), check=check) as model:
+            size = job.size
+            if size is None:
+                scale = job.settings.get("scale") or self._host.facts.read_config(job.model).scale
+                size = TargetSize("Times", float(scale))
+            with self._runner.open(job.model, side=self._longest_side(job, size), check=check) as model:
                 folder = new_folder(self._results)
-                targets = plan_results(folder, [upload.name for upload in job.uploads], scale, job.format)
+                targets = plan_results(folder, [upload.name for upload in job.uploads], size.tag, job.format)
                 try:
                     for number, target in enumerate(targets, 1):
-                        self._upscale(job, model, number, target, scale)
+                        self._upscale(job, model, number, target, size)
                 finally:
                     if len(job.results) > 1:
                         job.archive = pack([result.path for result in job.results], folder / "moesr.zip")
@@ -71,17 +75,19 @@ class Worker:
         """Let go of the models."""
         self._runner.source.close()
 
-    def _upscale(self, job: Job, model: OpenModel, number: int, target: Target, scale: float) -> None:
+    def _upscale(self, job: Job, model: OpenModel, number: int, target: Target, size: TargetSize) -> None:
         upload, count = job.uploads[number - 1], len(job.uploads)
         reporter = _Reporter(job, self._host, number)
         try:
             job.check()
             picture = open_picture(upload, self._limits)
             height, width = picture.rgb.shape[:2]
+            scale = size.find_scale(width, height)
+            settings = {**job.settings, "scale": scale}
             self._limits.check_output(upload.name, width, height, scale)
             check_size(upload.name, WRITE_SUFFIXES[target.path.suffix.lower()], *result_size(height, width, scale))
-            clock = model.start_clock(width, height, job.settings)
-            result = model.upscale(picture, job.settings, clock=clock, show=reporter.show)
+            clock = model.start_clock(width, height, settings)
+            result = model.upscale(picture, settings, clock=clock, show=reporter.show)
             job.check()  # the last time: from here on the picture is finished and kept
             job.results.append(save_result(result, picture, upload.path, target))
             clock.finish()
@@ -97,12 +103,13 @@ class Worker:
             log.exception("a picture failed")
             job.failures.append(f"{upload.name}: something went wrong ({type(error).__name__}); the log says more")
 
-    def _longest_side(self, job: Job, scale: float) -> int:
+    def _longest_side(self, job: Job, size: TargetSize) -> int:
         """Of all results, in pixels, as far as headers tell."""
         longest = 1.0
         for upload in job.uploads:
             try:
-                longest = max(longest, max(read_size(upload, self._limits)) * scale)
+                width, height = read_size(upload, self._limits)
+                longest = max(longest, max(width, height) * size.find_scale(width, height))
             except MoESRError as error:  # said when it is that picture's turn
                 log.debug("%s", error)
                 longest = max(longest, LARGEST_TILE)

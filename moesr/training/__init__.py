@@ -1,4 +1,5 @@
 """Training, on the same networks, processes, samplers, resize and metrics that inference runs on.
 
-Three stages: `first_stage` (VQ-GAN), `experts` (paper's stage 1: SS-MoE), `decoder` (paper's stage 2: FCD).
+`recipe` trains a small model by one command; `stages` has the stages: `first_stage` (VQ-GAN or KL), `experts` (paper's
+stage 1: SS-MoE), `decoder` (paper's stage 2: FCD). All of them are tasks of one `loop`, on batches of `data.source`.
 """

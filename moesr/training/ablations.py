@@ -21,8 +21,7 @@ from ..model import load as load_model
 from ..pipeline import upscale
 from . import config as configs
 from .config import TrainingConfig
-from .export import export
-from .stages import train
+from .stages import export, train
 
 log = logging.getLogger(__name__)
 
@@ -134,17 +133,14 @@ class Ablations:
             full = next(v for v in variants(self.base) if v.overrides == _PLAIN)
             self._trained(full)
             _copy(self._folder(full), folder, *(f"stage{i}" for i in range(len(config.model.stages))))
-            samples = [p.name for p in shared.glob("samples*")]
-            _copy(shared, folder, *samples)
+            _copy(shared, folder, "samples")
             train("decoder", config, self.data, folder, self.metrics)
-            _copy(folder, shared, *(p.name for p in folder.glob("samples*")))
+            _copy(folder, shared, "samples")
         else:
             trunk = self.out / ("trunk_space" if config.experts.space_experts else "trunk_plain")
             _copy(trunk, folder, "trunk")
-            _copy(shared, folder, *(p.name for p in shared.glob("latents*")))
             train("experts", config, self.data, folder, self.metrics)
             _copy(folder, trunk, "trunk")
-            _copy(folder, shared, *(p.name for p in folder.glob("latents*")))
             (folder / "decoder").mkdir(exist_ok=True)
             first = folder / "first_stage" / "first_stage.safetensors"
             shutil.copyfile(first, folder / "decoder" / "decoder.safetensors")
@@ -164,12 +160,12 @@ def table(runs: Sequence[Ablations], name: str) -> str:
 
     Of several runs the mean and the standard deviation, for the rows that all of them have.
     """
-    shown = [c for c in COLUMNS if c.key in runs[0].suite.keys]
-    lines = [f"| {name} | {' | '.join(c.title for c in shown)} |", f"|---{'|---' * len(shown)}|"]
+    columns = [c for c in COLUMNS if c.key in runs[0].suite.keys]
+    lines = [f"| {name} | {' | '.join(c.title for c in columns)} |", f"|---{'|---' * len(columns)}|"]
     found = [run.results.get(name, {}) for run in runs]
     for row in found[0]:
         if all(row in results for results in found):
-            cells = [_cell([results[row].get(c.key) for results in found], c.digits) for c in shown]
+            cells = [_cell([results[row].get(c.key) for results in found], c.digits) for c in columns]
             lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -183,15 +179,11 @@ def _cell(values: Sequence[float | None], digits: int) -> str:
 
 
 def _copy(source: Path, target: Path, *names: str) -> None:
-    """Files and folders that are in `source` and not yet in `target`."""
+    """Folders that are in `source` and not yet in `target`."""
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
-        if (target / name).exists() or not (source / name).exists():
-            continue
-        if (source / name).is_dir():
+        if (source / name).exists() and not (target / name).exists():
             shutil.copytree(source / name, target / name)
-        else:
-            shutil.copyfile(source / name, target / name)
 
 
 def _middles(folder: Path, out: Path, side: int) -> Path:

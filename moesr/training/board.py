@@ -1,41 +1,52 @@
-"""TensorBoard while a stage trains: losses, and pictures for the stages that make some."""
+"""What a run shows while it trains: log.jsonl, contact sheets, and TensorBoard where it is installed."""
 
 from __future__ import annotations
 
+import json
 import logging
-from functools import cache
+import os
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 log = logging.getLogger(__name__)
 
 
 class Board:
-    """Writes below `folder`/tensorboard; nothing where TensorBoard is not installed, which is said once.
-
-    What an earlier run wrote after step `start` is hidden.
-    """
+    """Writes below `folder`. What an earlier run wrote after step `start` is removed from the log, and hidden."""
 
     def __init__(self, folder: Path, start: int) -> None:
-        writer = _writer()
-        self._writer = None if writer is None else writer(str(folder / "tensorboard"), purge_step=start + 1)
+        self.folder = folder
+        _cut_log(folder / "log.jsonl", start)
+        self._writer = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
 
-    def numbers(self, values: dict[str, float], step: int) -> None:
-        """Scalars by name."""
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        except ImportError:
+            log.info("TensorBoard is not installed (pip install tensorboard): losses are in log.jsonl alone")
+
+    def write_row(self, row: dict[str, float], step: int) -> None:
+        """Numbers by name."""
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
         if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+            for name in row.keys() - {"step", "seconds"}:
+                self._writer.add_scalar(name, row[name], step)
 
-    def pictures(self, images: Tensor | None, step: int) -> None:
+    def write_sheet(self, images: Tensor, step: int) -> None:
         """Images [B, 3, H, W] in [-1, 1], one below the other."""
-        if self._writer is not None and images is not None:
-            rows = F.pad(images.float().cpu(), (0, 0, 0, 4), value=1.0)  # a white line below each
-            grid = torch.cat(list(rows), dim=1)  # [3, B (H + 4), W]
-            self._writer.add_image("LR, result, HR", ((grid + 1) / 2).clamp(0, 1), step)
+        column = ((torch.cat(list(images.float().cpu()), dim=1) + 1) / 2).clamp(0, 1)
+        path = self.folder / "sheets" / f"{step:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        pixels = (column * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(path)
+        if self._writer is not None:
+            self._writer.add_image("LR, result, HR", column, step)
 
     def close(self) -> None:
         """Write what is left."""
@@ -43,18 +54,22 @@ class Board:
             self._writer.close()
 
 
-def side_by_side(batch: dict[str, Tensor], out: Tensor) -> Tensor:
-    """LR images, each pixel a square, results and HR images [B, 3, H, 3 W]."""
-    lr = F.interpolate(batch["lr"], size=out.shape[-2:], mode="nearest")
-    return torch.cat([lr, out.float().clamp(-1, 1), batch["hr"]], dim=-1)
+def join_images(batch: dict[str, Tensor], *results: Tensor) -> Tensor:
+    """LR images with each pixel as a square, results, and HR images side by side: [B, 3, H, n W]."""
+    lr = F.interpolate(batch["lr"], size=batch["hr"].shape[-2:], mode="nearest")
+    return torch.cat([lr, *(result.float().clamp(-1, 1) for result in results), batch["hr"]], dim=-1)
 
 
-@cache
-def _writer() -> Any:
-    """The writer's class, or None."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        log.warning("TensorBoard is not installed (pip install tensorboard): losses are in log.jsonl alone")
-        return None
-    return SummaryWriter
+def _cut_log(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):  # cut off in the middle when the run was killed
+            continue
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(line + "\n" for line in kept))
+    os.replace(partial, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import types
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -92,17 +92,17 @@ def to_dict(config: TrainingConfig) -> dict[str, Any]:
     return values
 
 
-def launched(config: TrainingConfig) -> TrainingConfig:
+def apply_launcher(config: TrainingConfig) -> TrainingConfig:
     """The config with the precision that `accelerate launch` was asked for; its own where it was not."""
     precision = os.environ.get(_LAUNCHED, "no")
-    if precision not in ("bf16", "fp16"):
+    if precision == "no":
         return config
-
-    def of(stage: Any) -> Any:
-        loops = {k: getattr(stage, k, None) for k in ("loop", "trunk")}
-        return replace(stage, **{k: replace(v, precision=precision) for k, v in loops.items() if v is not None})
-
-    return replace(config, first_stage=of(config.first_stage), experts=of(config.experts), decoder=of(config.decoder))
+    values = to_dict(config)
+    for stage in ("first_stage", "experts", "decoder"):
+        for loop in ("loop", "trunk"):
+            if values[stage].get(loop):
+                values[stage][loop]["precision"] = precision
+    return from_dict(values)
 
 
 def _override(values: dict[str, Any], key: str, value: Any) -> None:

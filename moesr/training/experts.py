@@ -13,74 +13,60 @@ from ..diffusion.process import from_config
 from ..networks.denoiser import denoiser
 from ..networks.space_moe import average_experts, exchange_weights
 from . import draws, weights
-from .ema import EMA
 from .engine import Engine
-from .loop import Batch, LoopConfig, Stateful, autocast, rate
+from .loop import Batch, LoopConfig, Task, autocast
 
 
 @dataclass(frozen=True)
 class ExpertConfig:
-    """L2 on what the process predicts, for timesteps of one expert's range.
-
-    `trunk` are the steps one network is first trained on all timesteps; experts then branch from it (0: from scratch).
-    `space_experts` FFNs a Space MoE layer, exchanged by EWA with `gamma` after every step.
-    `cache` crops of `crop` pixels are encoded once, and windows of `size` pixels (0: half) cut from their latents.
-    """
+    """L2 on what the process predicts, for timesteps of one expert's range."""
 
     loop: LoopConfig = field(default_factory=LoopConfig)
+    #: Steps that one network is first trained on all timesteps; experts then branch from it. None: from scratch.
     trunk: LoopConfig | None = None
-    crop: int = 256
-    size: int = 0
-    cache: int = 2048
+    #: Side in pixels of the crops whose latents are trained on.
+    crop: int = 128
+    #: FFNs per Space MoE layer, exchanged by EWA with `gamma` after every step.
     space_experts: int = 4
     gamma: float = 0.999
     ema: float = 0.9999
 
 
-class Expert:
-    """Trains one network on timesteps low <= t < high. See loop.Task.
+class Expert(Task):
+    """Trains one network on timesteps low <= t < high of `span`.
 
-    Batches hold lr (the condition), x0 and y: latents of the HR image and of the upsampled LR.
+    Batches hold x0 and y, latents of the HR image and of the upsampled LR; lr, the condition at their size; and
+    settings, restore and fidelity [B, 2], for networks that take these. trunk: weights to start from.
     """
 
     def __init__(
-        self, model: ModelConfig, config: ExpertConfig, loop: LoopConfig, span: tuple[int, int], name: str,
-        engine: Engine | None = None,
+        self, model: ModelConfig, config: ExpertConfig, loop: LoopConfig, engine: Engine, *, span: tuple[int, int],
+        name: str, trunk: dict[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         torch.manual_seed(loop.seed)
-        self.config, self.loop, self.span, self.name = config, loop, span, name
-        self.engine = engine or Engine(loop.accumulate, loop.precision)
+        self.config, self.span, self.name = config, span, name
         self.process = from_config(model.process)
-        self.network = denoiser(with_space_experts(model.unet, config.space_experts))
-        _start_equal(self.network)
-        for parameter in self.network.out[2].parameters():
-            nn.init.zeros_(parameter)
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), loop.lr, weight_decay=0)
-        self.ema = EMA(self.network, config.ema)
-        self.parts: dict[str, Stateful] = {"network": self.network, "optimiser": self.optimiser, "ema": self.ema}
-
-    def branch(self, trunk: dict[str, Tensor]) -> None:
-        """Start from the weights of a network trained on all timesteps."""
-        self.network.load_state_dict(trunk)
-        self.ema = EMA(self.network, self.config.ema)
-        self.parts["ema"] = self.ema
-
-    def to(self, device: torch.device) -> None:
-        self.network.to(device)
-        self.ema.to(device)
+        network = denoiser(with_space_experts(model.unet, config.space_experts))
+        if trunk is None:
+            _start_equal(network)
+            for parameter in network.out[2].parameters():
+                nn.init.zeros_(parameter)
+        else:
+            network.load_state_dict(trunk)
+        super().__init__(loop, engine, network, ema=config.ema)
 
     def step(self, batch: Batch, index: int) -> dict[str, float]:
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate(self.loop, index)
+        self.set_rate(index)
         loss = self.engine.forward(self.network, self.loss, batch)
         self.engine.backward(loss)
-        if self.engine.step((self.optimiser, list(self.network.parameters()))):
-            exchange_weights(self.network, self.config.gamma)
-            self.ema.update(self.network)
+        self.finish()
         return {"l2": loss.item()}
 
+    def end_step(self) -> None:
+        exchange_weights(self.network, self.config.gamma)
+
     def loss(self, batch: Batch) -> Tensor:
-        """Mean squared error between the network's output and its target, one random timestep an item."""
+        """Mean squared error between the network's output and its target, one random timestep per item."""
         x0, seed = batch["x0"], self.loop.seed
         t = draws.integers(*self.span, batch, x0, seed, "t")
         return self.errors(batch, t, draws.normal(x0, batch, seed, "noise")).mean()
@@ -90,13 +76,10 @@ class Expert:
         x0, y, lr = batch["x0"], batch["y"], batch["lr"]
         z = self.process.add_noise(x0, y, noise, t)
         with autocast(self.loop, x0.device):
-            told = (batch["settings"],) if "settings" in batch else ()
-            out = self.network(self.process.scale_input(z, t), t, lr, *told)
+            settings = (batch["settings"],) if "settings" in batch else ()
+            out = self.network(self.process.scale_input(z, t), t, lr, *settings)
         target = {"eps": noise, "x0": x0, "residual": y - x0}[self.process.predict]
         return (out.float() - target).square().flatten(1).mean(1)
-
-    def pictures(self, batch: Batch) -> None:
-        """None: this stage makes latents."""
 
     def export(self, folder: Path) -> None:
         """The grouped network, to branch from, and its averaged form, to sample with."""
@@ -108,9 +91,9 @@ class Expert:
 def _start_equal(network: nn.Module) -> None:
     # Experts that start apart would be averaged into the mean of unrelated functions before EWA draws them together.
     state = network.state_dict()
-    network.load_state_dict({k: _of_first(k, state) for k in state})
+    network.load_state_dict({k: state[_name_of_first(k)] for k in state})
 
 
-def _of_first(key: str, state: dict[str, Tensor]) -> Tensor:
+def _name_of_first(key: str) -> str:
     head, found, tail = key.partition(".moe_blocks.")
-    return state[f"{head}{found}0.{tail.partition('.')[2]}"] if found else state[key]
+    return f"{head}{found}0.{tail.partition('.')[2]}" if found else key

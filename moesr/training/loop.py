@@ -1,33 +1,34 @@
-"""The loop all stages share: data in order, steps, log, pictures, state on disk, exact resume, on any processes."""
+"""The loop and the parts that all stages share: steps or minutes, log, state, exact resume, on any processes."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import NumericsError, SettingError
-from . import draws
+from . import draws, losses
 from .board import Board
+from .ema import EMA
 from .engine import Engine
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
+#: The batch of a step, in the parts that this process computes one after the other.
+NextBatch = Callable[[int], Sequence[Batch]]
 
-#: Items that pictures of a run show: the first of its data.
-SHOWN = 4
+#: Items on a contact sheet: the first of the data.
+SHEET = 8
 
 
 class Stateful(Protocol):
@@ -37,45 +38,50 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any, /) -> object: ...
 
 
-class Task(Protocol):
-    """A stage of training. `parts` are saved and restored; its `engine` computes gradients and makes the steps.
-
-    `to` moves everything to a device. `step` works on a batch, or on a part of one, and returns its losses. `pictures`
-    of a batch are [B, 3, H, W] in [-1, 1], from the LR image to the HR image, or None for a stage that makes none.
-    """
-
-    parts: dict[str, Stateful]
-    engine: Engine
-
-    def to(self, device: torch.device) -> None: ...
-    def step(self, batch: Batch, index: int) -> dict[str, float]: ...
-    def pictures(self, batch: Batch) -> Tensor | None: ...
-    def export(self, folder: Path) -> None: ...
-
-
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long and how fast. The learning rate warms up linearly, then falls on a cosine to `final_lr` of itself.
-
-    `batch` is that of all processes together, of which each computes its share in `accumulate` parts. `precision` is
-    fp32, bf16 or fp16. `workers` load data, a process; pictures are made every `image_every` steps (0: at every save).
-    """
+    """How long and how fast a stage trains."""
 
     steps: int = 1000
+    #: Items of all processes together.
     batch: int = 16
+    #: The learning rate warms up linearly over `warmup` steps, then falls on a cosine to `final_lr` of itself.
     lr: float = 1e-4
     warmup: int = 100
     final_lr: float = 0.1
+    #: Steps between states, and between lines of the log.
     save_every: int = 200
     log_every: int = 20
+    #: fp32, bf16 or fp16.
     precision: str = "fp32"
     seed: int = 0
+    #: Parts in which each process computes its share of a batch.
     accumulate: int = 1
+    #: Processes that load data, per training process.
     workers: int = 0
-    image_every: int = 0
 
 
-def rate(config: LoopConfig, index: int) -> float:
+@dataclass(frozen=True)
+class Budget:
+    """How long a stage trains: for some minutes or, if None, for the steps of its loop."""
+
+    minutes: float | None = None
+    #: Minutes between states; None: every `save_every` steps.
+    save_minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a stage did."""
+
+    steps: int
+    minutes: float
+    #: Images per second of the data alone, and of everything.
+    data_rate: float
+    rate: float
+
+
+def learning_rate(config: LoopConfig, index: int) -> float:
     """Learning rate of step `index` (0 based)."""
     if index < config.warmup:
         return config.lr * (index + 1) / config.warmup
@@ -89,133 +95,197 @@ def autocast(config: LoopConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=config.precision != "fp32")
 
 
-def run(task: Task, data: Dataset[Batch], config: LoopConfig, folder: Path, workers: int = 0) -> None:
-    """Train to `config.steps`, from the state in `folder` if there is one, and export the result there.
+class Task:
+    """A stage of training: networks, optimisers, averages, and what is saved of them.
 
-    Item k of the data is in batch k // config.batch, and batches come in order, however many processes share them;
-    random numbers are functions of the seed, the step and the item. The state is written every `save_every` steps to
-    a temporary name and renamed. Losses go to log.jsonl, and with pictures to TensorBoard. Raises NumericsError on a
-    loss or a weight that is not finite: the last good state stays. Raises SettingError for a batch that does not
-    divide, or a state that is not this task's.
+    network: what is averaged. parameters: what is trained of it, by default all. measures: frozen networks. `step`
+    works on a batch, or on a part of one, and returns its losses.
     """
-    engine = task.engine
+
+    name = ""
+
+    def __init__(
+        self,
+        loop: LoopConfig,
+        engine: Engine,
+        network: nn.Module,
+        *,
+        ema: float,
+        parameters: list[nn.Parameter] | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        adversary: nn.Module | None = None,
+        measures: Sequence[nn.Module] = (),
+    ) -> None:
+        self.loop, self.engine, self.network, self.adversary, self.measures = loop, engine, network, adversary, measures
+        self.parameters = list(network.parameters()) if parameters is None else parameters
+        self.optimiser = torch.optim.AdamW(self.parameters, loop.lr, betas=betas, weight_decay=0)
+        self.ema = EMA(network, ema)
+        self.parts: dict[str, Stateful] = {"network": network, "optimiser": self.optimiser, "ema": self.ema}
+        self.opponent: torch.optim.Optimizer | None = None
+        if adversary is not None:
+            self.opponent = torch.optim.AdamW(adversary.parameters(), loop.lr, betas=(0.5, 0.9), weight_decay=0)
+            self.parts |= {"adversary": adversary, "opponent": self.opponent}
+
+    def to(self, device: torch.device) -> None:
+        """Move everything to a device."""
+        for module in (self.network, *self.measures, *([self.adversary] if self.adversary else [])):
+            module.to(device)
+        self.ema.to(device)
+
+    def step(self, batch: Batch, index: int) -> dict[str, float]:
+        """Add the gradients of a batch, or of a part of one, and make the step after the last part."""
+        raise NotImplementedError
+
+    def pictures(self, batch: Batch) -> Tensor | None:
+        """Images [B, 3, H, W] in [-1, 1] from LR to HR, made with the averaged weights; None: it makes none."""
+        return None
+
+    def export(self, folder: Path) -> None:
+        """Write the results into a folder."""
+        raise NotImplementedError
+
+    def set_rate(self, index: int) -> None:
+        """Give all optimisers the learning rate of a step."""
+        for optimiser in (self.optimiser, *([self.opponent] if self.opponent else [])):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(self.loop, index)
+
+    def judge(self, fake: Any) -> Tensor:
+        """The mean score that the adversary gives results; it does not learn from it."""
+        assert self.adversary is not None
+        self.adversary.requires_grad_(False)
+        with autocast(self.loop, self.engine.device):
+            score = self.adversary(fake).float().mean()
+        self.adversary.requires_grad_(True)
+        return score
+
+    def oppose(self, true_and_fake: Any) -> float:
+        """Add the gradients of the adversary, of a batch of true items and then as many others.
+
+        Returns its hinge loss, which is 1 where it cannot tell them apart.
+        """
+        assert self.adversary is not None
+        with autocast(self.loop, self.engine.device):
+            scores = self.engine.forward(self.adversary, self.adversary, true_and_fake).float()
+        loss = losses.hinge_discriminator(*scores.chunk(2))
+        self.engine.backward(loss)
+        return loss.item()
+
+    def end_step(self) -> None:
+        """What follows a step of the optimisers, before the averages."""
+
+    def finish(self, opposed: bool = False) -> None:
+        """After the last part of a batch: the step of the network, and of the adversary if it has gradients."""
+        steps: list[tuple[torch.optim.Optimizer, list[nn.Parameter] | None]] = [(self.optimiser, self.parameters)]
+        if opposed and self.opponent is not None:
+            steps.append((self.opponent, None))
+        if self.engine.step(*steps):
+            self.end_step()
+            self.ema.update(self.network)
+
+
+def run(task: Task, next_batch: NextBatch, loop: LoopConfig, folder: Path, budget: Budget | None = None) -> Done:
+    """Train until the budget is spent, from the state in `folder` if there is one, and export the result there.
+
+    The task is given positions 0 .. loop.steps instead of steps: with a budget of minutes they are the share of it that
+    has passed, so that warm-up, cosine and everything that begins later are planned to that time. Random numbers are
+    functions of the seed, the step and the item. The state is written to a temporary name and renamed. Raises
+    NumericsError on a loss or a weight that is not finite: the last good state stays. Raises SettingError for a state
+    that is not this task's.
+    """
+    engine, budget = task.engine, budget or Budget()
+    path = folder / "state.pt"
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(loop.seed)
     task.to(engine.device)
-    start, totals = _restore(task, folder / "state.pt")
-    if engine.means({"start": start})["start"] != start:
+    facts, totals = _restore(task, path)
+    step, before, data_seconds = int(facts["step"]), facts["seconds"], facts["data"]
+    if engine.average_numbers({"step": step})["step"] != step:
         raise SettingError(f"{folder}: not the same for all processes; machines must share the folder of a run")
-    board = Board(folder, start) if engine.main else None
-    if engine.main:
-        _cut(folder / "log.jsonl", start)
-    steps = _steps(_batches(data, config, start, max(workers, config.workers), engine), engine.parts)
-    bar = tqdm(steps, total=config.steps, initial=start, desc=folder.name, disable=not engine.main)
-    since = time.perf_counter()
-    for index, parts in enumerate(bar, start):
-        losses = engine.means(_step(task, parts, index, config.seed))
-        for name, value in losses.items():
-            if not math.isfinite(value):
-                raise NumericsError(f"step {index}: loss {name} is {value}; last good state is {folder / 'state.pt'}")
-            totals[name] = [totals.get(name, [0.0, 0])[0] + value, totals.get(name, [0.0, 0])[1] + 1]
-        done = index + 1
-        if done % config.log_every == 0 or done == config.steps:
-            means: dict[str, float] = {k: total / count for k, (total, count) in totals.items()}
-            totals = {}
-            if engine.main and board is not None:
-                row = {**means, "step": done, "seconds": time.perf_counter() - since, "lr": rate(config, index)}
-                with (folder / "log.jsonl").open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                board.numbers({**means, "lr": row["lr"]}, done)
-                bar.set_postfix({k: f"{v:.4g}" for k, v in means.items()})
-        saving = done % config.save_every == 0 or done == config.steps
-        if engine.main and board is not None:
-            if saving:
-                _save(task, done, totals, folder / "state.pt")
-                task.export(folder)
-            if done % config.image_every == 0 if config.image_every else saving:
-                board.pictures(_pictures(task, data, engine), done)
-    if engine.main and board is not None:
-        if start >= config.steps:  # stopped between the last state and its export
-            task.export(folder)
+    board = Board(folder, step) if engine.main else None
+    sheet = {name: value[:SHEET] for name, value in _move(next_batch(0)[0], engine.device).items()}
+    first, images, saved = step, 0, -1
+    start = last_save = time.monotonic()
+
+    def count_seconds() -> float:
+        return before + time.monotonic() - start
+
+    def find_position() -> int:
+        return step if budget.minutes is None else int(count_seconds() / (60 * budget.minutes) * loop.steps)
+
+    with tqdm(total=loop.steps, initial=step, desc=folder.name, disable=not engine.main) as bar:
+        while (at := find_position()) < loop.steps:
+            began = time.monotonic()
+            parts = [_move(part, engine.device) for part in next_batch(step)]
+            engine.synchronise()
+            data_seconds += time.monotonic() - began
+            for name, value in engine.average_numbers(_step(task, parts, at, draws.key(loop.seed, step))).items():
+                if not math.isfinite(value):
+                    raise NumericsError(f"step {step}: loss {name} is {value}; last good state is {path}")
+                sums = totals.setdefault(name, [0.0, 0])
+                sums[0], sums[1] = sums[0] + value, sums[1] + 1
+            step += 1
+            images += loop.batch
+            bar.n = at
+            bar.update(0)
+            ended = budget.minutes is None and step == loop.steps
+            if step % loop.log_every == 0 or ended:
+                row = {"step": step, "seconds": round(count_seconds(), 2), "lr": learning_rate(loop, at)}
+                row["images_per_second"] = round(images / (time.monotonic() - start), 3)
+                row |= {name: total / count for name, (total, count) in totals.items()}
+                totals = {}
+                if board is not None:
+                    board.write_row(row, step)
+            minutes = (time.monotonic() - last_save) / 60
+            due = step % loop.save_every == 0 if budget.save_minutes is None else minutes > budget.save_minutes
+            if (due or ended) and board is not None:
+                _save(task, {"step": step, "seconds": count_seconds(), "data": data_seconds}, totals, path)
+                _show(task, sheet, folder, board, step)
+                saved, last_save = step, time.monotonic()
+    if board is not None:
+        if saved != step:  # the time is over, or a run was stopped between its last state and the export
+            if step > first:
+                _save(task, {"step": step, "seconds": count_seconds(), "data": data_seconds}, totals, path)
+            _show(task, sheet, folder, board, step)
         board.close()
     engine.wait()
-    log.info("%s: %d steps done", folder.name, config.steps)
+    spent = max(time.monotonic() - start, 1e-9)
+    done = Done(step, count_seconds() / 60, step * loop.batch / max(data_seconds, 1e-9), images / spent)
+    log.info(
+        "%s: %d steps in %.1f minutes; data alone %.1f images/s, everything %.2f images/s",
+        folder.name, done.steps, done.minutes, done.data_rate, done.rate,
+    )  # fmt: skip
+    return done
 
 
-def _step(task: Task, parts: list[Batch], index: int, seed: int) -> dict[str, float]:
+def _step(task: Task, parts: Sequence[Batch], at: int, seed: int) -> dict[str, float]:
     totals: dict[str, float] = {}
     for part in parts:
-        torch.manual_seed(draws.key(seed, index))  # what is drawn for a whole batch is the same in all its parts
+        torch.manual_seed(seed)  # what is drawn for a whole batch is the same in all its parts
         with task.engine.part():
-            losses = task.step(_moved(part, task.engine.device), index)
-        for name, value in losses.items():
+            values = task.step(part, at)
+        for name, value in values.items():
             totals[name] = totals.get(name, 0.0) + value / len(parts)
     return totals
 
 
-def _pictures(task: Task, data: Dataset[Batch], engine: Engine) -> Tensor | None:
-    count = min(SHOWN, len(data))  # type: ignore[arg-type]  # Dataset does not say that it has a length
-    batch = default_collate([_Numbered(data)[i] for i in range(count)])
+def _show(task: Task, sheet: Batch, folder: Path, board: Board, step: int) -> None:
+    task.export(folder)
     with torch.no_grad():
-        return task.pictures(_moved(batch, engine.device))
+        pictures = task.pictures(sheet)
+    if pictures is not None:
+        board.write_sheet(pictures, step)
 
 
-def _moved(batch: Batch, device: torch.device) -> Batch:
+def _move(batch: Batch, device: torch.device) -> Batch:
     # draws read the index on the CPU
     return {k: v if k == "index" else v.to(device, non_blocking=True) for k, v in batch.items()}
 
 
-class _Numbered(Dataset[Batch]):
-    """Items with their index."""
-
-    def __init__(self, data: Dataset[Batch]) -> None:
-        self.data = data
-
-    def __getitem__(self, index: int) -> Batch:
-        return {**self.data[index], "index": torch.tensor(index)}
-
-
-class _Shares(Sampler[list[int]]):
-    """Indices of the parts that one process computes, step after step: part p of n is every n-th item of a batch."""
-
-    def __init__(self, start: int, stop: int, batch: int, parts: list[int], of: int) -> None:
-        self.start, self.stop, self.batch, self.parts, self.of = start, stop, batch, parts, of
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start, self.stop):
-            for part in self.parts:
-                yield list(range(step * self.batch + part, (step + 1) * self.batch, self.of))
-
-    def __len__(self) -> int:
-        return max(0, self.stop - self.start) * len(self.parts)
-
-
-def _batches(data: Dataset[Batch], config: LoopConfig, start: int, workers: int, engine: Engine) -> Iterable[Batch]:
-    of = engine.processes * engine.parts
-    if config.batch % of:
-        raise SettingError(
-            f"batch {config.batch}: {engine.processes} processes x {engine.parts} parts do not divide it; "
-            f"choose a multiple of {of}"
-        )
-    parts = [part * engine.processes + engine.process for part in range(engine.parts)]
-    order = _Shares(start, config.steps, config.batch, parts, of)
-    pin = engine.device.type == "cuda"
-    return DataLoader(_Numbered(data), batch_sampler=order, num_workers=workers, pin_memory=pin)
-
-
-def _steps(parts: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
-    """The parts of each step together; they are small against what computing with them takes."""
-    held: list[Batch] = []
-    for part in parts:
-        held.append(part)
-        if len(held) == count:
-            yield held
-            held = []
-
-
-def _restore(task: Task, path: Path) -> tuple[int, dict[str, list[float]]]:
+def _restore(task: Task, path: Path) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Step, seconds spent and of them on data; and the sums for the next line of the log."""
     if not path.exists():
-        return 0, {}
+        return {"step": 0, "seconds": 0.0, "data": 0.0}, {}
     state = torch.load(path, map_location="cpu", weights_only=True)
     try:
         for name, part in task.parts.items():
@@ -223,38 +293,20 @@ def _restore(task: Task, path: Path) -> tuple[int, dict[str, list[float]]]:
     except (KeyError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise SettingError(f"{path}: is of another config ({reason}); train into another folder") from error
-    task.engine.load_state_dict(state.get("scaler", {}))
+    task.engine.load_state_dict(state["scaler"])
     log.info("resuming %s at step %d", path, state["step"])
-    return int(state["step"]), state.get("totals", {})
+    return {k: state[k] for k in ("step", "seconds", "data")}, state["totals"]
 
 
-def _save(task: Task, step: int, totals: dict[str, list[float]], path: Path) -> None:
+def _save(task: Task, facts: dict[str, float], totals: dict[str, list[float]], path: Path) -> None:
     parts = {k: dict(p.state_dict()) for k, p in task.parts.items()}
     for name, part in parts.items():
         if not all(bool(torch.isfinite(v).all()) for v in part.values() if isinstance(v, Tensor)):
-            raise NumericsError(f"step {step - 1}: weights of {name} are not numbers; last good state is {path}")
+            step = int(facts["step"]) - 1
+            raise NumericsError(f"step {step}: weights of {name} are not numbers; last good state is {path}")
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        torch.save({"step": step, "totals": totals, "scaler": task.engine.state_dict(), "parts": parts}, file)
+        torch.save({**facts, "totals": totals, "scaler": task.engine.state_dict(), "parts": parts}, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-
-
-def _cut(path: Path, step: int) -> None:
-    """Leave out of a log what was done after the state that a run resumes from."""
-    if not path.exists():
-        return
-    lines = path.read_text().splitlines()
-    kept = [line for line in lines if _step_of(line) <= step]
-    if len(kept) < len(lines):
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        os.replace(partial, path)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):  # cut off in the middle
-        return math.inf

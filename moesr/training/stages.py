@@ -1,247 +1,250 @@
-"""The three stages in order, each from what the one before left in the run's folder."""
+"""The stages of one config in the folder of a run, each from what the one before left there."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ..config import ModelConfig, UNetConfig, averaged
-from ..diffusion.experts import All, ExpertBank
-from ..diffusion.process import from_config
-from ..diffusion.samplers import sample
-from ..errors import SettingError
+from ..checkpoints.files import save_model
+from ..config import AutoencoderConfig, ModelConfig, UNetConfig
+from ..errors import NumericsError, SettingError
 from ..networks.autoencoder import Autoencoder
-from ..networks.denoiser import denoiser
-from ..networks.swin_unet import SwinUNet
-from ..networks.unet import UNet
-from ..settings import choose_sampler
-from . import draws, weights
-from .config import TrainingConfig, launched, to_dict
-from .data.crops import PhotoCrops
-from .data.degradation import degradation
+from . import weights
+from .batches import Items, Loader
+from .config import TrainingConfig, apply_launcher, to_dict
+from .data import BatchSource, Images, read_images
 from .decoder import FCD
-from .engine import Engine
+from .engine import Engine, LaunchedEngine
 from .experts import Expert
-from .first_stage import FirstStage, detail_components
-from .latents import LatentCrops, Stack, cached, digest, enlarge, resize_condition, to_bytes
-from .loop import Batch, LoopConfig, Task, autocast, run
-
-log = logging.getLogger(__name__)
+from .first_stage import FirstStage, detail_components, enlarge, resize_condition
+from .loop import Batch, Budget, Done, LoopConfig, NextBatch, Task, autocast, run
+from .samples import Draw, Sampler, Samples, digest_files, make_samples
 
 STAGES = ("first-stage", "experts", "decoder")
 TRUNK = "trunk"
 
 
 def train(
-    stage: str, config: TrainingConfig, data: Path, out: Path, metrics: Path | None, experts: Sequence[str] = ()
+    stage: str, config: TrainingConfig, data: object, out: Path, metrics: Path | None, experts: Sequence[str] = ()
 ) -> None:
     """Train one stage ("first-stage", "experts", "decoder") in `out`, resuming what is there.
 
-    experts: of that stage, numbers from 0 or "trunk", to train alone what other machines need not wait for; all by
-    default. Raises SettingError for a name that does not exist, or where an earlier stage is missing.
+    data: what `data.open_photos` takes. experts: of that stage, numbers from 0 or "trunk", to train alone what other
+    machines need not wait for; all by default. Raises SettingError for a name that does not exist, or where an earlier
+    stage is missing.
     """
     if stage not in STAGES:
         raise SettingError(f"stage {stage!r} is unknown: choose one of {', '.join(STAGES)}")
     if experts and stage != "experts":
         raise SettingError(f"expert {experts[0]} of stage {stage}: only the stage experts has experts")
-    config = launched(config)
+    config = without_restore(apply_launcher(config))
     out.mkdir(parents=True, exist_ok=True)
+    stages = Stages(config, data, out, metrics=metrics)
     if stage == "first-stage":
-        train_first_stage(config, data, out, metrics)
+        stages.train_first_stage()
     elif stage == "experts":
-        train_experts(config, data, out, metrics, experts)
+        stages.train_experts(experts)
     else:
-        train_decoder(config, data, out, metrics)
+        stages.train_decoder()
 
 
-def train_first_stage(config: TrainingConfig, data: Path, out: Path, metrics: Path | None) -> None:
-    """First stage on crops of the images in `data`; then the scale factor that gives its latents unit variance."""
-    stage, folder = config.first_stage, out / "first_stage"
-    crops = _crops(config, data, stage.crop, stage.loop.steps * stage.loop.batch, stage.loop.seed)
-    model, guide = config.model.autoencoder, None
-    if stage.guide_weight:
-        images = torch.stack([crops[i]["hr"] for i in range(min(64, len(crops)))])
-        guide = detail_components(images, model.embed_dim, model.factor)
-    task = FirstStage(model, stage, metrics, guide)
-    _train(task, crops, stage.loop, folder, config)
-    if task.engine.main:
-        unscaled = replace(config.model, autoencoder=replace(config.model.autoencoder, scale_factor=1.0))
-        network = _first_stage(unscaled, out, torch.device("cpu"))
-        with torch.inference_mode():
-            latents = torch.cat([network.encode(crops[i]["hr"][None]).flatten() for i in range(64)])
-        facts: dict[str, object] = {"scale_factor": round(1 / latents.std().item(), 4)}
-        _write(folder / "facts.json", facts)
-        log.info("scale factor %s", facts["scale_factor"])
-    task.engine.wait()
-
-
-def train_experts(
-    config: TrainingConfig, data: Path, out: Path, metrics: Path | None, experts: Sequence[str] = ()
-) -> None:
-    """A trunk on all timesteps if the config has one, then every time expert on its own; or those in `experts`."""
-    stage, model = config.experts, with_facts(config.model, out)
-    names = [*([TRUNK] if stage.trunk else []), *map(str, range(len(model.stages)))]
-    unknown = [name for name in experts if name not in names]
-    if unknown:
-        raise SettingError(f"expert {unknown[0]}: there is no such expert; choose from {', '.join(names)}")
-    wanted = [name for name in names if name in (experts or names)]
-    trunk = out / "trunk" / "trunk_grouped.safetensors"
-    if stage.trunk and TRUNK not in wanted and not trunk.is_file():
-        raise SettingError(f"{trunk}: not found; train the trunk first, with --expert trunk, or copy it here")
-    tensors = _encoded(config, model, data, out)
-    size = (stage.size or stage.crop // 2) // model.autoencoder.factor
-    spans = [(0, model.process.timesteps), *zip((0, *model.stages[:-1]), model.stages)][-len(names) :]
-    for name, span in zip(names, spans):
-        if name not in wanted:
-            continue
-        if name == TRUNK:
-            assert stage.trunk is not None
-            loop, label = stage.trunk, TRUNK
-        else:
-            loop, label = replace(stage.loop, seed=stage.loop.seed + 1 + int(name)), f"stage{name}"
-        task = Expert(model, stage, loop, span, label)
-        if stage.trunk and name != TRUNK:
-            task.branch(weights.load(trunk))
-        items = LatentCrops(tensors, {"x0": 1, "y": 1, "lr": 1}, size, loop.steps * loop.batch, loop.seed)
-        _train(task, items, loop, out / label, config)
-
-
-def _encoded(config: TrainingConfig, model: ModelConfig, data: Path, out: Path) -> dict[str, Stack]:
-    """Latents of HR and upsampled LR images, and the condition at their size, from the disk or made now."""
-    stage, engine = config.experts, Engine()
-    network = _first_stage(model, out, engine.device)
-    crops = _crops(config, data, stage.crop, stage.cache, stage.loop.seed)
-
-    def encode(batch: Batch) -> Batch:
-        lr_up = enlarge(batch["lr"], batch["hr"])
-        with autocast(stage.loop, lr_up.device):
-            x0, y = network.encode(batch["hr"]), network.encode(lr_up)
-        return {"x0": x0, "y": y, "lr": resize_condition(batch["lr"], x0)}
-
-    facts = _facts(config, stage.crop, stage.cache, stage.loop.seed) | {"first stage": digest(_first(out))}
-    return cached(out / "latents", crops, encode, facts, engine)
-
-
-def train_decoder(config: TrainingConfig, data: Path, out: Path, metrics: Path | None) -> None:
-    """Latents sampled by the experts, kept on disk, then the decoder on them."""
-    stage, model = config.decoder, with_facts(config.model, out)
-    tensors = _sampled(config, model, data, out)
-    factor = model.autoencoder.factor
-    size = (stage.size or stage.crop // 2) // factor
-    rates: dict[str, int | Fraction] = {"z": 1, "lr": Fraction(factor, model.scale), "hr": factor}
-    task = FCD(model.autoencoder, stage, _state(_first(out)), metrics, config.first_stage.skip)
-    items = LatentCrops(tensors, rates, size, stage.loop.steps * stage.loop.batch, stage.loop.seed)
-    _train(task, items, stage.loop, out / "decoder", config)
-
-
-def _sampled(config: TrainingConfig, model: ModelConfig, data: Path, out: Path) -> dict[str, Stack]:
-    """Sampled latents with their LR and HR images, from the disk or made now."""
-    stage, engine = config.decoder, Engine()
-    process = from_config(model.process)
-    sampler, spacing = choose_sampler(process.kind, stage.sample_steps, stage.sampler, "auto")
-    timesteps = process.timesteps(stage.sample_steps, spacing)
-    last = process.last(stage.sample_steps, spacing)
-    network = _first_stage(model, out, engine.device)
-    experts = [_expert(model, out, i).to(engine.device) for i in range(len(model.stages))]
-    bank = ExpertBank(model.stages, All(experts))
-
-    def draw(batch: Batch) -> Batch:
-        hr, lr = batch["hr"], batch["lr"]
-        with autocast(stage.loop, lr.device):
-            y = network.encode(enlarge(lr, hr)).float()
-        condition = resize_condition(lr, y)
-
-        def noise(step: int) -> torch.Tensor:
-            return draws.normal(y, batch, stage.loop.seed, f"sample{step}")
-
-        def predict(z: torch.Tensor, t: int) -> torch.Tensor:
-            with bank.stage(t) as expert, autocast(stage.loop, z.device):
-                time = torch.full((len(z),), t, device=z.device)
-                out = expert(process.scale_input(z, t), time, condition)
-            return process.x0(out.float(), z, t, y)
-
-        start = process.prior(noise(-1), y, timesteps[0])
-        z = sample(sampler, predict, process, timesteps, start, noise=noise, last=last, y=y)
-        return {"z": z, "lr": to_bytes(lr), "hr": to_bytes(hr)}
-
-    crops = _crops(config, data, stage.crop, stage.cache, stage.loop.seed + 7)
-    facts = _facts(config, stage.crop, stage.cache, stage.loop.seed)
-    facts |= {"sample_steps": stage.sample_steps, "sampler": sampler}
-    facts |= {"experts": digest(_first(out), *(_averaged_expert(out, i) for i in range(len(model.stages))))}
-    return cached(out / "samples", crops, draw, facts, engine)
-
-
-def with_facts(model: ModelConfig, out: Path) -> ModelConfig:
-    """The model's config with what training its first stage found out. Stage by stage, nothing is told `restore`."""
-    path = out / "first_stage" / "facts.json"
-    if not path.is_file():
-        raise SettingError(f"{path}: not found; train the first stage first")
-    factor = json.loads(path.read_text())["scale_factor"]
-    autoencoder = replace(model.autoencoder, scale_factor=factor, estimator=False)
+def without_restore(config: TrainingConfig) -> TrainingConfig:
+    """The config of a model that is not conditioned on restore: stage by stage nothing estimates it."""
+    model = config.model
     unet = replace(model.unet, restore=False) if isinstance(model.unet, UNetConfig) else model.unet
-    return replace(model, unet=unet, autoencoder=autoencoder)
+    return replace(config, model=replace(model, unet=unet, autoencoder=replace(model.autoencoder, estimator=False)))
 
 
-def _train(
-    task: Task, data: torch.utils.data.Dataset[Batch], loop: LoopConfig, folder: Path, config: TrainingConfig
-) -> None:
-    """`run`, with the whole config beside its results."""
-    if task.engine.main:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "config.json", to_dict(config))
-    run(task, data, loop, folder)
+class Stages:
+    """Trains stages below `out`. engine: one process; None: by accelerate, as the launcher says."""
+
+    def __init__(
+        self, config: TrainingConfig, data: object, out: Path, *, metrics: Path | None = None,
+        engine: Engine | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.data, self.out, self.metrics, self._engine = config, data, out, metrics, engine
+
+    @cached_property
+    def images(self) -> Images:
+        """The training images: on the device where one process trains, else in the memory that loaders share."""
+        return read_images(self.data, self._engine.device if self._engine else "cpu")
+
+    def adapt_loop(self, loop: LoopConfig) -> LoopConfig:
+        """The loop as this run trains it."""
+        return loop
+
+    def make_engine(self, loop: LoopConfig) -> Engine:
+        """What computes a stage."""
+        return self._engine or LaunchedEngine(loop.accumulate, loop.precision)
+
+    def open_source(self, crop: int, loop: LoopConfig) -> BatchSource:
+        """Batches of crops of `crop` pixels: whole ones on the device, or single items for loaders."""
+        device, batch = (self._engine.device, loop.batch) if self._engine else ("cpu", 1)
+        return BatchSource(
+            self.images, crop=crop, scale=self.config.model.scale, batch=batch, recipe=self.config.degradation,
+            device=device, seed=loop.seed,
+        )  # fmt: skip
+
+    def batches(self, source: BatchSource, loop: LoopConfig, engine: Engine) -> NextBatch:
+        """The batches of a source in the parts that this process computes."""
+        if self._engine:
+            return lambda step: [source.next(step)]
+        return Loader(Items(lambda k: {name: value[0] for name, value in source.next(k).items()}), loop, engine)
+
+    def run(self, task: Task, batches: NextBatch, name: str, budget: Budget | None = None) -> Done:
+        """Train a task in the folder of that name, with the whole config beside its results."""
+        folder = self.out / name
+        if task.engine.main:
+            folder.mkdir(parents=True, exist_ok=True)
+            weights.write_json(folder / "config.json", to_dict(self.config))
+        return run(task, batches, task.loop, folder, budget)
+
+    def train_first_stage(self, budget: Budget | None = None) -> None:
+        """The first stage, and the scale factor that gives its latents unit variance."""
+        loop = self.adapt_loop(self.config.first_stage.loop)
+        stage, engine = replace(self.config.first_stage, loop=loop), self.make_engine(loop)
+        source = self.open_source(stage.crop, loop)
+        model, some, guide = self.config.model.autoencoder, source.next(0, 64)["hr"], None
+        if stage.guide_weight:
+            guide = detail_components(some, model.embed_dim, model.factor)
+        task = FirstStage(model, stage, engine, metrics=self.metrics, guide=guide)
+        self.run(task, self.batches(source, loop, engine), "first_stage", budget)
+        if engine.main:
+            network = self.load_first_stage(replace(model, scale_factor=1.0)).to(some.device)
+            with torch.inference_mode():
+                latents = torch.cat([network.encode(image[None]).flatten() for image in some])
+            facts = {"scale_factor": round(1 / latents.std().item(), 4)}
+            weights.write_json(self.out / "first_stage" / "facts.json", facts)
+        engine.wait()
+
+    def train_experts(self, experts: Sequence[str] = ()) -> None:
+        """A trunk on all timesteps if the config has one, then every time expert on its own; or those in `experts`."""
+        stage, model = self.config.experts, self.model
+        names = [*([TRUNK] if stage.trunk else []), *map(str, range(len(model.stages)))]
+        unknown = [name for name in experts if name not in names]
+        if unknown:
+            raise SettingError(f"expert {unknown[0]}: there is no such expert; choose from {', '.join(names)}")
+        wanted = [name for name in names if name in (experts or names)]
+        trunk = self.out / TRUNK / f"{TRUNK}_grouped.safetensors"
+        if stage.trunk and TRUNK not in wanted and not trunk.is_file():
+            raise SettingError(f"{trunk}: not found; train the trunk first, with --expert trunk, or copy it here")
+        for name in wanted:
+            self.train_expert(name)
+
+    def train_expert(self, name: str, budget: Budget | None = None) -> None:
+        """One expert by its number, from the trunk if the config has one; or the trunk."""
+        stage, model = self.config.experts, self.model
+        if name == TRUNK:
+            loop, label, span = self.adapt_loop(stage.trunk or stage.loop), TRUNK, (0, model.process.timesteps)
+        else:
+            starts = (0, *model.stages[:-1])
+            loop = self.adapt_loop(replace(stage.loop, seed=stage.loop.seed + 1 + int(name)))
+            label, span = f"stage{name}", (starts[int(name)], model.stages[int(name)])
+        branches = stage.trunk is not None and name != TRUNK
+        trunk = weights.load(self.out / TRUNK / f"{TRUNK}_grouped.safetensors") if branches else None
+        engine = self.make_engine(loop)
+        task = Expert(model, stage, loop, engine, span=span, name=label, trunk=trunk)
+        batches = self.batches(self.open_source(self.expert_crop, loop), loop, engine)
+        network = self.load_first_stage(model.autoencoder).to(engine.device)
+
+        def encode(step: int) -> list[Batch]:
+            return [self._encode(network, part, loop, engine.device) for part in batches(step)]
+
+        self.run(task, encode, label, budget)
+
+    @property
+    def expert_crop(self) -> int:
+        """Side in pixels of the crops that experts are trained on."""
+        return self.config.experts.crop
+
+    def _encode(self, network: Autoencoder, batch: Batch, loop: LoopConfig, device: torch.device) -> Batch:
+        """A batch with latents of HR and upsampled LR images, and with restore at fidelity 0 if the model takes it."""
+        batch = {k: v if k == "index" else v.to(device, non_blocking=True) for k, v in batch.items()}
+        with torch.no_grad(), autocast(loop, device):
+            x0, y = (network.encode(image).float() for image in (batch["hr"], enlarge(batch["lr"], batch["hr"])))
+        found = {**batch, "x0": x0, "y": y, "lr": resize_condition(batch["lr"], x0)}
+        if getattr(self.config.model.unet, "restore", False):
+            restore = batch["restore"].float()
+            found["settings"] = torch.stack([restore, torch.zeros_like(restore)], dim=1)
+        return found
+
+    def train_decoder(self) -> None:
+        """Latents sampled by the experts, kept on disk, then the decoder on them."""
+        stage, model = self.config.decoder, self.model
+        engine = self.make_engine(stage.loop)
+        samples = self._sample(model, engine)
+        state = weights.load(self.out / "first_stage" / "first_stage.safetensors")
+        task = FCD(
+            model.autoencoder, stage, engine, first_stage=state, metrics=self.metrics,
+            skipped=self.config.first_stage.skip,
+        )  # fmt: skip
+        self.run(task, Loader(Items(samples), stage.loop, engine), "decoder")
+
+    def _sample(self, model: ModelConfig, engine: Engine) -> Samples:
+        """Sampled latents with their LR and HR images, from the disk or made now; processes share the work."""
+        stage, folder = self.config.decoder, self.out / "samples"
+        experts = [self._expert_file(i) for i in range(len(model.stages))]
+        facts = {
+            "crop": stage.crop, "cache": stage.cache, "seed": stage.loop.seed, "degradation": self.config.degradation,
+            "sample_steps": stage.sample_steps, "experts": digest_files([self._first_stage_file, *experts]),
+        }  # fmt: skip
+
+        def make() -> Draw:
+            source = self.open_source(stage.crop, replace(stage.loop, seed=stage.loop.seed + 7))
+            sampler = Sampler(model, self.load_first_stage(model.autoencoder), experts, stage.loop, engine.device)
+            return lambda indices: sampler.draw(source, indices, stage.sample_steps)
+
+        return Samples(make_samples(folder, stage.cache, facts, make, engine), stage.cache, stage.loop.seed)
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model's config with the scale factor of the first stage that was trained."""
+        path = self.out / "first_stage" / "facts.json"
+        if not path.is_file():
+            raise SettingError(f"{path}: not found; train the first stage first")
+        factor = json.loads(path.read_text())["scale_factor"]
+        return replace(self.config.model, autoencoder=replace(self.config.model.autoencoder, scale_factor=factor))
+
+    @property
+    def _first_stage_file(self) -> Path:
+        return self.out / "first_stage" / "first_stage.safetensors"
+
+    def load_first_stage(self, autoencoder: AutoencoderConfig) -> Autoencoder:
+        """The first stage that was trained, as it encodes; the config's scale factor counts."""
+        state = weights.load(self._first_stage_file)
+        refine = any(k.startswith("decoder.unet_1.") for k in state)
+        alone = replace(autoencoder, lr_fusion=False, lr_skip=False, refine=refine, estimator=False)
+        network = Autoencoder(alone)
+        network.load_state_dict(state)
+        return network.eval().requires_grad_(False)
+
+    def _expert_file(self, index: int) -> Path:
+        path = self.out / f"stage{index}" / f"stage{index}.safetensors"
+        if not path.is_file():
+            raise SettingError(f"{path}: not found; train expert {index} first, or copy it here from another machine")
+        return path
 
 
-def _write(path: Path, values: dict[str, object]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(partial, path)
+def export(config: TrainingConfig, folder: Path, path: Path) -> Path:
+    """Write a run's averaged experts and its decoder as a fp16 safetensors file that `moesr.load` opens."""
+    model = Stages(without_restore(config), None, folder).model
+    experts = [weights.load(folder / f"stage{i}" / f"stage{i}.safetensors") for i in range(len(model.stages))]
+    return write_model(path, model, experts, weights.load(folder / "decoder" / "decoder.safetensors"))
 
 
-def _crops(config: TrainingConfig, data: Path, crop: int, length: int, seed: int) -> PhotoCrops:
-    scale = config.model.scale
-    return PhotoCrops(data, crop, scale, degradation(config.degradation, scale), length, seed)
-
-
-def _facts(config: TrainingConfig, crop: int, cache: int, seed: int) -> dict[str, object]:
-    """What cached items depend on."""
-    named = {"crop": crop, "cache": cache, "seed": seed}
-    return {**named, "scale": config.model.scale, "degradation": config.degradation}
-
-
-def _first(out: Path) -> Path:
-    return out / "first_stage" / "first_stage.safetensors"
-
-
-def _averaged_expert(out: Path, index: int) -> Path:
-    path = out / f"stage{index}" / f"stage{index}.safetensors"
-    if not path.is_file():
-        raise SettingError(f"{path}: not found; train expert {index} first, or copy it here from another machine")
+def write_model(
+    path: Path, model: ModelConfig, experts: Sequence[Mapping[str, Tensor]], autoencoder: Mapping[str, Tensor],
+    facts: Mapping[str, str] | None = None,
+) -> Path:  # fmt: skip
+    """Write a model in fp16, with `facts` in its header. Raises NumericsError for weights that are no numbers."""
+    if not all(weights.finite(part) for part in (*experts, autoencoder)):
+        raise NumericsError(f"{path}: weights that are not numbers; train from the last good state again")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_model(path, model, experts, autoencoder, torch.float16, facts)
     return path
-
-
-def _state(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise SettingError(f"{path}: not found; train the stage before this one first")
-    return weights.load(path)
-
-
-def _first_stage(model: ModelConfig, out: Path, device: torch.device) -> Autoencoder:
-    state = _state(_first(out))
-    refine = any(k.startswith("decoder.unet_1.") for k in state)
-    network = Autoencoder(replace(model.autoencoder, lr_fusion=False, lr_skip=False, refine=refine))
-    network.load_state_dict(state)
-    return network.eval().requires_grad_(False).to(device)
-
-
-def _expert(model: ModelConfig, out: Path, index: int) -> UNet | SwinUNet:
-    network = denoiser(averaged(model.unet))
-    network.load_state_dict(_state(_averaged_expert(out, index)))
-    return network.eval().requires_grad_(False)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,16 +16,16 @@ from ..diffusion.process import from_config
 from ..diffusion.samplers import sample
 from ..errors import SettingError
 from ..evaluation.lpips import LPIPS
-from ..images.resize import resize
 from ..networks.autoencoder import Autoencoder
 from ..networks.denoiser import denoiser
 from ..networks.space_moe import average_experts, exchange_weights
 from . import losses
 from .adversary import FeatureDiscriminator, augment_pair
-from .ema import EMA
+from .board import join_images
+from .decoder import freeze_norms
 from .engine import Engine
-from .latents import enlarge, resize_condition
-from .loop import Batch, LoopConfig, Stateful, autocast, rate
+from .first_stage import enlarge, resize_condition
+from .loop import Batch, LoopConfig, Task, autocast
 
 #: Taps of LPIPS's VGG whose features the adversary judges, at 1/2 to 1/8 of the resolution, and their widths.
 TAPS, VGG_WIDTHS = slice(1, 4), (128, 256, 512)
@@ -77,29 +76,27 @@ class UnrolledConfig:
     gamma: float = 0.999
 
 
-class Unrolled:
-    """Trains every expert and the decoder. Batches hold hr, lr and restore. See loop.Task.
+class Unrolled(Task):
+    """Trains every expert and the decoder. Batches hold hr, lr and restore.
 
     experts, autoencoder: averaged weights to start from. What they lack, because an older model has no such part,
     starts as new: settings, LR fusion, refinement. estimator: the trained estimator of restore, which stays as it is.
     Raises SettingError for weights of another model.
     """
 
-    name = "unrolled"
-
     def __init__(
         self,
         model: ModelConfig,
         config: UnrolledConfig,
+        engine: Engine,
         *,
         experts: Sequence[Mapping[str, Tensor]],
         autoencoder: Mapping[str, Tensor],
         estimator: Mapping[str, Tensor] | None,
         metrics: str | Path | None,
-        engine: Engine,
     ) -> None:
         torch.manual_seed(config.loop.seed)
-        self.model, self.config, self.engine = model, config, engine
+        self.model, self.config = model, config
         self.process = from_config(model.process)
         self.autoencoder = Autoencoder(model.autoencoder)
         _load(self.autoencoder, autoencoder, ("estimator.", "decoder.fusion_layer_1.", "decoder.unet_1."))
@@ -112,61 +109,53 @@ class Unrolled:
             self.autoencoder.estimator.load_state_dict(dict(estimator))
         for module in (self.autoencoder.decoder, self.autoencoder.post_quant_conv):
             module.requires_grad_(True)
-        self.networks = nn.ModuleDict({"autoencoder": self.autoencoder, "experts": self.experts})
-        self.parameters = [p for p in self.networks.parameters() if p.requires_grad]
+        networks = nn.ModuleDict({"autoencoder": self.autoencoder, "experts": self.experts})
         self.distances = {name: LPIPS(name, metrics) for name in config.lpips}
-        self.adversary = FeatureDiscriminator(VGG_WIDTHS) if "vgg" in config.lpips else None
-        self.optimiser = torch.optim.AdamW(self.parameters, config.loop.lr, betas=(0.9, 0.99), weight_decay=0)
-        self.ema = EMA(self.networks, config.ema)
-        self.parts: dict[str, Stateful] = {"networks": self.networks, "optimiser": self.optimiser, "ema": self.ema}
-        self.opponent: torch.optim.Optimizer | None = None
-        if self.adversary is not None:
-            self.opponent = torch.optim.AdamW(
-                self.adversary.parameters(), config.loop.lr, betas=(0.5, 0.9), weight_decay=0
-            )
-            self.parts |= {"adversary": self.adversary, "opponent": self.opponent}
-
-    def to(self, device: torch.device) -> None:
-        for module in (self.networks, *self.distances.values(), *([self.adversary] if self.adversary else [])):
-            module.to(device)
-        self.ema.to(device)
+        super().__init__(
+            config.loop, engine, networks, ema=config.ema, betas=(0.9, 0.99),
+            parameters=[p for p in networks.parameters() if p.requires_grad],
+            adversary=FeatureDiscriminator(VGG_WIDTHS) if "vgg" in config.lpips else None,
+            measures=list(self.distances.values()),
+        )  # fmt: skip
+        #: Called where a stage exports.
+        self.on_export: Callable[[], object] = lambda: None
 
     def step(self, batch: Batch, index: int) -> dict[str, float]:
         config = self.config
-        optimisers = [self.optimiser, *([self.opponent] if self.opponent else [])]
-        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-            group["lr"] = rate(config.loop, index)
+        self.set_rate(index)
         if index >= config.freeze_norms:
             freeze_norms(self.autoencoder)
         fidelity = self._draw_fidelity()
-        report: dict[str, float] = {}
-        restore = self._tell_restore(batch)
+        restore = self._draw_restore(batch)
         timesteps = self._timesteps(float(torch.rand(())) < config.jitter)
         with autocast(config.loop, batch["hr"].device):
             out, smooth = self.predict(batch, restore, fidelity, timesteps)
-        loss = config.smooth * smooth + self._pixel_loss(out, batch, fidelity, report)
+        loss, report = losses.pixel_loss(
+            out, batch, l1=config.l1 + (config.l1_faithful - config.l1) * fidelity, frequency=config.frequency,
+            grid=config.grid, consistency=config.consistency,
+        )  # fmt: skip
+        report[f"l1_{'faithful' if fidelity == 1 else 'other'}"] = report.pop("l1")
+        loss = config.smooth * smooth + loss
         report["smooth"] = smooth.item()
         against = None
         if fidelity < 1:
             perceptual, against = self._perceptual_loss(out, batch["hr"], index, report)
             loss = loss + (1 - fidelity) * perceptual
         self.engine.backward(loss)
-        steps: list[tuple[torch.optim.Optimizer, list[nn.Parameter] | None]] = [(self.optimiser, self.parameters)]
-        if against is not None and self.opponent is not None:
-            report["adversary"] = self._oppose(*against)
-            steps.append((self.opponent, None))
-        if self.engine.step(*steps):
-            for expert in self.experts:
-                exchange_weights(expert, config.gamma)
-            self.ema.update(self.networks)
+        if against is not None:
+            report["adversary"] = self.oppose([torch.cat(pair) for pair in against])
+        self.finish(against is not None)
         return report
+
+    def end_step(self) -> None:
+        for expert in self.experts:
+            exchange_weights(expert, self.config.gamma)
 
     def predict(self, batch: Batch, restore: Tensor, fidelity: float, timesteps: list[int]) -> tuple[Tensor, Tensor]:
         """Images [B, 3, H, W] as `upscale` makes them, and how far bicubic images are from their decoded latents.
 
-        The second is 0 at fidelity 1, where the decoder may make detail from the LR image.
-
-        restore: [B]. The noise of all steps is weaker by the fidelity, so that at 1 the result has no randomness.
+        The second is 0 at fidelity 1, where the decoder may make detail from the LR image. restore: [B]. The noise of
+        all steps is weaker by the fidelity, so that at 1 the result has no randomness.
         """
         lr = batch["lr"]
         lr_up = enlarge(lr, batch["hr"])
@@ -220,32 +209,17 @@ class Unrolled:
         return 1.0 if kind < self.config.generative + self.config.faithful else float(torch.rand(()))
 
     @torch.no_grad()
-    def _tell_restore(self, batch: Batch) -> Tensor:
-        """How degraded the LR images are, as the experts are told [B]: the truth, or for half an estimate."""
+    def _draw_restore(self, batch: Batch) -> Tensor:
+        """How degraded the LR images are, as the experts are given it [B]: the truth, or for half an estimate."""
         truth = batch["restore"].float()
         if not self.model.autoencoder.estimator:
             return truth
         return torch.where(torch.rand_like(truth) < 0.5, truth, self.autoencoder.estimate_restore(batch["lr"]))
 
-    def _pixel_loss(self, out: Tensor, batch: Batch, fidelity: float, report: dict[str, float]) -> Tensor:
-        config, hr, size = self.config, batch["hr"], (batch["lr"].shape[-2], batch["lr"].shape[-1])
-        l1 = F.l1_loss(out, hr)
-        consistency = F.l1_loss(resize(out, size), resize(hr, size))
-        report[f"l1_{'faithful' if fidelity == 1 else 'other'}"] = l1.item()
-        weight = config.l1 + (config.l1_faithful - config.l1) * fidelity
-        loss = weight * l1 + config.consistency * consistency
-        if config.frequency:
-            loss = loss + config.frequency * losses.focal_frequency_loss(out, hr)
-        if config.grid and min(out.shape[-2:]) >= 64:
-            grid = losses.grid(out)
-            report["grid"] = grid.item()
-            loss = loss + config.grid * grid
-        return loss
-
     def _perceptual_loss(
         self, out: Tensor, hr: Tensor, index: int, report: dict[str, float]
-    ) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]] | None]:
-        """LPIPS at a random offset and what the adversary says; and the features that it is to tell apart, if any.
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]] | None]:
+        """LPIPS at a random offset and what the adversary says; and the features, true and fake, that it learns from.
 
         VGG sees both images in the same random colours, place and with the same hole (DiffAugment), so that the
         adversary cannot learn the training images by heart; LPIPS-vgg is taken there too, which costs nothing more.
@@ -262,50 +236,32 @@ class Unrolled:
                 loss = loss + config.lpips[name] * value
                 report[name] = value.item()
                 if name == "vgg" and self.adversary is not None and index >= config.adversary_start:
-                    self.adversary.requires_grad_(False)
-                    loss = loss - config.adversary * self.adversary(fake[TAPS]).mean()
-                    self.adversary.requires_grad_(True)
-                    against = [x.detach() for x in fake[TAPS]], true[TAPS]
+                    loss = loss - config.adversary * self.judge(fake[TAPS])
+                    against = [(x, y.detach()) for x, y in zip(true[TAPS], fake[TAPS])]
         return loss, against
-
-    def _oppose(self, fake: list[Tensor], true: list[Tensor]) -> float:
-        """Gradients of the adversary; its hinge loss, 1 where it cannot tell."""
-        assert self.adversary is not None
-        with autocast(self.config.loop, fake[0].device):
-            scores = self.adversary([torch.cat(pair) for pair in zip(true, fake)])
-        loss = losses.hinge_discriminator(*scores.chunk(2))
-        self.engine.backward(loss)
-        return loss.item()
 
     def pictures(self, batch: Batch) -> Tensor:
         """LR images, results at fidelity 0 and 1 with the averaged weights, HR images: [B, 3, H, 4 W]."""
-        kept = {k: v.clone() for k, v in self.networks.state_dict().items()}
-        self.networks.load_state_dict(self.ema.weights(self.networks))
+        kept = {k: v.clone() for k, v in self.network.state_dict().items()}
+        self.network.load_state_dict(self.ema.weights(self.network))
         try:
-            with ExitStack() as stack:
-                stack.enter_context(torch.no_grad())
-                stack.enter_context(autocast(self.config.loop, batch["hr"].device))
+            with torch.no_grad(), autocast(self.config.loop, batch["hr"].device):
                 restore = self.autoencoder.estimate_restore(batch["lr"])
                 timesteps = self._timesteps(False)
                 results = [self.predict(batch, restore, w, timesteps)[0] for w in (0.0, 1.0)]
         finally:
-            self.networks.load_state_dict(kept)
-        lr = F.interpolate(batch["lr"], size=batch["hr"].shape[-2:], mode="nearest")
-        return torch.cat([lr, *(out.float().clamp(-1, 1) for out in results), batch["hr"]], dim=-1)
+            self.network.load_state_dict(kept)
+        return join_images(batch, *results)
+
+    def export(self, folder: Path) -> None:
+        self.on_export()
 
     def weights(self) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Averaged weights as they are used: of each expert, its space experts averaged too, and of the autoencoder."""
-        state = self.ema.weights(self.networks)
+        state = self.ema.weights(self.network)
         parts = [*(f"experts.{i}." for i in range(len(self.experts))), "autoencoder."]
         split = [{k.removeprefix(part): v for k, v in state.items() if k.startswith(part)} for part in parts]
         return [average_experts(expert) for expert in split[:-1]], split[-1]
-
-
-def freeze_norms(network: nn.Module) -> None:
-    """Batch norms use and keep the statistics they have."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
 
 
 def _grouped(state: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
-"""Weights that training stages hand to one another, as safetensors written under a temporary name."""
+"""Files that training stages hand to one another, written under a temporary name."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,6 +24,13 @@ def load(path: Path) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
 
 
-def finite(weights: dict[str, Tensor]) -> bool:
+def finite(weights: Mapping[str, Tensor]) -> bool:
     """Whether every weight is a number."""
     return all(bool(torch.isfinite(v).all()) for v in weights.values() if v.is_floating_point())
+
+
+def write_json(path: Path, values: Mapping[str, object]) -> None:
+    """Write values as JSON; the file appears whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(partial, path)

@@ -136,7 +136,7 @@ def make_answer(job: Job) -> dict[str, Any]:
 def describe_request() -> dict[str, Any]:
     """The JSON schema of a request: the table of settings."""
     image = {"type": "string", "format": "byte", "description": "A picture file in base64, or a data: address."}
-    model = {"type": "string", "description": LOADING["model"].sentence, "default": LOADING["model"].default}
+    model = {"type": "string", "description": "A name in the library.", "default": LOADING["model"].default}
     settings = {name: SETTINGS[name].describe() for name in RUN_SETTINGS}
     return {
         "title": "MoESR", "type": "object", "required": ["image"], "additionalProperties": False,

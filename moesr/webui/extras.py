@@ -28,7 +28,8 @@ class MoESRExtras(webui_api.scripts_postprocessing.ScriptPostprocessing):
     def ui(self) -> dict[str, Any]:
         """Controls by the names of process()'s arguments."""
         default = engine().choose_default()
-        own = own_values(engine().facts.read_config(default))
+        config = engine().facts.read_config(default)
+        own = {**own_values(config), "scale": {"value": config.scale}, "restore": {}}
         with webui_api.ui_components.InputAccordion(False, label="MoESR", elem_id="extras_moesr") as enabled:
             model = make(
                 gradio().Dropdown, list(list_models()), value=default, label="Model", elem_id="extras_moesr_model"
@@ -38,7 +39,8 @@ class MoESRExtras(webui_api.scripts_postprocessing.ScriptPostprocessing):
                 with webui_api.ui_components.FormRow():
                     for name in row:
                         elem_id = f"extras_moesr_{name}"
-                        controls[name] = make_control(name, elem_id=elem_id, info=None, **own.get(name, {}))
+                        options = {"info": None, **own.get(name, {})}
+                        controls[name] = make_control(name, elem_id=elem_id, **options)
         return controls
 
     def process_firstpass(self, pp: Any, enabled: bool = False, scale: float | None = None, **_: Any) -> None:

@@ -30,8 +30,8 @@ def add() -> None:
         if name == "fidelity":
             kind, options["choices"] = "Dropdown", ["auto", *NUMBERS[name]]
             options = {part: options[part] for part in ("label", "value", "info", "choices")}
-        told = [options.pop(part) for part in ("label", "value", "info")]
-        page[key] = _option(key, f"{told[0]} of the upscalers", getattr(gr, kind), options).info(told[2])
+        label, _, info = (options.pop(part) for part in ("label", "value", "info"))
+        page[key] = _option(key, f"{label} of the upscalers", getattr(gr, kind), options).info(info)
     page |= {
         "moesr_dtype": _option(
             "moesr_dtype", "Precision", gr.Radio, {"choices": list(LOADING["dtype"].choices)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import api, decoder, engine, options, tab, webui_api
+from . import api, decoder, engine, options, tab, upscaler, webui_api
 
 
 def start() -> None:
@@ -12,6 +12,7 @@ def start() -> None:
     callbacks.on_ui_tabs(tab.add)
     callbacks.on_after_component(tab.watch)
     callbacks.on_app_started(api.attach)
+    callbacks.on_app_started(lambda *_: webui_api.wrap_extras_upscaling(upscaler.process_extras))
     callbacks.on_model_loaded(decoder.attach)
     callbacks.on_script_unloaded(stop)
 

@@ -58,18 +58,23 @@ def add() -> list[tuple[Any, str, str]]:
     built = build(job_queue(), TITLE)
     transfers = Transfers(job_queue())
     with built.blocks:
-        with make(gr.Row, elem_id="moesr-send"):
-            sends = {target: make(gr.Button, f"Send to {target}", elem_id=f"moesr-send-{target}") for target in TARGETS}
+        with built.after:
+            sends = {
+                target: make(gr.Button, f"Send to {target}", size="sm", elem_id=f"moesr-send-{target}", min_width=90)
+                for target in TARGETS
+            }
         # Parts that the host's own way of sending pictures needs; style.css hides them, as the browser leaves out
         # events of those that are invisible to Gradio.
         received = make(gr.Image, type="pil", label="received", elem_id="moesr-received", image_mode="RGBA")
         result = make(gr.Image, type="pil", label="result", elem_id="moesr-result", image_mode="RGBA")
         parameters = make(gr.Textbox, "", label="parameters", elem_id="moesr-parameters")
-        shown = make(gr.Textbox, "", label="shown", elem_id="moesr-shown")
+        address = make(gr.Textbox, "", label="address", elem_id="moesr-address")
         with make(gr.Row, elem_id="moesr-pastes"):
             pastes = {target: make(gr.Button, target, elem_id=f"moesr-paste-{target}") for target in TARGETS}
         for target, button in sends.items():
-            sent = on(button.click, transfers.send, [shown], [result, parameters], js="moesr_shown", queue=False)
+            sent = on(
+                button.click, transfers.send, [address], [result, parameters], js="() => [moesrAddress()]", queue=False
+            )  # fmt: skip
             on(sent.then, None, js=f"() => moesr_paste('{target}')", queue=False)
         on(received.change, transfers.receive, [received], [built.files, received], queue=False)
     for target, button in pastes.items():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from ..hosting.runner import Stopped
 from ..settings import result_size
 from . import webui_api
 from .engine import engine, list_models
+from .infotext import list_facts
 from .run import read_options, upscale_now
 
 log = logging.getLogger(__name__)
@@ -24,6 +27,38 @@ def make_title(name: str, scale: int) -> str:
     known = re.search(r"(\d)[xX]|[xX](\d)", name)
     fits = known is not None and str(scale) in (known[1], known[2])
     return f"MoESR {name}" if fits else f"MoESR {name} x{scale}"
+
+
+@dataclass
+class ExtrasRun:
+    """The host's own upscaling in Extras, which works on one picture at a time."""
+
+    #: The results of two upscalers are blended.
+    blends: bool
+    #: What our upscaler says of its result.
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+#: The one at work, None outside of Extras.
+_extras: ExtrasRun | None = None
+
+
+def process_extras(process: Callable[..., None], pp: Any, **arguments: Any) -> None:
+    """In place of `process` of the host's upscaling in Extras: results fit for a blend, and facts in the infotext."""
+    global _extras
+    first, second = (arguments.get(f"upscaler_{number}_name") for number in (1, 2))
+    blends = second not in (None, "None") and bool(arguments.get("upscaler_2_visibility"))
+    if not is_ours(first) and not (blends and is_ours(second)):
+        process(pp, **arguments)
+        return
+    _extras = run = ExtrasRun(blends)
+    webui_api.forget_upscaled(process)
+    try:
+        process(pp, **arguments)
+    finally:
+        _extras = None
+        webui_api.forget_upscaled(process)
+    pp.info.update(run.facts)
 
 
 class UpscalerMoESR(webui_api.upscaler.Upscaler):
@@ -51,13 +86,20 @@ class UpscalerMoESR(webui_api.upscaler.Upscaler):
         Raises MoESRError, which the host shows: for a model whose file has gone, for instance.
         """
         height, width = result_size(img.height, img.width, scale)
-        if scale < 1:
-            return img.resize((width, height), Image.Resampling.LANCZOS)
-        try:
-            return upscale_now(img, self._find_name(selected_model), {**read_options(), "scale": scale})[0]
-        except Stopped:
-            log.info("MoESR: interrupted; this picture is enlarged without a model")
-            return img.resize((width, height), Image.Resampling.LANCZOS)
+        larger, facts = img, {}
+        if scale >= 1:
+            try:
+                settings = {**read_options(), "scale": scale}
+                larger, record = upscale_now(img, self._find_name(selected_model), settings)
+                facts = list_facts(record)
+            except Stopped:
+                log.info("MoESR: interrupted; this picture is enlarged without a model")
+                facts = {"MoESR": "interrupted, enlarged without a model"}
+        if _extras is not None:
+            _extras.facts |= facts
+            if _extras.blends:  # the other upscaler gives what the host asks for: whole eights
+                width, height = (max(8, int(side * scale) // 8 * 8) for side in img.size)
+        return larger if larger.size == (width, height) else larger.resize((width, height), Image.Resampling.LANCZOS)
 
     def do_upscale(self, img: Image.Image, selected_model: str | None = None) -> Image.Image:
         """The image at the model's own scale, for extensions that call this by themselves."""

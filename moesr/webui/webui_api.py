@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,7 @@ from modules import (
 from PIL import Image
 
 from ..hosting.runner import Stopped
+from ..images.files import read_text
 from ..settings import LOADING, SETTINGS
 
 __all__ = [
@@ -176,13 +178,26 @@ def disable_autocast() -> Any:
     return torch.autocast(kind, enabled=False) if kind in ("cuda", "cpu") else nullcontext()
 
 
+def wrap_extras_upscaling(wrapper: Callable[..., None]) -> None:
+    """The host's own upscaling in Extras calls `wrapper(process, pp, **arguments)` in place of process(...)."""
+    for script in scripts.scripts_postproc.scripts_in_preferred_order():
+        if script.name == "Upscale" and "process" not in vars(script):
+            script.process = partial(wrapper, script.process)
+
+
+def forget_upscaled(process: Any) -> None:
+    """The host keeps results of its upscaling in Extras by upscaler and size; ours depend on our settings too."""
+    function = getattr(process, "__func__", process)
+    getattr(function, "__globals__", {}).get("upscale_cache", {}).clear()
+
+
 def save_result(path: Path, info: str, texts: Mapping[str, str], source: Path) -> None:
     """Put a result where the host keeps those of Extras, in its format and under its kind of name.
 
     info: what was done, for the host's PNG info. texts: further chunks. source: the picture it was made from, whose
     generation parameters go on with the result.
     """
-    known = dict(texts)
+    known = {**read_text(path), **texts}  # prompt, workflow and other texts of the source are in the result
     with Image.open(source) as image:
         parameters, _ = images.read_info_from_image(image)
     if parameters:

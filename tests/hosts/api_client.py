@@ -15,9 +15,10 @@ from typing import Any
 
 import gradio_client  # type: ignore[import-not-found]  # of make test-hosts
 
-NAMES = ("model", "scale", "steps", "fidelity", "color_fix", "seed", "tile", "wrap", "sampler", "eta")
-DEFAULTS = {"scale": 4, "fidelity": 1, "color_fix": "adain", "seed": 0, "tile": "auto", "wrap": False,
-            "sampler": "auto", "eta": 1}  # fmt: skip
+NAMES = ("model", "scale", "steps", "fidelity", "color_fix", "seed", "tile", "wrap", "sampler", "eta", "restore",
+         "spacing")  # fmt: skip
+DEFAULTS = {"scale": 4, "fidelity": "auto", "color_fix": "adain", "seed": 0, "tile": "auto", "wrap": False,
+            "sampler": "auto", "eta": 1, "restore": "auto", "spacing": "auto"}  # fmt: skip
 
 
 def submit(client: Any, job: dict[str, Any]) -> Any:

@@ -139,9 +139,9 @@ def test_someone_who_leaves_does_not_hold_up_the_line(nano: Path, served: Served
     with browser() as chrome, visiting(chrome, served.url) as second:
         with visiting(chrome, served.url) as first:
             first.drop(large)
-            first.set(steps=250)
+            first.set(steps=20)
             first.start()
-            first.wait_for("Sampling")
+            first.wait_for("Sharpening")
             second.drop(small)
             second.set(steps=1)
             second.start()

@@ -89,7 +89,7 @@ def test_hostile_pictures_in_the_browser(nano: Path, served: Served, good: Path,
         visitor.start()
         assert visitor.finish().startswith("Done: 1 picture")
         assert visitor.page.title() != "owned"
-        assert visitor.page.locator("#moesr-results img[src=x], #moesr-chosen img").count() == 0
+        assert visitor.page.locator("#moesr-results img[src=x], #moesr-chosen img[src=x]").count() == 0
 
 
 def test_documents_run_no_script(nano: Path, served: Served, tmp_path: Path) -> None:

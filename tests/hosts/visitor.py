@@ -17,7 +17,7 @@ from tests.hosts.setup_browser import chromium
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 SHOTS = os.environ.get("MOESR_PAGE_SHOTS", "")
 #: Words of a job that is no longer in line.
-AT_WORK = ("Loading", "Reading", "Sampling", "Decoding", "Saving", "Done")
+AT_WORK = ("Loading", "Reading", "Sharpening", "Drawing", "Saving", "Done")
 SECONDS = 240.0  # that anything may take; a busy machine is slow
 # Remembers all that the progress said, and when: a look from outside now and then would miss most of it.
 RECORD = """() => {
@@ -28,11 +28,12 @@ RECORD = """() => {
     const words = told ? [...told.querySelectorAll("span")].map(e => e.textContent) : [];
     const entry = {
       at: Date.now(), percent: bar ? Number(bar.getAttribute("aria-valuenow")) : null,
-      words: words[0] || (told ? told.textContent : ""), left: words[1] || "",
-      preview: !!place.querySelector(".moesr-preview"), timeline: !!place.querySelector(".moesr-timeline"),
+      words: words[0] || (told ? told.textContent : ""), details: words[1] || "",
+      preview: !!place.querySelector(".moesr-preview"), plan: !!place.querySelector(".moesr-plan"),
     };
     const last = window.seen[window.seen.length - 1];
-    if (!last || last.words !== entry.words || last.percent !== entry.percent || last.preview !== entry.preview)
+    if (!last || last.words !== entry.words || last.details !== entry.details ||
+        last.percent !== entry.percent || last.preview !== entry.preview)
       window.seen.push(entry);
   };
   look();
@@ -109,6 +110,12 @@ class Visitor:
             part = self.page.locator(f"#moesr-{name.replace('_', '-')}").first
             if isinstance(value, bool):
                 part.locator("input[type=checkbox]").set_checked(value)
+            elif name == "scale":
+                self.page.locator("#moesr-size input[value=Times]").check(force=True)
+                part.locator("input[type=number]").wait_for()
+                self.page.wait_for_timeout(500)  # the field has its first value
+                part.locator("input[type=number]").fill(str(value))
+                part.locator("input[type=number]").press("Tab")
             elif name == "color_fix":
                 part.locator(f"input[type=radio][value={value}]").check(force=True)
             elif isinstance(value, str):

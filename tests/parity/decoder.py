@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moesr.checkpoints.detect import autoencoder_config
+from moesr.checkpoints.detect import read_autoencoder_config
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.frequency import AdaptiveFrequencyFilter, AFFBlock, AFFUNet, InvertedResidual
 
@@ -77,7 +77,7 @@ def autoencoder_of(c: dict[str, Any], weights: dict[str, Tensor]) -> Autoencoder
     if "hidden_size_factor" in c | d:
         told["filter_expansion"] = (c | d)["hidden_size_factor"]
     shapes = {k: tuple(v.shape) for k, v in weights.items()}
-    network = Autoencoder(replace(autoencoder_config(shapes), **told))
+    network = Autoencoder(replace(read_autoencoder_config(shapes), **told))
     network.load_state_dict(weights)
     return network.eval()
 

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from moesr.checkpoints.swin import BUFFERS, shift_mask, swin_config
+from moesr.checkpoints.swin import BUFFERS, read_swin_config, shift_mask
 from moesr.config import SwinUNetConfig
-from moesr.networks.swin import SwinBlock, WindowAttention, position_index
+from moesr.networks.swin import SwinBlock, WindowAttention, compute_position_index
 from moesr.networks.swin_unet import SwinUNet
 from tests.checkpoint_files import window_masks
 
@@ -43,7 +43,7 @@ def config_of(values: dict[str, Any], state: State) -> SwinUNetConfig:
     """Our config of a recorded one. What the recording says is held against what the keys say."""
     assert values["conv_resample"], "networks that resize without a convolution cannot be told by their keys"
     assert values["dims"] == 2
-    found = swin_config({k: tuple(v.shape) for k, v in state.items()})
+    found = read_swin_config({k: tuple(v.shape) for k, v in state.items()})
     size, mult, dim = values["image_size"], values["channel_mult"], values["swin_embed_dim"]
     blocks = values["num_res_blocks"]
     rates = [2**i for i in range(len(mult))]
@@ -90,7 +90,7 @@ def load(case: Case, values: dict[str, Any] | None, file: str | None = None) -> 
     for key in used.unexpected_keys:
         layer = network.get_submodule(key.rpartition(".")[0])
         if isinstance(layer, WindowAttention):
-            assert torch.equal(state[key], position_index(layer.window, CPU)), key
+            assert torch.equal(state[key], compute_position_index(layer.window, CPU)), key
         elif isinstance(layer, SwinBlock):
             side = int(len(state[key]) ** 0.5)
             assert torch.equal(state[key], window_masks(layer.attn, side, side)), key
@@ -115,7 +115,7 @@ def block(case: Case) -> None:
             case.compare(key, made.to(want.dtype))
         found = re.fullmatch(r"relative_position_index_w(\d+)", key)
         if found:
-            case.compare(key, position_index(int(found[1]), CPU))
+            case.compare(key, compute_position_index(int(found[1]), CPU))
 
 
 @torch.no_grad()

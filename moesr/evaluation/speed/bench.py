@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from types import ModuleType
 from typing import Any
@@ -14,12 +12,12 @@ import torch
 
 from ...checkpoints.reading import DTYPES
 from ..parity import synthetic_picture
-from .measure import DEVICE_MATRIX, MATRIX, Row, Run, Stopwatch, anonymous, matrix_product, peak, ratio, tmac
+from .measure import DEVICE_MATRIX, MATRIX, Row, Run, Stopwatch, matrix_product, peak, ratio, tmac
 from .parts import Decoder, Part, count_run, full_size_model, plain_run, step
 
 #: Of square outputs, in pixels, from one tile to many.
 SIDES = (512, 1024, 2048, 4096)
-SECTIONS = ("matrix", "copy", "open", "step", "decode", "image", "scaling", "full")
+SECTIONS = ("matrix", "copy", "step", "decode", "image", "scaling", "full")
 #: Sides of the outputs that a device makes of whole images.
 DEVICE_SIDES = (512, 1024, 4096)
 #: Whole images of full size: the kind of model, and its steps.
@@ -117,28 +115,6 @@ class Bench:
             for part in low.parts():
                 yield self._row(part, name, rounds)
 
-    def _open(self) -> Iterator[Row]:
-        from ...model import load
-        from .files import full_size_file
-
-        with tempfile.TemporaryDirectory(prefix="moesr-bench-") as folder:
-            path = full_size_file(Path(folder) / "full.safetensors")
-            for name in ("fp16", "bf16", "fp32"):
-                start, found = anonymous(), {}
-
-                def open_and_use(name: str = name, found: dict[str, Any] = found) -> None:
-                    model = load(path, dtype=name, device=self.device, residency="stream")
-                    with model.bank.stage(999) as expert:
-                        found["model"], found["expert"] = model, expert
-
-                with peak(self.device) as used:
-                    seconds = self.watch(open_and_use)
-                held = anonymous()
-                yield Row(f"open the full-size model, stream, {name}: to the first step", seconds, peak_mib=used.mib)
-                if held is not None and start is not None:
-                    yield Row("  memory it holds then", None, peak_mib=max(0, held - start) / 2**20)
-                found["model"].close()
-
     def _image(self) -> Iterator[Row]:
         from ...model import load
         from ...pipeline import upscale
@@ -184,9 +160,7 @@ class Bench:
         from ...pipeline import upscale
 
         model = load(self.plan.model, device=self.device)
-        upscale(
-            model, synthetic_picture(64 // model.scale), steps=2
-        )  # weights that are converted come into memory at first use
+        upscale(model, synthetic_picture(64 // model.scale), steps=2)  # weights that are converted come into memory
         for side in SIDES[:2] if self.plan.quick else SIDES:
             picture = synthetic_picture(side // model.scale)
 

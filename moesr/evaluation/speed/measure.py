@@ -44,14 +44,7 @@ class Row:
 
     def values(self) -> dict[str, Any]:
         """As JSON has it, rounded to what can be measured."""
-        digits = {
-            "tmac": 4,
-            "share_of_matrix_rate": 3,
-            "speedup_over_reference": 2,
-            "peak_mib": 0,
-            "seconds": 5,
-            "gb_per_second": 1,
-        }
+        digits = {"tmac": 4, "share_of_matrix_rate": 3, "speedup_over_reference": 2, "peak_mib": 0, "seconds": 5}
         return {k: round(v, digits.get(k, 1)) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
@@ -150,19 +143,19 @@ class Peak:
 @contextmanager
 def peak(device: torch.device) -> Iterator[Peak]:
     """Measures the most memory that the block takes; read it after the block."""
-    seen = Peak()
+    used = Peak()
     gc.collect()
     if device.type in ("cuda", "xpu"):
         backend = getattr(torch, device.type)
         backend.reset_peak_memory_stats(device)
         before = backend.memory_allocated(device)
-        yield seen
-        seen.bytes = backend.max_memory_allocated(device) - before
+        yield used
+        used.bytes = backend.max_memory_allocated(device) - before
         return
     trim_memory()
     start = anonymous()
     if start is None:
-        yield seen
+        yield used
         return
     highest, done = [start], threading.Event()
 
@@ -174,11 +167,11 @@ def peak(device: torch.device) -> Iterator[Peak]:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield seen
+        yield used
     finally:
         done.set()
         watcher.join()
-    seen.bytes = max(highest[0], anonymous() or 0) - start
+    used.bytes = max(highest[0], anonymous() or 0) - start
 
 
 def anonymous() -> int | None:

@@ -13,14 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ...config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConfig, UNetConfig
-from ...diffusion.experts import All, ExpertBank
-from ...diffusion.process import from_config
 from ...errors import SettingError
 from ...model import SRModel
 from ...networks.autoencoder import Autoencoder
 from ...networks.denoiser import denoiser
 from ...networks.unet import UNet
-from ...runtime import PlainRuntime
+from ..nano import assemble
 from . import plain as plain_networks
 from .measure import Run, tmac
 
@@ -65,16 +63,9 @@ def full_size_model(kind: str, steps: int, dtype: torch.dtype, device: torch.dev
         vae = replace(AutoencoderConfig(), lr_fusion=False, refine=False)
         process = ProcessConfig("residual_shift", steps, "x0")
         config = ModelConfig(SwinUNetConfig(), vae, process, (steps,), 4, steps, lr_resize="torch", name=kind)
-    expert = network(denoiser, config.unet, dtype, device)
-    return SRModel(
-        config=config,
-        process=from_config(config.process),
-        bank=ExpertBank(config.stages, All([expert] * len(config.stages))),
-        autoencoder=network(Autoencoder, config.autoencoder, dtype, device),
-        device=device,
-        dtype=dtype,
-        runtime=PlainRuntime(),
-    )
+    experts = [network(denoiser, config.unet, dtype, device)] * len(config.stages)
+    autoencoder = network(Autoencoder, config.autoencoder, dtype, device)
+    return assemble(config, experts, autoencoder, device=device, dtype=dtype)
 
 
 def plain_run(plain: ModuleType, model: SRModel, steps: int, latent: int) -> Run:

@@ -1,7 +1,7 @@
-"""Training data: photographs, packs, crops, and the degradations that make LR images of them."""
+"""Training data: photographs, packs, batches of crops, and the degradations that make LR images of them."""
 
-from .crops import PhotoCrops
 from .pack import Pack
+from .photos import Images, read_images
 from .source import BatchSource
 
-__all__ = ["BatchSource", "Pack", "PhotoCrops"]
+__all__ = ["BatchSource", "Images", "Pack", "read_images"]

@@ -33,13 +33,6 @@ class Noise:
     def __getitem__(self, rows: np.ndarray | slice) -> Noise:
         return Noise(self.gaussian[rows], self.poisson[rows], self.grey[rows])
 
-    def describe(self, row: int) -> str:
-        """A few words about the noise of one sample; "" where there is none."""
-        grey = "grey " if self.grey[row] else ""
-        if self.gaussian[row]:
-            return f"{grey}gaussian noise {self.gaussian[row]:.1f}"
-        return f"{grey}poisson noise {self.poisson[row]:.2f}" if self.poisson[row] else ""
-
 
 def draw_noise(
     rng: np.random.Generator, count: int, sigma: Range, poisson: Range, *, gaussian: float, grey: float,

@@ -12,31 +12,23 @@ from torch import Tensor
 
 from ...errors import SettingError
 from .defects import Noise, add_noise, compress_jpeg, draw_noise, quantise
-from .kernels import Kernels, Range, blur, draw_gaussians, draw_kernels, draw_sincs, sharpen
-from .resample import AREA, BICUBIC, MODES, SMOOTH_BICUBIC, SMOOTH_BILINEAR, resample
+from .kernels import Kernels, Range, blur, draw_gaussians, draw_kernels, draw_sincs
+from .resample import AREA, BICUBIC, SMOOTH_BICUBIC, SMOOTH_BILINEAR, resample
 from .restore import Survival
 
-NAMES = "bicubic, mild, web, blind, blind:usm, mixed:P, or a mixture like bicubic=1,mild=1,blind=2"
+NAMES = "bicubic, mild, web, blind, or a mixture like bicubic=1,mild=1,blind=2"
 
 
 def degradation(name: str, scale: int) -> Degradation:
     """The degradation of that name, as a training config or `--degradation` says it; its LR always has 8 bits.
 
     `bicubic`: MATLAB bicubic / scale, as benchmarks make their LR. `mild`: an ordinary photograph, see Mild. `web`: a
-    photograph that went around, see Web. `blind`: Real-ESRGAN's second order, see Blind; `blind:usm` sharpens the HR
-    first, which then is the target too. `mixed:P`: bicubic with probability P, else mild. NAME=WEIGHT,NAME=WEIGHT...:
+    photograph that went around, see Web. `blind`: Real-ESRGAN's second order, see Blind. NAME=WEIGHT,NAME=WEIGHT...:
     each image by one of these, in proportion to the weights. Raises SettingError for any other name.
     """
     plain = {"bicubic": Bicubic, "mild": Mild, "web": Web, "blind": Blind}
     if name in plain:
         return plain[name](scale)
-    if name == "blind:usm":
-        return Blind(scale, usm=True)
-    if name.startswith("mixed:"):
-        share = _number(name.removeprefix("mixed:"))
-        if not 0 <= share <= 1:
-            raise SettingError(f"degradation {name!r}: write the share of bicubic as a number from 0 to 1, mixed:0.6")
-        return Mixture(scale, (Bicubic(scale), Mild(scale)), (share, 1 - share))
     if "=" in name:
         items = [item.partition("=") for item in name.split(",")]
         weights = [_number(weight) for _, _, weight in items]
@@ -51,7 +43,7 @@ def degradation(name: str, scale: int) -> Degradation:
 class Degradation(ABC):
     """Makes LR images of HR images [n, 3, H, W] in [0, 1], on their device; H and W are multiples of `scale`, from 32.
 
-    draw, target, apply, in this order. What `draw` gives for a generator's state does not depend on the device; noise
+    draw, then apply. What `draw` gives for a generator's state does not depend on the device; noise
     comes from a torch generator of the device. No gradients.
     """
 
@@ -68,14 +60,6 @@ class Degradation(ABC):
     @abstractmethod
     def restore(self, numbers: Any) -> np.ndarray:
         """How degraded each LR image is, float32 [n] in [0, 1]; 0: by nothing but the reduction. See restore.py."""
-
-    @abstractmethod
-    def describe(self, numbers: Any, row: int) -> str:
-        """In a few words what happens to one of the images."""
-
-    def target(self, hr: Tensor, numbers: Any) -> Tensor:
-        """What a network should make of the LR, and what `apply` is given: the HR, unless it is sharpened first."""
-        return hr
 
     def size(self, hr: Tensor) -> tuple[int, int]:
         """Height and width of the LR."""
@@ -95,11 +79,6 @@ class Stage:
 
     def __getitem__(self, rows: np.ndarray | slice) -> Stage:
         return Stage(*(values[rows] for values in vars(self).values()))
-
-    def describe(self, row: int, factor: bool = False) -> str:
-        quality = f"JPEG {self.quality[row]}{' 4:4:4' if self.full_chroma[row] else ''}" if self.quality[row] else ""
-        resize = MODES[int(self.mode[row])] + (f" x{self.factor[row]:.2f}" if factor else "")
-        return ", ".join(p for p in (self.kernels.describe(row), resize, self.noise.describe(row), quality) if p)
 
     def apply(self, images: Tensor, sizes: np.ndarray, targets: np.ndarray, generator: torch.Generator) -> Tensor:
         """All but the JPEG. sizes, targets [n, 2]: height and width of what is image before and after."""
@@ -125,9 +104,6 @@ class Once(Degradation):
         left.add_noise(numbers.noise, 1)
         left.compress(numbers.quality, 1)
         return left.restore()
-
-    def describe(self, numbers: Stage, row: int) -> str:
-        return numbers.describe(row)
 
 
 class Bicubic(Once):
@@ -220,11 +196,6 @@ class Blind(Degradation):
     Twice: blur, resize, noise, JPEG. Then the resize to LR size and a sinc filter, before or after the second JPEG.
     """
 
-    usm: bool = False
-
-    def target(self, hr: Tensor, numbers: Any) -> Tensor:
-        return sharpen(hr) if self.usm else hr
-
     def draw(self, rng: np.random.Generator, count: int) -> BlindNumbers:
         first, second = FIRST.draw(rng, count), SECOND.draw(rng, count)
         sincs = draw_sincs(rng, count, probability=0.8)
@@ -264,11 +235,6 @@ class Blind(Degradation):
         left.compress(second.quality * last, 1)
         return left.restore()
 
-    def describe(self, numbers: BlindNumbers, row: int) -> str:
-        stages = [stage.describe(row, factor=True) for stage in (numbers.first, numbers.second)]
-        return "; ".join(part for part in (*stages, numbers.sincs.describe(row)) if part)
-
-
 @dataclass
 class Choice:
     """The images of a batch that one part of a mixture makes."""
@@ -290,21 +256,12 @@ class Mixture(Degradation):
         rows = [np.flatnonzero(which == i) for i in range(len(self.parts))]
         return [Choice(part, at, part.draw(rng, len(at))) for part, at in zip(self.parts, rows) if len(at)]
 
-    def target(self, hr: Tensor, numbers: list[Choice]) -> Tensor:
-        return self._merge([choice.part.target(hr[choice.rows], choice.numbers) for choice in numbers], numbers)
-
     def apply(self, hr: Tensor, numbers: list[Choice], generator: torch.Generator) -> Tensor:
-        return self._merge([c.part.apply(hr[c.rows], c.numbers, generator) for c in numbers], numbers)
+        parts = [c.part.apply(hr[c.rows], c.numbers, generator) for c in numbers]
+        return torch.cat(parts)[self._order(numbers)]
 
     def restore(self, numbers: list[Choice]) -> np.ndarray:
         return np.concatenate([c.part.restore(c.numbers) for c in numbers])[self._order(numbers)]
-
-    def describe(self, numbers: list[Choice], row: int) -> str:
-        choice = next(c for c in numbers if row in c.rows)
-        return choice.part.describe(choice.numbers, int(np.flatnonzero(choice.rows == row)[0]))
-
-    def _merge(self, parts: list[Tensor], numbers: list[Choice]) -> Tensor:
-        return torch.cat(parts)[self._order(numbers)]
 
     @staticmethod
     def _order(numbers: list[Choice]) -> np.ndarray:

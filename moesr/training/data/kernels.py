@@ -1,4 +1,4 @@
-"""Blur kernels of the Real-ESRGAN degradation (arXiv 2107.10833, section 3) for whole batches; unsharp masking."""
+"""Blur kernels of the Real-ESRGAN degradation (arXiv 2107.10833, section 3) for whole batches."""
 
 from __future__ import annotations
 
@@ -35,17 +35,6 @@ class Kernels:
 
     def __getitem__(self, rows: np.ndarray | slice) -> Kernels:
         return Kernels(*(values[rows] for values in vars(self).values()))
-
-    def describe(self, row: int) -> str:
-        """A few words about the kernel of one sample; "" where there is none."""
-        if self.size[row] == 1:
-            return ""
-        if self.family[row] == SINC:
-            return f"sinc {self.cutoff[row]:.1f}"
-        a, b = self.sigma[row]
-        beta = "" if self.beta[row] == 1 else f"^{self.beta[row]:.1f}"
-        sigma = f"{a:.1f}" if a == b else f"{a:.1f}x{b:.1f}"
-        return f"{'plateau' if self.family[row] == PLATEAU else 'gaussian'} {sigma}{beta}"
 
     def tensor(self, device: torch.device | str = "cpu") -> Tensor:
         """The kernels, float32 [n, k, k] with sum 1; k is the largest size, smaller kernels have zeros around.
@@ -142,17 +131,6 @@ def take(images: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
     sample = torch.arange(len(images), device=images.device)[:, None, None, None]
     channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
     return images[sample, channel, y[:, None, :, None], x[:, None, None, :]]
-
-
-def sharpen(images: Tensor) -> Tensor:
-    """images [n, 3, H, W] in [0, 1] after unsharp masking: weight 0.5, 51 px, where they differ by over 10 / 255."""
-    one = np.ones(1)
-    kernel = Kernels(np.zeros(1, int), 51 * one.astype(int), np.full((1, 2), 8.0), 0 * one, one, one)
-    wide = kernel.tensor(images.device).expand(len(images), -1, -1)
-    detail = images - blur(images, wide)
-    mask = blur((detail.abs() * 255 > 10).float(), wide)
-    sharp = (images + 0.5 * detail).clamp(0, 1)
-    return (mask * sharp + (1 - mask) * images).clamp(0, 1)
 
 
 def _mirror(sides: np.ndarray, pad: int, length: int) -> np.ndarray:

@@ -14,17 +14,18 @@ import os
 import re
 import threading
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ...errors import ImageError, SettingError
-from ...images.files import explained
-from .photos import Photos, pixels
+from ...images.files import explain_errors, from_pil
+from .photos import Photo, round_pixels
 
 #: Side of a part in pixels, and the step of places where one may begin.
 SIDE, STEP = 256, 16
@@ -36,7 +37,7 @@ _HARDEST = 0.97
 
 
 class Pack:
-    """The parts of a pack, by index; `open` one. May be read from several threads."""
+    """A pack that is open for reading, by several threads if need be."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile, facts: dict[str, object]) -> None:
         self.path, self.facts = path, facts
@@ -59,14 +60,16 @@ class Pack:
     def __len__(self) -> int:
         return len(self._names)
 
-    def name(self, index: int) -> str:
-        return f"{self.path}: {self._names[index]}"
+    @property
+    def photos(self) -> list[Photo]:
+        """The parts, to read."""
+        return [Photo(f"{self.path}: {name}", partial(self._read, name)) for name in self._names]
 
-    def image(self, index: int) -> Image.Image:
+    def _read(self, name: str) -> np.ndarray:
         with self._lock:
-            data = self._archive.read(self._names[index])
-        with explained(self.name(index)), Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
-            return image.convert("RGB")
+            data = self._archive.read(name)
+        with explain_errors(f"{self.path}: {name}"), Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
+            return round_pixels(from_pil(image))
 
     @property
     def photographs(self) -> list[str]:
@@ -84,7 +87,7 @@ class Part:
     detail: float  # mean absolute difference of neighbouring pixels, in grey levels
 
 
-def write_pack(photos: Photos, path: Path, *, max_mb: float, leave_out: Collection[str] = ()) -> Pack:
+def write_pack(photos: Sequence[Photo], path: Path, *, max_mb: float, leave_out: Collection[str] = ()) -> Pack:
     """Write the most detailed parts of photographs into a pack of at most `max_mb` MB (10^6 bytes).
 
     How they are chosen: every photograph is first reduced by the smallest of 1, 1.25, 1.5, 2, 2.5, 3, 4 at which it is
@@ -98,19 +101,19 @@ def write_pack(photos: Photos, path: Path, *, max_mb: float, leave_out: Collecti
     nothing is left or fits; an existing file stays until the pack is whole.
     """
     left_out = {Path(name).stem for name in leave_out}
-    names = [Path(photos.name(k)).stem for k in range(len(photos))]
+    names = [Path(photo.name).stem for photo in photos]
     kept = [k for k, name in enumerate(names) if name not in left_out and _photograph(name) not in left_out]
     if not kept:
         raise SettingError(f"{path}: all photographs are left out; give others")
     with ThreadPoolExecutor() as pool:
-        parts = [part for found in pool.map(lambda k: list(_cut(photos, k)), kept) for part in found]
+        parts = [part for found in pool.map(lambda k: list(_cut(photos[k], k)), kept) for part in found]
     partial = path.with_name(path.name + ".partial")
     limit, used = int(max_mb * 1e6), set()
     try:
         with zipfile.ZipFile(partial, "w") as archive, ThreadPoolExecutor() as pool:
             # entry, directory record and index have their own bytes, counted generously
             size = 4096 + 2 * sum(len(name) + 8 for name in names)
-            for part, data in pool.map(lambda part: (part, _encode(photos, part)), _order(parts, names)):
+            for part, data in pool.map(lambda part: (part, _encode(photos[part.photo], part)), _order(parts, names)):
                 x, y = part.box[:2]
                 name = f"{names[part.photo]}_{x}_{y}.webp"
                 size += len(data) + 2 * len(name.encode()) + 128
@@ -120,7 +123,7 @@ def write_pack(photos: Photos, path: Path, *, max_mb: float, leave_out: Collecti
                 used.add(part.photo)
             if not used:
                 raise SettingError(f"{path}: {max_mb:g} MB hold no part; give --max-mb more")
-            files = [Path(photos.name(k)).name for k in sorted(used)]
+            files = [Path(photos[k].name).name for k in sorted(used)]
             facts = {"side": SIDE, "quality": _QUALITY, "photographs": files}
             _add(archive, _INDEX, json.dumps(facts).encode())
             pool.shutdown(cancel_futures=True)
@@ -150,8 +153,8 @@ def measure_detail(image: np.ndarray) -> np.ndarray:
     return np.abs(grey[1:, 1:] - grey[:-1, 1:]) + np.abs(grey[1:, 1:] - grey[1:, :-1])
 
 
-def _cut(photos: Photos, index: int) -> Iterator[Part]:
-    image = Image.fromarray(pixels(photos.image(index), photos.name(index)))
+def _cut(photo: Photo, index: int) -> Iterator[Part]:
+    image = Image.fromarray(photo.read())
     factor = min(find_sharp_size(image), max(1.0, min(image.size) / SIDE))
     reduced = np.asarray(_reduce(image, factor))
     detail = measure_detail(reduced)
@@ -180,10 +183,9 @@ def _order(parts: list[Part], names: list[str]) -> list[Part]:
     return [part for _, _, part in sorted(ranked, key=lambda item: item[:2])]
 
 
-def _encode(photos: Photos, part: Part) -> bytes:
-    image = Image.fromarray(pixels(photos.image(part.photo), photos.name(part.photo)))
+def _encode(photo: Photo, part: Part) -> bytes:
     buffer = io.BytesIO()
-    _reduce(image, part.reduced).crop(part.box).save(buffer, "WEBP", quality=_QUALITY, method=6)
+    _reduce(Image.fromarray(photo.read()), part.reduced).crop(part.box).save(buffer, "WEBP", quality=_QUALITY, method=6)
     return buffer.getvalue()
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 #: As torch's `interpolate` does them, without antialiasing (Real-ESRGAN's), then with: bilinear and MATLAB's bicubic.
 AREA, BILINEAR, BICUBIC, SMOOTH_BILINEAR, SMOOTH_BICUBIC = range(5)
-MODES = ("area", "bilinear", "bicubic", "antialiased bilinear", "MATLAB bicubic")
 
 
 def resample(images: Tensor, sizes: np.ndarray, targets: np.ndarray, modes: np.ndarray) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import zlib
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from ...errors import ImageError
 from ...images.files import Picture, write_image
 from .degradation import degradation
 from .pack import measure_detail
-from .photos import Photos, pixels
+from .photos import Photo
 
 #: File names of the second validation set: what `split_validation` chose. Never trained on.
 VALIDATION = Path(__file__).parent / "validation.txt"
@@ -70,7 +70,7 @@ def split_validation(
 
 
 def write_sets(
-    photos: Photos, folder: Path, *, only: Collection[str] = (), scale: int = 4, side: int = 512, seed: int = 0
+    photos: Sequence[Photo], folder: Path, *, only: Collection[str] = (), scale: int = 4, side: int = 512, seed: int = 0
 ) -> int:
     """Write FOLDER/hr, /clean, /degraded and /blind (see SETS) as PNG, and return how many pictures each has.
 
@@ -79,11 +79,11 @@ def write_sets(
     names of the files that count, all by default.
     """
     wanted, count = {Path(name).stem for name in only}, 0
-    for index in range(len(photos)):
-        stem = Path(photos.name(index)).stem
+    for photo in photos:
+        stem = Path(photo.name).stem
         if wanted and stem not in wanted:
             continue
-        hr = _most_detailed(pixels(photos.image(index), photos.name(index)), side // scale * scale, scale)
+        hr = _most_detailed(photo.read(), side // scale * scale, scale)
         _save(folder / "hr" / f"{stem}.png", hr)
         for name, recipe in SETS.items():
             key = zlib.crc32(f"{name}/{stem}".encode())

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .crops import check_crop
+from ...errors import SettingError
 from .degradation import degradation
-from .photos import load_tensors, open_photos
+from .photos import Images, read_images
 from .resample import SMOOTH_BICUBIC, matrices
 
 #: Side in pixels of the cells whose detail is known.
@@ -21,16 +21,20 @@ CELL = 16
 _PLACES, _HARDEST = 3, 0.97
 
 
+#: Index of an image, top, left, side and mean detail of a square in it.
+_Place = tuple[int, int, int, int, float]
+
+
 class BatchSource:
     """Batches of HR crops and their LR, all computed on `device`; the images lie there too, as uint8.
 
     Args:
-        images: a pack or its file, a folder or several, or a dataset of images (see PhotoCrops).
+        images: Images, or what they are read from: a folder, a pack, several, or a dataset (see `open_photos`).
         crop, scale: side of an HR crop in pixels, a multiple of the scale.
         batch: crops per batch.
         recipe: name of a degradation (see `degradation`).
         device: where the images lie and everything is computed; CPU and GPU run the same code.
-        seed: from 0. Processes that share a run give different seeds.
+        seed: from 0.
         shrink: an image is reduced by a factor from 1 to this before a crop is taken, evenly in its logarithm.
         colour: probability that brightness, contrast and saturation are changed a little; a twentieth of these have
             their channels permuted.
@@ -41,7 +45,8 @@ class BatchSource:
 
     Every pixel of the images is as likely as any other to be looked at. Of three places the one with most detail is
     taken in two thirds of the cases, unless it is among the hardest 3 per cent of all (pebbles, noise), which are
-    taken as they come.
+    taken as they come. Raises SettingError for a crop that the scale does not divide, or a negative seed, and
+    ImageError for images that are missing, damaged or smaller than the crop.
     """
 
     def __init__(
@@ -57,11 +62,17 @@ class BatchSource:
         shrink: float = 2.5,
         colour: float = 0.5,
     ) -> None:
-        check_crop(crop, scale, seed)
+        if scale < 1 or crop < scale or crop % scale:
+            nearest = max(1, crop // max(scale, 1)) * scale
+            raise SettingError(f"crop {crop}: must be a multiple of the scale {scale}; choose {nearest}")
+        if seed < 0:
+            raise SettingError(f"seed {seed}: must not be negative; choose 0 or more")
         self.crop, self.scale, self.batch, self.seed = crop, scale, batch, seed
         self.shrink, self.colour, self.device = shrink, colour, torch.device(device)
         self.degradation = degradation(recipe, scale)
-        self.images = load_tensors(open_photos(images, crop), crop, self.device)
+        found = images if isinstance(images, Images) else read_images(images, self.device)
+        found.check_sizes(crop)
+        self.images, self.names = [image.to(self.device) for image in found.tensors], found.names
         self._detail = [_sum_detail(image) for image in self.images]
         areas = np.array([image.shape[1] * image.shape[2] for image in self.images], float)
         self._shares = areas / areas.sum()
@@ -70,19 +81,24 @@ class BatchSource:
             np.quantile([place[-1] for _ in range(64) for place in self._places(everywhere, 16)], _HARDEST)
         )
 
-    def next(self, step: int) -> dict[str, Tensor]:
-        """Batch `step`, from 0."""
-        rng = np.random.default_rng((self.seed, step))
+    def next(self, step: int, count: int | None = None) -> dict[str, Tensor]:
+        """Batch `step`, from 0. count: crops, if not `batch`."""
+        count, rng = count or self.batch, np.random.default_rng((self.seed, step))
         generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False), _full_precision():
-            hr = self._adjust_colour(self._crops(rng), rng)
-            numbers = self.degradation.draw(rng, self.batch)
-            hr = self.degradation.target(hr, numbers)
+            hr = self._adjust_colour(self._cut_all(self._choose(rng, count), rng), rng)
+            numbers = self.degradation.draw(rng, count)
             lr = self.degradation.apply(hr, numbers, generator)
         restore = torch.from_numpy(self.degradation.restore(numbers)).to(self.device)
         return {"hr": hr * 2 - 1, "lr": lr * 2 - 1, "restore": restore}
 
-    def _places(self, rng: np.random.Generator, count: int) -> list[tuple[int, int, int, int, float]]:
+    def list_names(self, step: int, count: int | None = None) -> list[str]:
+        """The names of the images that the crops of a batch are from."""
+        rng = np.random.default_rng((self.seed, step))
+        rng.integers(2**62)  # the seed of the noise
+        return [self.names[place[0]] for place in self._choose(rng, count or self.batch)]
+
+    def _places(self, rng: np.random.Generator, count: int) -> list[_Place]:
         """Random (image, y, x, side, detail): squares of a side from crop to shrink x crop, as far as they fit."""
         which = rng.choice(len(self.images), count, p=self._shares)
         factor = np.exp(rng.uniform(0, np.log(self.shrink), count))
@@ -95,21 +111,24 @@ class BatchSource:
             places.append((int(image), y, x, side, _mean_detail(self._detail[image], y, x, side)))
         return places
 
-    def _crops(self, rng: np.random.Generator) -> Tensor:
-        """HR crops [batch, 3, crop, crop] in [0, 1]."""
-        places = self._places(rng, self.batch * _PLACES)
-        prefer = rng.random(self.batch) < 2 / 3
+    def _choose(self, rng: np.random.Generator, count: int) -> list[_Place]:
+        places = self._places(rng, count * _PLACES)
+        prefer = rng.random(count) < 2 / 3
         chosen = []
-        for k in range(self.batch):
+        for k in range(count):
             group = places[k * _PLACES : (k + 1) * _PLACES]
             good = [place for place in group if place[-1] <= self._hardest]
             chosen.append(max(good, key=lambda place: place[-1]) if good and prefer[k] else group[0])
-        flips = rng.integers(2, size=(self.batch, 3))
-        each = 1 if self.device.type == "cpu" else self.batch  # a GPU cuts all at once, a CPU wastes nothing on edges
-        groups = [slice(k, k + each) for k in range(0, self.batch, each)]
-        return torch.cat([self._cut(chosen[group], flips[group]) for group in groups])
+        return chosen
 
-    def _cut(self, places: list[tuple[int, int, int, int, float]], flips: np.ndarray) -> Tensor:
+    def _cut_all(self, places: list[_Place], rng: np.random.Generator) -> Tensor:
+        """HR crops [count, 3, crop, crop] in [0, 1]."""
+        flips = rng.integers(2, size=(len(places), 3))
+        each = 1 if self.device.type == "cpu" else len(places)  # a GPU cuts all at once, a CPU wastes nothing on edges
+        groups = [slice(k, k + each) for k in range(0, len(places), each)]
+        return torch.cat([self._cut(places[group], flips[group]) for group in groups])
+
+    def _cut(self, places: list[_Place], flips: np.ndarray) -> Tensor:
         """Squares of images at crop size. flips [n, 3]: swap the axes, then mirror rows, mirror columns."""
         sides = np.array([place[3] for place in places])
         largest = int(sides.max())
