@@ -294,9 +294,8 @@ class Run:
         left, right = (edge * self.factor for edge in (min(w.x0 for w in grid), max(w.x0 + w.w for w in grid)))
         yield from self._resized_rows(image, 0, top, side)
         for start, band in decode_in_tiles(
-            decode, grid, height=height, width=width, factor=self.factor, wrap=self.wrap,
-            tile_batch=self.plan.tile_batch, canvas_device=self.canvas_device,
-            blender=self.layout.blender(side, self.factor),
+            decode, grid, height=height, width=width, wrap=self.wrap, tile_batch=self.plan.tile_batch,
+            factor=self.factor, canvas_device=self.canvas_device, blender=self.layout.blender(side, self.factor),
         ):  # fmt: skip
             if right - left < width * self.factor and not self.wrap:
                 rows = Window(start // self.factor, 0, band.shape[1] // self.factor, width)
