@@ -22,7 +22,7 @@ class UNetConfig:
     """
 
     kind: ClassVar[str] = "ldm"
-    detail: ClassVar[int] = 1  # pixels of the condition a latent cell
+    detail: ClassVar[int] = 1  # pixels of the condition per latent cell
     mask: ClassVar[bool] = False
 
     in_channels: int = 6
@@ -85,7 +85,7 @@ class SwinUNetConfig:
 
     @property
     def detail(self) -> int:
-        """Pixels of the LR image, along a side, that the network is shown a latent cell."""
+        """Pixels of the LR image, along a side, per latent cell."""
         return 2**self.lr_downsamples
 
     @property
@@ -113,7 +113,7 @@ NetworkConfig = UNetConfig | SwinUNetConfig
 class AutoencoderConfig:
     """First stage and decoder: VQ or KL, optionally with LR fusion and the AFF refinement U-Net (FCD).
 
-    `num_res_blocks`: of every level alike, or one number a level. `scale_factor` multiplies an encoded latent before
+    `num_res_blocks`: of every level alike, or one number per level. `scale_factor` multiplies an encoded latent before
     diffusion and divides it before decoding. With `lr_skip` the decoder gives what is to be added to the upsampled LR
     image, and without `mid_attention` encoder and decoder are convolutions only (ours, for small models). With
     `estimator` a small network comes along that estimates how degraded an LR image is (ours).
@@ -144,7 +144,7 @@ class AutoencoderConfig:
 
     @property
     def factor(self) -> int:
-        """Image pixels a latent cell."""
+        """Output pixels per latent cell, along a side."""
         return 2 ** (len(self.ch_mult) - 1)
 
     @property

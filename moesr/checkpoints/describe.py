@@ -80,7 +80,7 @@ def format_facts(facts: Facts) -> str:
         own = _attention(unet) if unet["kind"] == SwinUNetConfig.kind else _moe(unet)
         lines.append(
             f"  unet       {unet['model_channels']} channels x {list(unet['channel_mult'])}, "
-            f"{_each(unet['num_res_blocks'])} blocks a level, {own}"
+            f"{_each(unet['num_res_blocks'])} blocks per level, {own}"
         )
     if "autoencoder" in config:
         vae = config["autoencoder"]

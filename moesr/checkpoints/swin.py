@@ -44,10 +44,10 @@ def read_swin_config(shapes: Shapes) -> SwinUNetConfig:
         out_channels = shapes["out.2.weight"][0]
         halvings = bounded(len([k for k in shapes if k.startswith("feature_extractor.") and k.endswith(".op.weight")]))
         features = shapes[f"feature_extractor.{3 * halvings - 1}.op.weight"][0] if halvings else joined - out_channels
-        seen = shapes["feature_extractor.0.weight"][1] if halvings else features
+        lr_channels = shapes["feature_extractor.0.weight"][1] if halvings else features
         embedded = shapes["middle_block.0.emb_layers.1.weight"][0]
-        if seen not in (3, 4):
-            raise ValueError(f"{seen} channels of the LR image")
+        if lr_channels not in (3, 4):
+            raise ValueError(f"{lr_channels} channels of the LR image")
         attends = [i for i, (first, _) in enumerate(levels) if f"output_blocks.{first}.1{_TABLE}" in shapes]
         return SwinUNetConfig(
             in_channels=joined - features,
@@ -63,7 +63,7 @@ def read_swin_config(shapes: Shapes) -> SwinUNetConfig:
             window=window,
             latent_size=_latent_size(shapes, levels, windows, window),
             lr_downsamples=halvings,
-            mask=seen == 4,
+            mask=lr_channels == 4,
             scale_shift=embedded == 2 * shapes["middle_block.0.in_layers.2.weight"][0],
             resblock_resample=any(_resamples(shapes, i) for i in range(count(shapes, "output_blocks"))),
         )

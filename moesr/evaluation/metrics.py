@@ -70,7 +70,7 @@ def lr_psnr(image: Tensor, lr: Tensor) -> Tensor:
 def grid_power(image: Tensor) -> Tensor:
     """How much a regular grid of period 4 or 8 stands out: about 1 to 2 for photographs, above 3 for a grid: [B].
 
-    The largest ratio, over the frequencies (k/8, l/8) cycles a pixel (which include k/4), of the power there to the
+    The largest ratio, over the frequencies (k/8, l/8) cycles per pixel (which include k/4), of the power there to the
     mean power 2 and 3 bins to its sides along each axis where it is not 0. Power of Y, averaged over Hann-windowed
     blocks of 64 x 64 that overlap by half. The neighbours are raised by the power of white noise of one grey level,
     so that what rounding leaves in smooth pictures does not count. image: [B, 3, H, W] in [0, 1]. Raises ImageError
@@ -89,7 +89,7 @@ def block_power(image: Tensor) -> Tensor:
 
 
 def grid_ratios(power: Tensor) -> Tensor:
-    """Power at (k/8, l/8) cycles a pixel over that of the neighbours, 0 at k = l = 0: [B, 64, 64] -> [B, 8, 8]."""
+    """Power at (k/8, l/8) cycles per pixel over that of the neighbours, 0 at k = l = 0: [B, 64, 64] -> [B, 8, 8]."""
     step = _BLOCK // 8
     beside = [_beside(power, dim)[:, ::step, ::step] for dim in (1, 2)]  # [B, 8, 8] each
     neighbours = (beside[0] + beside[1]) / 2

@@ -43,7 +43,7 @@ COLUMNS = (
     Column("niqe", "NIQE", 2, "lower", "without a reference, whole image"),
     Column("musiq", "MUSIQ", 2, "higher", "without a reference, whole image"),
     Column("lr_psnr", "LR-PSNR", 2, "higher", "dB, RGB of the result, reduced by MATLAB's bicubic, against the LR"),
-    Column("grid", "grid", 2, "lower", "power at multiples of 1/8 cycle a pixel against its neighbours; 3 is a grid"),
+    Column("grid", "grid", 2, "lower", "power at multiples of 1/8 cycle per pixel against its neighbours; 3 is a grid"),
     Column("fid", "FID", 2, "lower", "of all images together"),
 )
 

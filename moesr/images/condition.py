@@ -1,4 +1,4 @@
-"""The LR image as the networks are shown it: near latent size for the experts, at output size for the first stage."""
+"""The LR image as the networks see it: near latent size for the experts, at output size for the first stage."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Condition:
     """LR images, padded so that every network takes them, as a value that windows are cut from.
 
     lr: [B, 3, H, W] in [-1, 1], perhaps with a mask of 0 and 1 as the fourth channel. scale: the model's; factor:
-    output pixels a latent cell; multiple: of the latent's sides; `cells` are those sides. The experts are shown the LR
+    output pixels per latent cell; multiple: of the latent's sides; `cells` are those sides. The experts see the LR
     image at `detail` times the latent's size (arXiv 2310.12004, section 3.1; ResShift, section 4). Padding is at the
     right and bottom, by reflection, as often as it takes. With `wrap` opposite borders are neighbours and nothing is
     padded: an image whose size does not fit is resampled, periodically, to one that does. lr_resize: a key of RESIZES.
@@ -55,7 +55,7 @@ class Condition:
         height, width = (side * factor // scale for side in self.cells)
         self._lr = _sharp_mask(periodic_resize(lr, (height, width))) if wrap else pad(lr, (height, width))
         self._enlarge, self._matrices = RESIZES[lr_resize], Matrices()
-        self._shown = self._resampled((self.cells[0] * detail, self.cells[1] * detail))
+        self._resized = self._resampled((self.cells[0] * detail, self.cells[1] * detail))
 
     @property
     def filled(self) -> tuple[int, int]:
@@ -64,11 +64,11 @@ class Condition:
 
     def crop(self, image: int, window: Window) -> Tensor:
         """The condition of one window of one image, [1, 3 or 4, detail h, detail w]; windows are in latent cells."""
-        return crop(self._shown[image : image + 1], window.scaled(self.detail))
+        return crop(self._resized[image : image + 1], window.scaled(self.detail))
 
     def thumbnail(self, image: int) -> Tensor:
         """One LR image at latent size, [3, h, w]."""
-        return (self._shown if self.detail == 1 else self._resampled(self.cells))[image, :3]
+        return (self._resized if self.detail == 1 else self._resampled(self.cells))[image, :3]
 
     def upsampled(self, image: int, window: Window) -> Tensor:
         """The same window of the LR image resized to output size, [1, 3, factor h, factor w] in [-1, 1].

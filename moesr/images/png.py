@@ -107,7 +107,7 @@ def repaired(data: bytes) -> tuple[bytes, int] | None:
 def _unpack(pixels: bytes, width: int, height: int, channels: int, interlace: int) -> np.ndarray:
     """Inflated and unfiltered by Pillow's decoder, whose pixel formats take one byte of a sample: so in two halves."""
     size = (width, height)
-    if channels == 2:  # 4 bytes a pixel: the same to the decoder as 8-bit RGBA
+    if channels == 2:  # 4 bytes per pixel: the same to the decoder as 8-bit RGBA
         halves = np.asarray(Image.frombytes("RGBA", size, pixels, "zip", "RGBA", interlace))
         high, low = halves[..., 0::2], halves[..., 1::2]
     else:  # big-endian samples: read as big-endian gives the high byte, read as little-endian the low byte

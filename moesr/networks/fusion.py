@@ -21,10 +21,10 @@ class DenseBlock(nn.Module):
         self.conv5 = nn.Conv2d(widths[4], channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = x
+        features = x
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            seen = torch.cat([seen, leaky_relu(conv(seen), 0.2)], dim=1)
-        return add_residual(x, self.conv5(seen), 0.2)
+            features = torch.cat([features, leaky_relu(conv(features), 0.2)], dim=1)
+        return add_residual(x, self.conv5(features), 0.2)
 
 
 class RRDB(nn.Module):

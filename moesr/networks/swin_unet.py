@@ -29,7 +29,7 @@ class SwinUNet(nn.Module):
         base, mult, groups = config.model_channels, config.channel_mult, config.norm_groups
         emb = base * 4
         self.time_embed = nn.Sequential(nn.Linear(base, emb), nn.SiLU(), nn.Linear(emb, emb))
-        self.feature_extractor, seen = _feature_extractor(3 + config.mask, config.lr_downsamples)
+        self.feature_extractor, lr_channels = _feature_extractor(3 + config.mask, config.lr_downsamples)
 
         def layers(channels: int, level: int, first: bool) -> list[nn.Module]:
             out = mult[level] * base
@@ -42,7 +42,7 @@ class SwinUNet(nn.Module):
                 return ResBlock(channels, channels, emb, groups, config.scale_shift, resize)
             return Downsample(channels) if resize == "down" else Upsample(channels)
 
-        blocks: list[nn.Module] = [Block(nn.Conv2d(config.in_channels + seen, base, 3, padding=1))]
+        blocks: list[nn.Module] = [Block(nn.Conv2d(config.in_channels + lr_channels, base, 3, padding=1))]
         channels, skips, last = base, [base], len(mult) - 1
         for level, n in enumerate(config.num_res_blocks):
             for i in range(n):

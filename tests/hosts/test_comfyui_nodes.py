@@ -81,6 +81,14 @@ def test_upscale_equals_the_library(comfy: Comfy, tiny: moesr.SRModel, photo: np
     assert_same(found, moesr.upscale(tiny, photo, scale=2.5))
 
 
+def test_advanced_inputs_and_a_number_from_a_link(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> None:
+    prompt, saved = upscale()
+    advanced = {"seed": 9, "fidelity": prompt.add("PrimitiveFloat", value=0.4), "tile": "64", "max_resolution": 72}
+    next(node for node in prompt.values() if node["class_type"] == "MoESRUpscale")["inputs"].update(advanced)
+    (found,) = comfy.images(comfy.run(prompt), saved)
+    assert_same(found, moesr.upscale(tiny, photo, scale=2.0, seed=9, fidelity=0.4, tile=64))
+
+
 def test_three_nodes_at_their_defaults_equal_the_library(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> None:
     prompt, saved = three_nodes(steps=0)
     (found,) = comfy.images(comfy.run(prompt), saved)
@@ -213,7 +221,7 @@ def test_timeline_and_plan(comfy: Comfy) -> None:
     shown = prompt.add("PreviewAny", source=[picture[0], 1])
     outputs = comfy.run(prompt)
     (found,) = comfy.images(outputs, saved)
-    assert found.shape == (240, 960, 3)
+    assert found.shape == (300, 800, 3)
     assert len(np.unique(found.reshape(-1, 3), axis=0)) > 50
     (text,) = outputs[shown[0]]["text"]
     lines = text.splitlines()
