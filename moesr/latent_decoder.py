@@ -96,7 +96,7 @@ class LatentDecoder:
         )  # fmt: skip
         batch = tiles.batch()
         out = torch.empty(len(latents), 3, height * config.factor, width * config.factor)
-        home = place_canvases(4 * out[0].numel(), self.device, free)
+        canvas_device = place_canvases(4 * out[0].numel(), self.device, free)
 
         def decode(network: Autoencoder, image: int, windows: Sequence[Window]) -> Tensor:
             self.runtime.check()
@@ -110,7 +110,7 @@ class LatentDecoder:
             with self.decoder() as network:
                 for start, rows in decode_in_tiles(
                     partial(decode, network, image), windows, height=height, width=width, factor=config.factor,
-                    tile_batch=batch, home=home,
+                    tile_batch=batch, canvas_device=canvas_device,
                 ):  # fmt: skip
                     out[image, :, start : start + rows.shape[1]] = rows
 

@@ -134,7 +134,7 @@ def decode_latents(
     with torch.inference_mode():
         for run in batch.runs():
             _check_latents(latents, run, batch.images)
-            z = latents[run.first : run.first + len(run)].to(run.home).float()
+            z = latents[run.first : run.first + len(run)].to(run.canvas_device).float()
             _decode_into(out, run, z, settings, color_fix)
     return batch.canvas.restore(out)
 

@@ -38,7 +38,7 @@ GROUP_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What all images of a call share, decided once: tiles, where canvases lie, who is told."""
+    """What all images of a call share, decided once: tiles, where canvases lie, who hears of it."""
 
     model: SRModel
     #: Opposite borders are neighbours.
@@ -50,7 +50,7 @@ class Plan:
     #: Images that are on the device together.
     group: int
     #: The device that latents and decoded pictures lie on.
-    home: torch.device
+    canvas_device: torch.device
     reporter: Reporter
 
 
@@ -83,9 +83,9 @@ def plan_run(
     # float32: LR image twice and its condition; state, y, prediction, noise and one more latent; decoded picture
     image = 4 * (6 * height * width + math.prod(cells) * (4 * unet.detail**2 + 5 * unet.out_channels))
     group = max(1, GROUP_BYTES // image)
-    home = scratch.place_canvases(group * image + 12 * height * width * model.scale**2, model.device, free)
+    canvas_device = scratch.place_canvases(group * image + 12 * height * width * model.scale**2, model.device, free)
     batch = tiles.batch() if tile_batch == "auto" else int(tile_batch)
-    return Plan(model, wrap, tiles, batch, group, home, reporter)
+    return Plan(model, wrap, tiles, batch, group, canvas_device, reporter)
 
 
 class Run:
@@ -100,7 +100,7 @@ class Run:
     ) -> None:
         model, unet = plan.model, plan.model.config.unet
         self.plan, self.model, self.colours, self.first = plan, model, colours, first
-        self.wrap, self.home = plan.wrap, plan.home
+        self.wrap, self.canvas_device = plan.wrap, plan.canvas_device
         self._canvas = canvas
         self._mask = None if mask is None else mask.to(model.device)
         self.lr = hide_masked(colours, mask) if unet.mask else colours  # as networks see it
@@ -159,7 +159,7 @@ class Run:
 
         def attempt(side: int) -> Tensor:
             windows = self.layout.windows(side)
-            out = scratch.zeros(shape, self.home)
+            out = scratch.zeros(shape, self.canvas_device)
             if not windows:
                 return out
             self.plan.reporter.begin("encode", tiles=len(windows) * len(self), preview=self._preview)
@@ -176,7 +176,7 @@ class Run:
 
     def noise(self, generators: Sequence[torch.Generator]) -> Noise:
         """Noise of the whole canvas, drawn anew at every call, with one generator per image."""
-        return lambda _: draw_noise(generators, self.shape[1:], self.home)
+        return lambda _: draw_noise(generators, self.shape[1:], self.canvas_device)
 
     def denoise(self, y: Tensor | None, settings: Resolved, *, eta: float, noise: Noise) -> Tensor:
         """A clean latent [B, C, h, w], denoised by the experts in turn (paper, section 3.1).
@@ -247,7 +247,7 @@ class Run:
         """
         self._latest = z
         trim_memory()
-        store = Store(1, 3, *self.condition.size, self.model.device, self.home)
+        store = Store(1, 3, *self.condition.size, self.model.device, self.canvas_device)
 
         def attempt(side: int) -> Store:
             store.reset()
@@ -294,8 +294,8 @@ class Run:
         left, right = (edge * self.factor for edge in (min(w.x0 for w in grid), max(w.x0 + w.w for w in grid)))
         yield from self._resized_rows(image, 0, top, side)
         for start, band in decode_in_tiles(
-            decode, grid, height=height, width=width, factor=self.factor, wrap=self.wrap,
-            tile_batch=self.plan.tile_batch, home=self.home, blender=self.layout.blender(side, self.factor),
+            decode, grid, height=height, width=width, wrap=self.wrap, tile_batch=self.plan.tile_batch,
+            factor=self.factor, canvas_device=self.canvas_device, blender=self.layout.blender(side, self.factor),
         ):  # fmt: skip
             if right - left < width * self.factor and not self.wrap:
                 rows = Window(start // self.factor, 0, band.shape[1] // self.factor, width)
@@ -309,7 +309,7 @@ class Run:
         """Rows of the LR image at output size, between two rows of cells, a band of at most `side` cells at a time."""
         for start in range(top, bottom, side):
             window = Window(start, 0, min(side, bottom - start), self.condition.cells[1])
-            yield start * self.factor, self.condition.upsampled(image, window)[0].to(self.home)
+            yield start * self.factor, self.condition.upsampled(image, window)[0].to(self.canvas_device)
 
     # ---- tiles
 

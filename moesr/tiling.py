@@ -161,19 +161,19 @@ def decode_in_tiles(
     factor: int,
     wrap: bool = False,
     tile_batch: int = 1,
-    home: torch.device,
+    canvas_device: torch.device,
     blender: Blender | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Decoded rows from the top, (first row, [3, h, W]), as soon as no tile to come reaches them.
 
     decode: pictures [n, 3, h, w] of windows of the latent, which has height x width cells of `factor` pixels. Only a
-    band of tiles is in memory, on `home`. With wrap-around the last tiles reach the first rows, so all come at once.
+    band of tiles is in memory, on `canvas_device`. With wrap-around the last reach the first rows: all come at once.
     blender: that of the windows in pixels, if it is at hand; with a partial one they may leave some of the latent out.
     """
     blender = blender or Blender([w.scaled(factor) for w in windows], height * factor, width * factor)
     starts = sorted({w.y0 for w in windows})
     tall = (height if wrap else windows[0].h) * factor
-    band = scratch.zeros((3, tall, width * factor), home)
+    band = scratch.zeros((3, tall, width * factor), canvas_device)
     for start, after in zip(starts, [*starts[1:], None]):
         first = 0 if wrap else start * factor
         row = [w for w in windows if w.y0 == start]

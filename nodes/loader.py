@@ -25,6 +25,7 @@ class MoESRLoader(io.ComfyNode):
                 io.Combo.Input("experts", options=list(models.RESIDENCIES), default="auto"),
             ],
             outputs=[models.MODEL.Output("model_out")],
+            advanced=("dtype", "experts"),
         )
 
     @classmethod

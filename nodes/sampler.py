@@ -7,7 +7,7 @@ from typing import Any
 from ..moesr.errors import SettingError
 from ..moesr.settings import SETTINGS
 from . import widgets
-from .comfyui import Progress, io, make_schema, read_prompt_inputs, to_output
+from .comfyui import ADVANCED, Progress, io, make_schema, read_prompt_inputs, to_output
 from .plan import make_plan
 
 
@@ -33,14 +33,18 @@ class MoESRSampler(io.ComfyNode):
                 widgets.wrap(),
                 io.Mask.Input("mask", optional=True),
                 widgets.automatic("tile_batch", optional=True),
+                widgets.automatic("fidelity", optional=True),
             ],
+            advanced=(*ADVANCED, "fidelity"),
             outputs=[io.Latent.Output("samples"), io.String.Output("plan")],
         )
 
     @classmethod
-    def validate_inputs(cls, steps: Any = None, tile: Any = None, tile_batch: Any = None) -> bool | str:
+    def validate_inputs(
+        cls, steps: Any = None, tile: Any = None, tile_batch: Any = None, fidelity: Any = None
+    ) -> bool | str:
         """Says before anything is sampled what is wrong."""
-        return widgets.check(steps=steps, tile=tile, tile_batch=tile_batch)
+        return widgets.check(steps=steps, tile=tile, tile_batch=tile_batch, fidelity=fidelity)
 
     @classmethod
     def execute(
@@ -56,6 +60,7 @@ class MoESRSampler(io.ComfyNode):
         wrap: bool,
         mask: Any = None,
         tile_batch: Any = "auto",
+        fidelity: Any = "auto",
     ) -> Any:
         """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
         from ..moesr.pipeline import sample_latents
@@ -79,6 +84,7 @@ class MoESRSampler(io.ComfyNode):
             batch_seed=widgets.BATCH_SEED_WORDS[batch_seed],
             tile=tile,
             tile_batch=widgets.read("tile_batch", tile_batch),
+            fidelity=widgets.read("fidelity", fidelity),
             wrap=wrap,
             mask=mask,
             callback=progress,

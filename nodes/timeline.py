@@ -9,7 +9,8 @@ from . import widgets
 from .comfyui import io, make_schema
 from .plan import make_plan
 
-SIZE = (960, 240)
+#: In pixels of a node at 100 %, which has the labels large enough to read; the picture is twice as fine.
+SIZE, ZOOM = (400, 150), 2
 GROUND = (30, 32, 38)
 
 
@@ -43,8 +44,8 @@ class MoESRExpertTimeline(io.ComfyNode):
 
         widgets.check_choice("sampler", sampler, SETTINGS["sampler"].choices)
         plan = make_plan(model.hosted.sr, widgets.read("steps", steps), sampler)
-        bars = timeline(plan.experts, plan.noise, plan.timesteps, size=SIZE, ink=(200, 204, 212))
-        picture = Image.new("RGBA", SIZE, (*GROUND, 255))
+        bars = timeline(plan.experts, plan.noise, plan.timesteps, size=SIZE, ink=(200, 204, 212), zoom=ZOOM)
+        picture = Image.new("RGBA", bars.size, (*GROUND, 255))
         picture.alpha_composite(bars)
         pixels = torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255)
         return io.NodeOutput(pixels[None], plan.text())

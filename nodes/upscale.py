@@ -80,6 +80,7 @@ class MoESRUpscale(io.ComfyNode):
             batch_seed="per image",
             tile=tile,
             wrap=False,
+            fidelity=fidelity,
         )
         decode = graph.node(
             "FrequencyCompensatedDecode",

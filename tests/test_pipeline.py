@@ -115,7 +115,20 @@ def test_events_tell_tile_step_and_expert(model: SRModel) -> None:
     assert [e.tile for e in seen if e.phase == "decode"] == list(range(1, tiles + 1))
     preview = sampled[-1].preview
     assert preview is not None
-    assert preview().size == (24, 40)
+    pixels = 4 if model.config.autoencoder.lr_skip else 1  # per latent cell: decoded, or mapped to colours
+    assert preview().size == (24 * pixels, 40 * pixels)
+
+
+def test_the_preview_has_the_colours_of_the_picture() -> None:
+    tiny, seen = moesr.load("tiny", device="cpu"), []
+    picture = np.zeros((24, 24, 3), np.uint8)
+    picture[:, :12], picture[:, 12:] = (200, 60, 30), (20, 120, 220)
+    moesr.upscale(tiny, picture, steps=2, callback=lambda event: seen.append(event.preview and event.preview()))
+    for drawn in seen:
+        for left, colour in ((0, (200, 60, 30)), (0.5, (20, 120, 220))):
+            w = drawn.width
+            part = np.asarray(drawn.convert("RGB"))[:, int(w * (left + 0.1)) : int(w * (left + 0.4))]
+            assert np.abs(part.reshape(-1, 3).mean(0) - colour).max() < 20
 
 
 def test_what_a_callback_raises_stops_at_once(model: SRModel) -> None:

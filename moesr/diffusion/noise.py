@@ -18,11 +18,11 @@ def make_generators(seed: int, batch_seed: str, images: Sequence[int]) -> list[t
     return [torch.Generator().manual_seed(word % 2**63) for word in words]
 
 
-def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int], home: torch.device) -> Tensor:
-    """Standard normal noise of that shape for each generator, [B, *shape], on `home`."""
+def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int], canvas_device: torch.device) -> Tensor:
+    """Standard normal noise of that shape for each generator, [B, *shape], on `canvas_device`."""
     size = (len(generators), *shape)
-    pinned = home.type == "cuda"  # so that the copy to the device waits for nothing
+    pinned = canvas_device.type == "cuda"  # so that the copy to the device waits for nothing
     noise = torch.empty(size, pin_memory=True) if pinned else scratch.zeros(size, torch.device("cpu"))
     for image, generator in zip(noise, generators):
         torch.randn(image.shape, generator=generator, out=image)
-    return noise.to(home, non_blocking=pinned)
+    return noise.to(canvas_device, non_blocking=pinned)

@@ -35,14 +35,14 @@ class Store:
 
     def __init__(
         self, images: int, channels: int, height: int, width: int, device: torch.device,
-        home: torch.device | None = None,
+        canvas_device: torch.device | None = None,
     ) -> None:  # fmt: skip
-        """device: where rows are given. home: where they are stored, by default there too."""
+        """device: where rows are given. canvas_device: where they are stored, by default there too."""
         self.height, self.width, self.device = height, width, device
         shape = (images, channels, height, width)
         self._large = math.prod(shape) > LARGE
         dtype = torch.int16 if self._large else torch.float32
-        self._values = scratch.zeros(shape, home or device, dtype)
+        self._values = scratch.zeros(shape, canvas_device or device, dtype)
         self.moments = [Moments() for _ in range(images)]
 
     def reset(self) -> None:

@@ -25,12 +25,14 @@ def timeline(
     current: int | None = None,
     size: tuple[int, int] = (720, 150),
     ink: Colour = (128, 132, 140),
+    zoom: int = 1,
 ) -> Image.Image:
     """An RGBA picture on a transparent ground: a bar for every step, as high as its noise, in its expert's colour.
 
     experts, noise (0 or more) and timesteps have one entry a step, in the order in which they run. current: the step at
     work, from 1; those after it are pale. size: in pixels. ink: of the labels, by default a grey that is read on white
-    and on black. Raises ValueError if there are no steps, or as many of one as not of the other.
+    and on black. zoom: 2 for a picture that is twice as large with all that is in it. Raises ValueError if there are no
+    steps, or as many of one as not of the other.
     """
     count = len(experts)
     if not count or not count == len(noise) == len(timesteps):
@@ -52,7 +54,7 @@ def timeline(
             draw.rectangle((edges[i], floor + _FINE, edges[i + 1] - gap, floor + 3 * _FINE), fill=(*ink, 255))
     draw.line((left, floor, width - right, floor), fill=(*ink, 255), width=1)
     _labels(draw, experts, timesteps, edges, floor, ink)
-    return image.resize(size, Image.Resampling.LANCZOS)
+    return image.resize((size[0] * zoom, size[1] * zoom), Image.Resampling.LANCZOS)
 
 
 def palette(count: int) -> list[Colour]:

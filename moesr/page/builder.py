@@ -21,12 +21,15 @@ CSS = (_HERE / "page.css", _HERE / "standalone.css")  # a host takes the first, 
 SCRIPT = _HERE / "compare.js"
 PAGE_SCRIPT = _HERE / "page.js"
 
+# The page's script may come later than this; private windows have no storage.
+_LAST_JOB = "() => { try { return [localStorage.getItem('moesr-job') || '']; } catch { return ['']; } }"
+
 #: Pictures to try, with what they are and the preset that suits them.
 EXAMPLES = (
     ("face.png", "Face", "Photograph"),
     ("text.png", "Text", "Faithful"),
     ("web.jpg", "Web picture", "Web picture (restore)"),
-    ("old.jpg", "Old photograph", "Web picture (restore)"),
+    ("old.jpg", "Old photo", "Web picture (restore)"),
     ("drawing.png", "Drawing", "Faithful"),
     ("cobbles.png", "Texture", "Texture (seamless)"),
 )
@@ -116,8 +119,8 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
         _api(gr, handlers)
         if host.standalone:
             on(blocks.load, handlers.list_models, [], [model], queue=False)
-            loaded = on(blocks.load, None, js=script(), queue=False)
-            on(loaded.then, handlers.reopen, [job], [progress, results], js="() => [moesrLastJob()]", queue=False)
+            on(blocks.load, None, js=script(), queue=False)
+            on(blocks.load, handlers.reopen, [job], [progress, results], js=_LAST_JOB, queue=False)
     return built
 
 

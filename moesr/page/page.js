@@ -1,4 +1,4 @@
-// What the page itself does: results in sight, pictures by paste, and the last results after a reload.
+// What the page itself does: results in sight, pictures by paste, names of examples.
 if (!window.moesrPage) {
   window.moesrPage = true;
 
@@ -39,6 +39,3 @@ if (!window.moesrPage) {
     }, 100);
   });
 }
-window.moesrLastJob = () => {
-  try { return localStorage.getItem("moesr-job") || ""; } catch { return ""; }
-};

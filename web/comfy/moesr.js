@@ -4,6 +4,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { bringExample } from "./example.js";
 import { migrate } from "./migrate.js";
 
 const NAME = "moesr.timeline";
@@ -112,7 +113,6 @@ function addStatus(node, id) {
   const note = text.cloneNode();
   const canvas = document.createElement("canvas");
   canvas.style.cssText = `width:100%;height:${BARS}px;display:none`;
-  canvas.setAttribute("role", "img");
   box.append(text, note, canvas);
   // With the margin that the page leaves around elements.
   const room = () => LINE * (runs.get(id)?.note ? 2 : 1) + (runs.get(id)?.experts ? BARS : 0) + 20;
@@ -126,8 +126,11 @@ function addStatus(node, id) {
     note.textContent = note.title = run.note ?? "";
     note.style.display = run.note ? "" : "none";
     canvas.style.display = run.experts ? "block" : "none";
-    canvas.setAttribute("aria-label", text.textContent);
-    if (run.experts) drawBars(canvas, run);
+    if (run.experts) {
+      canvas.setAttribute("role", "img");
+      canvas.setAttribute("aria-label", text.textContent);
+      drawBars(canvas, run);
+    }
     if (given === room()) return;
     given = room();
     const needed = node.computeSize?.()[1] ?? 0;
@@ -174,7 +177,10 @@ function stop() {
 if (!app.extensions?.some((extension) => extension.name === NAME)) {
   app.registerExtension({
     name: NAME,
-    beforeConfigureGraph: migrate,
+    async beforeConfigureGraph(graph) {
+      migrate(graph);
+      await bringExample(graph);
+    },
     setup() {
       api.addEventListener("moesr.step", ({ detail }) => detail?.node && update(detail.node, detail));
       for (const end of ["execution_interrupted", "execution_error"]) api.addEventListener(end, stop);
