@@ -290,7 +290,10 @@ def test_widgets_have_the_ranges_and_words_of_the_table_of_settings(comfy: Comfy
 
 def test_settings_out_of_range_name_the_widget(comfy: Comfy) -> None:
     prompt, _ = three_nodes(steps=1001, eta=-1.0)
-    assert {"eta", "steps"} == {error["extra_info"]["input_name"] for error in refused(comfy, prompt)}
+    errors = refused(comfy, prompt)
+    assert {"eta", "steps"} <= {error["extra_info"]["input_name"] for error in errors}
+    # The host gives the line of a list to every list of the node.
+    assert all("steps 1001" in error["details"] for error in errors if error["type"] == "custom_validation_failed")
 
 
 @pytest.mark.parametrize("widget", ["sampler", "batch_seed", "dtype", "experts", "color_fix"])
