@@ -134,7 +134,7 @@ def test_wrong_parameters_are_named(
 
 def test_someone_who_leaves_does_not_hold_up_the_line(nano: Path, served: Served, tmp_path: Path) -> None:
     large, small = tmp_path / "large.png", tmp_path / "small.png"
-    Image.new("RGB", (800, 800), "teal").save(large)
+    Image.new("RGB", (320, 320), "teal").save(large)
     Image.new("RGB", (16, 12), "teal").save(small)
     with browser() as chrome, visiting(chrome, served.url) as second:
         with visiting(chrome, served.url) as first:
