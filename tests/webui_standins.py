@@ -152,7 +152,7 @@ class UpscaleScript:
                 upscale_cache[name, upscale_by] = data.scaler.upscale(pp.image, upscale_by, data.data_path)
             return upscale_cache[name, upscale_by]
 
-        image = upscale(upscaler_1_name)
+        image = upscale(str(upscaler_1_name))
         if upscaler_2_name not in (None, "None") and upscaler_2_visibility > 0:
             image = Image.blend(image, upscale(upscaler_2_name).convert(image.mode), upscaler_2_visibility)
         pp.image = image
