@@ -23,9 +23,9 @@ def adain(content: Tensor, style: Tensor) -> Tensor:
 
 
 def match_moments(part: Tensor, own: Moments, target: Moments) -> Tensor:
-    """Any part [C, h, w] of an image with moments `own`, given those of `target`."""
-    (std_x, mean_x), (std_s, mean_s) = own.statistics(), target.statistics()
-    return (part - mean_x.to(part)) * (std_s / std_x).to(part) + mean_s.to(part)
+    """Any part [C, h, w] of an image with moments `own`, given those of `target`; all may lie on different devices."""
+    std_x, mean_x, std_s, mean_s = (value.to(part) for moments in (own, target) for value in moments.statistics())
+    return (part - mean_x) * (std_s / std_x) + mean_s
 
 
 class Moments:
