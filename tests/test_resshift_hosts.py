@@ -96,6 +96,7 @@ def sampler(monkeypatch: pytest.MonkeyPatch) -> Any:
     host = MagicMock()
     host.io = MagicMock(ComfyNode=object, NodeOutput=lambda *outputs: outputs)
     host.read_prompt_inputs = dict
+    host.to_output = lambda values: values
     for name, module in {"pack": pack, "pack.nodes": nodes, "pack.nodes.comfyui": host}.items():
         monkeypatch.setitem(sys.modules, name, module)
     before = set(sys.modules)
