@@ -189,6 +189,7 @@ def test_wrong_options_are_told_before_the_work(photos: Path, tmp_path: Path, op
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_driver_keeps_no_list(tmp_path: Path) -> None:
     script = (
         "import resource, sys; from pathlib import Path; from moesr.batch.manifest import *; from moesr.batch.sources "

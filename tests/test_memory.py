@@ -173,6 +173,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit of address space")
 def test_memory_that_the_system_refuses(nano: Path, tmp_path: Path, one_thread: None) -> None:
     """With room for a part of the picture only, the run ends right, in tiles, and gives all memory back."""

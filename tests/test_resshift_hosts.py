@@ -77,8 +77,8 @@ def test_the_page_runs_published_files_and_knows_what_it_assumed(queue: JobQueue
 def test_the_page_shows_what_was_assumed(queue: JobQueue) -> None:
     pytest.importorskip("gradio")
     page = importlib.import_module("moesr.page.handlers").Handlers(queue)
-    assert page.timeline("mine", 4).count("assumed 4; give timesteps, or a name with s15") == 1
-    assert "assumed" not in page.timeline(queue.host.facts.default, 4)
+    assert page.draw_plan("mine", 4).count("assumed 4; give timesteps, or a name with s15") == 1
+    assert "assumed" not in page.draw_plan(queue.host.facts.default, 4)
 
 
 def test_models_that_fill_in_are_sent_where_masks_are(queue: JobQueue) -> None:
