@@ -133,6 +133,11 @@ def test_info_of_what_is_no_model(photos: Path, capsys: pytest.CaptureFixture[st
     assert "a.png" in capsys.readouterr().err
 
 
+def restore_interrupt() -> None:
+    """Shells start jobs in the background with interrupts ignored, and a test's processes inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupt_leaves_no_partial_file(nano: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     command = ["upscale", str(photos / "a.png"), "-o", str(out), "--model", str(nano), "--steps", "1000"]
@@ -141,6 +146,7 @@ def test_interrupt_leaves_no_partial_file(nano: Path, photos: Path, tmp_path: Pa
         cwd=ROOT,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=restore_interrupt,
     )
     assert process.stderr is not None
     os.set_blocking(process.stderr.fileno(), False)
