@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import MoESRError, SettingError
 from ..hosting.runner import Stopped
-from ..settings import resolve_run
+from ..settings import resolve
 from .host import PageHost
 from .jobs import Job
 from .limits import LOCAL, Limits
@@ -152,7 +152,7 @@ class JobQueue:
                 f"{model} fills in what a mask marks, and this page has no mask; "
                 "use it in ComfyUI or with python -m moesr upscale --mask"
             )
-        scale = resolve_run(config, settings).scale
+        scale = resolve(config, **settings).scale
         first: MoESRError | None = None
         for upload in uploads:
             try:
