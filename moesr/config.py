@@ -239,5 +239,5 @@ def build(cls: type[T], values: dict[str, Any], where: str) -> T:
     names = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # every cls here is a dataclass
     unknown = sorted(set(values) - names)
     if unknown:
-        raise SettingError(f"config of {where}: unknown entries {', '.join(unknown)}; written by a newer version?")
+        raise SettingError(f"config of {where} has no entry {', '.join(unknown)}; it has {', '.join(sorted(names))}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -10,13 +10,13 @@ import pytest
 from moesr.cli import main
 from moesr.errors import SettingError
 from moesr.training import config as configs
-from moesr.training.ablations import STEPS, Ablations, reseeded, table, variants
+from moesr.training.ablations import STEPS, Ablations, format_table, list_variants, reseed
 from tests import training_setup as setup
 
 
 def test_rows_of_a_table_take_equally_many_steps() -> None:
     base = configs.load("ablation")
-    rows = {row.name: configs.load("ablation", list(row.overrides)) for row in variants(base)}
+    rows = {row.name: configs.load("ablation", list(row.overrides)) for row in list_variants(base)}
     steps = {name: len(c.model.stages) * c.experts.loop.steps for name, c in rows.items()}
     assert len(set(steps.values())) == 1
     assert {(c.experts.trunk, c.experts.loop.batch, c.decoder.loop, c.first_stage) for c in rows.values()} == {
@@ -38,15 +38,15 @@ def test_one_expert_alone_cannot_be_compared(tmp_path: Path) -> None:
 def test_tables_of_several_seeds_have_mean_and_deviation(tmp_path: Path) -> None:
     photos, metrics = setup.write_photos(tmp_path / "photos"), setup.write_metrics(tmp_path / "metrics")
     runs = [
-        Ablations("ablation", reseeded(seed), photos, photos, tmp_path / f"out{seed}", metrics, 0) for seed in (0, 1)
+        Ablations("ablation", reseed(seed), photos, photos, tmp_path / f"out{seed}", metrics, 0) for seed in (0, 1)
     ]
     loops = [(c.first_stage.loop, c.experts.trunk, c.experts.loop, c.decoder.loop) for c in (r.base for r in runs)]
     assert all(a != b for a, b in zip(*loops))
     values: dict[str, float | None] = {"psnr_y": 26.0, "lpips_alex": 0.3}
     runs[0].results = {"experts": {"one": values, "four": values}}
-    assert "| one | 26.00 |" in table(runs[:1], "experts")
+    assert "| one | 26.00 |" in format_table(runs[:1], "experts")
     runs[1].results = {"experts": {"one": {"psnr_y": 27.0, "lpips_alex": None}}}
-    several = table(runs, "experts")
+    several = format_table(runs, "experts")
     assert "| one | 26.50 ± 0.71 |" in several
     assert "| - |" in several
     assert "four" not in several

@@ -21,6 +21,9 @@ class CountingKeeper(Keeper):
         super().__init__(torch.device("cpu"), torch.device("cpu"))
         self.room, self.loaded, self.built = room, [], 0
 
+    def choose_dtype(self, parameters: int, *, decoder: bool) -> torch.dtype:
+        return torch.float32
+
     def register(self, network: nn.Module) -> Any:
         self.built += 1
         return network

@@ -15,7 +15,7 @@ from PIL import Image
 
 import moesr
 from moesr.errors import MoESRError, SettingError
-from moesr.hosting.facts import ModelFacts
+from moesr.hosting.facts import ModelFacts, plan_steps
 from moesr.hosting.runner import Stopped
 from moesr.images.files import read_image
 from moesr.page import jobs as jobs_module
@@ -79,7 +79,7 @@ def quick(nano: Path) -> Settings:
 
 def submit(queue: JobQueue, uploads: list[Upload], values: Settings, **more: Any) -> Job:
     settings = {**values}
-    return queue.submit(uploads, settings.pop("model"), settings, **more)
+    return queue.submit(Job(uploads, settings.pop("model"), settings, **more))
 
 
 def finish(*jobs: Job, within: float = 60.0) -> None:
@@ -443,12 +443,12 @@ def test_models_are_looked_into_once_until_they_change(nano: Path, monkeypatch: 
     assert models.read_config(nano.stem) is models.read_config(nano.stem)
     digest = models.compute_hash(nano.stem)
     assert len(digest) == 16
-    plan = models.plan_steps(nano.stem)
+    plan = plan_steps(models.read_config(nano.stem))
     assert plan.experts == [3, 2, 1, 0]
     assert plan.noise == sorted(plan.noise, reverse=True)
     assert 0 < min(plan.noise) < max(plan.noise) <= 1
     with pytest.raises(MoESRError):
-        models.plan_steps(nano.stem, steps=1001)
+        plan_steps(models.read_config(nano.stem), steps=1001)
     (nano.parent / "broken.safetensors").write_bytes(b"not one")
     with pytest.raises(MoESRError, match=r"^broken: ") as raised:
         models.read_config("broken")

@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
 def _ablate(options: argparse.Namespace) -> int:
     import torch
 
-    from ..training.ablations import Ablations, reseeded, table
+    from ..training.ablations import Ablations, format_table, reseed
 
     if options.seeds < 1:
         raise SettingError(f"seeds {options.seeds}: every row is trained at least once; choose 1 or more")
@@ -40,7 +40,7 @@ def _ablate(options: argparse.Namespace) -> int:
     runs = [
         Ablations(
             options.config,
-            [*(options.override or []), *reseeded(seed)],
+            [*(options.override or []), *reseed(seed)],
             Path(options.data),
             Path(options.hr),
             out / f"seed{seed}" if seed else out,
@@ -54,5 +54,5 @@ def _ablate(options: argparse.Namespace) -> int:
         for name, row in run.run(tables):
             print(f"{name}: {row}{f', seed {seed}' if seed else ''}", flush=True)
     for name in tables:
-        print(f"\n{table(runs, name)}")
+        print(f"\n{format_table(runs, name)}")
     return 0

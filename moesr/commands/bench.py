@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .common import positive, verbose
+from .common import choose_parts, positive, verbose
 
 _HEAD = ("", "seconds", "TMAC", "of matrix rate", "x reference", "peak MiB", "GB/s")
 
@@ -38,10 +38,7 @@ def _bench(options: argparse.Namespace) -> int:
     from ..evaluation.speed.parts import read_reference
 
     device = check_device(options.device)
-    sections = tuple(options.only.split(",")) if options.only else choose_sections(device, options.quick)
-    unknown = sorted(set(sections) - set(SECTIONS))
-    if unknown:
-        raise SettingError(f"--only {', '.join(unknown)}: choose some of {', '.join(SECTIONS)}")
+    sections = choose_parts(options.only, SECTIONS) if options.only else choose_sections(device, options.quick)
     if options.clock == "cpu" and (options.device != "cpu" or (options.threads or torch.get_num_threads()) > 1):
         raise SettingError("--clock cpu adds up the time of all threads: use --device cpu --threads 1")
     if options.threads:
@@ -59,23 +56,23 @@ def _bench(options: argparse.Namespace) -> int:
     if not options.json:
         threads = torch.get_num_threads()
         print(f"torch {torch.__version__}, {device} ({device_name(device)}), {threads} threads")
-        print(_line(_HEAD))
+        print(_format_line(_HEAD))
     for row in Bench(plan, read_reference(Path(options.reference) if options.reference else None)).rows():
         rows.append(row.values())
         if not options.json:
-            print(_line([_shown(k, v) for k, v in rows[-1].items()]), flush=True)
+            print(_format_line([_format_cell(k, v) for k, v in rows[-1].items()]), flush=True)
     if options.json:
         print(json.dumps(rows, indent=2, allow_nan=False))
     return 0
 
 
-def _shown(key: str, value: Any) -> str:
+def _format_cell(key: str, value: Any) -> str:
     formats = {"seconds": ".3f", "tmac": ".4f", "share_of_matrix_rate": ".2f", "speedup_over_reference": ".2f"}
     if value is None:
         return "-"
     return value if isinstance(value, str) else format(value, formats.get(key, ".0f"))
 
 
-def _line(cells: Any) -> str:
+def _format_line(cells: Any) -> str:
     name, *rest = cells
     return name.ljust(68) + "".join(cell.rjust(15) for cell in rest)

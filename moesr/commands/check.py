@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from .common import verbose
+from .common import choose_parts, verbose
 
 
 def add(commands: Any) -> None:
@@ -23,14 +23,10 @@ def add(commands: Any) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from ..errors import SettingError
     from ..evaluation.machine import check_device, describe_machine
     from ..evaluation.selftest import ROWS, SelfTest
 
-    rows = tuple(options.only.split(",")) if options.only else ROWS
-    unknown = sorted(set(rows) - set(ROWS))
-    if unknown:
-        raise SettingError(f"--only {', '.join(unknown)}: choose some of {', '.join(ROWS)}")
+    rows = choose_parts(options.only, ROWS)
     if options.record:
         return _record(options.model)
     device = check_device(options.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import SettingError
@@ -42,16 +43,6 @@ def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
             )
 
 
-def size(text: str) -> int | str:
-    """A number of pixels, or auto."""
-    return text if text == "auto" else int(text)
-
-
-def restore(text: str) -> float | str:
-    """How degraded an image is, from 0 to 1, or auto."""
-    return text if text == "auto" else float(text)
-
-
 def positive(text: str) -> int:
     """A whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
@@ -79,6 +70,15 @@ def check_new(path: str | os.PathLike[str] | None, options: argparse.Namespace) 
     """Raises SettingError if there is a file at `path`, and `--overwrite` does not allow to replace it."""
     if path is not None and not options.overwrite and os.path.isfile(path):
         raise SettingError(f"{path}: is there already; --overwrite replaces it, or give another name")
+
+
+def choose_parts(text: str | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The names in `--only A,B`, all that are known without it. Raises SettingError for one that is not known."""
+    names = tuple(text.split(",")) if text else tuple(known)
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise SettingError(f"--only {', '.join(unknown)}: choose some of {', '.join(known)}")
+    return names
 
 
 def fail(line: str) -> int:

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .common import Bar, add_model_options, add_overwrite, check_new, fail, open_model, positive, restore, size, verbose
+from .common import Bar, add_model_options, add_overwrite, add_settings, check_new, fail, open_model, positive, verbose
+
+#: Settings of `upscale` that figures depend on.
+_SETTINGS = ("steps", "sampler", "seed", "fidelity", "restore", "tile")
 
 
 def add(commands: Any) -> None:
@@ -20,15 +23,8 @@ def add(commands: Any) -> None:
     test.add_argument("--results", metavar="DIR", help="score these pictures instead of running a model")
     test.add_argument("--model", default="tiny", help="name, file or folder; bicubic for Pillow's (default: tiny)")
     test.add_argument("--scale", type=positive, help="between LR and HR (default: the model's, or as the files say)")
-    test.add_argument("--steps", type=int, help="denoising steps (default: the model's own)")
-    test.add_argument("--sampler", default="auto", help="as for upscale")
-    test.add_argument("--seed", type=int, default=0, help="as for upscale")
-    test.add_argument("--fidelity", type=float, default=1.0, help="0 generative to 1 faithful")
-    test.add_argument("--restore", type=restore, default="auto", help="as for upscale")
+    add_settings(test, *_SETTINGS, "dtype", "device")
     test.add_argument("--without", choices=("latent", "experts", "filters"), help="what the figures are without a part")
-    test.add_argument("--tile", type=size, default="auto", help="largest side of a tile in output pixels, 0 for none")
-    test.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16")
-    test.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     test.add_argument("--metrics", metavar="DIR", help="weights of the metrics (default: MOESR_METRICS)")
     test.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
     test.add_argument("--json", action="store_true", help="print JSON and nothing else")
@@ -83,6 +79,7 @@ def _contestant(options: argparse.Namespace) -> tuple[str, dict[str, Any], Any]:
     from ..evaluation.ablation import without
     from ..evaluation.benchmark import bicubic
     from ..pipeline import upscale
+    from ..settings import resolve
 
     if options.results:  # with an LR the files say the scale
         return options.results, {"scale": options.scale or (None if options.lr else 4)}, None
@@ -94,9 +91,10 @@ def _contestant(options: argparse.Namespace) -> tuple[str, dict[str, Any], Any]:
     if options.without:
         model = without(model, options.without)
         name = f"{name} without {options.without}"
-    settings = {name: getattr(options, name) for name in ("sampler", "seed", "fidelity", "restore", "tile")}
+    settings = {name: getattr(options, name) for name in _SETTINGS}
     settings["scale"] = options.scale or model.scale
-    settings["steps"] = model.config.steps if options.steps is None else options.steps
+    resolved = resolve(model.config, **settings)
+    settings |= {"steps": resolved.steps, "fidelity": resolved.fidelity}
     computing = {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
 
     def make(lr: Any) -> Any:

@@ -6,7 +6,6 @@ build to the letter. Weights are files with torchvision's and lpips' key names; 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from .files import metrics_folder
 
 #: Widths of VGG16's convolutions; "M" is a 2 x 2 max pool.
 _VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
@@ -33,7 +33,7 @@ class LPIPS(nn.Module):
 
     def __init__(self, net: str = "alex", weights: str | Path | None = None) -> None:
         super().__init__()
-        folder = Path(weights or os.environ.get("MOESR_METRICS", "metrics"))
+        folder = metrics_folder(weights)
         for name in (_FILES[net], "lpips_heads.safetensors"):
             if not (folder / name).is_file():
                 raise CheckpointError(

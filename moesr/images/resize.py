@@ -134,15 +134,15 @@ def _taps(length: int, count: int, scale: float) -> tuple[Tensor, Tensor]:
     centre = (torch.arange(count, dtype=torch.float64) + 0.5) / scale - 0.5
     first = torch.floor(centre - width / 2)
     position = first[:, None] + torch.arange(math.ceil(width) + 2, dtype=torch.float64)
-    weight = _cubic((centre[:, None] - position) * shrink)
+    weight = cubic((centre[:, None] - position) * shrink)
     weight /= weight.sum(1, keepdim=True)
     index = position.long() % (2 * length)  # symmetric reflection has period 2 * length, whatever the length
     return torch.where(index < length, index, 2 * length - 1 - index), weight
 
 
-def _cubic(x: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel with a = -0.5; zero outside [-2, 2]."""
+def cubic(x: Tensor, a: float = -0.5) -> Tensor:
+    """Keys' cubic convolution kernel; zero outside [-2, 2]."""
     x = x.abs()
-    inner = (1.5 * x - 2.5) * x * x + 1
-    outer = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    inner = ((a + 2) * x - (a + 3)) * x * x + 1
+    outer = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return torch.where(x <= 1, inner, torch.where(x <= 2, outer, torch.zeros_like(x)))

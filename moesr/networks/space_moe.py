@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -83,4 +85,17 @@ def average_experts(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         for value in values[1:]:
             total = total + value.double()
         out[key] = (total / len(values)).to(values[0].dtype)
+    return out
+
+
+def repeat_expert(weights: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The same state dict with `count` copies of every layer's first FFN expert in place of all that it has."""
+    out: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        head, found, tail = key.partition(".moe_blocks.")
+        index, _, rest = tail.partition(".")
+        if not found:
+            out[key] = value
+        elif index == "0":
+            out |= {f"{head}{found}{i}.{rest}": value for i in range(count)}
     return out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ..evaluation.suite import COLUMNS, Suite
 from ..model import load as load_model
 from ..pipeline import upscale
 from . import config as configs
+from . import weights
 from .config import TrainingConfig
 from .stages import export, train
 
@@ -46,7 +46,7 @@ class Variant:
     overrides: tuple[str, ...]
 
 
-def variants(base: TrainingConfig) -> list[Variant]:
+def list_variants(base: TrainingConfig) -> list[Variant]:
     """The rows of Tables 3 and 5 for a config. Every row of a table takes equally many optimiser steps and images.
 
     One expert goes on from the trunk for as many steps as all the experts of the other rows together.
@@ -82,7 +82,7 @@ class Ablations:
             raise SettingError(f"{source}: ablations compare one expert with several, the config has one")
         self.out.mkdir(parents=True, exist_ok=True)
         self.suite = Suite(metrics)
-        self.cases = match(_middles(hr, out / f"hr{crop}", crop) if crop else hr)[0]
+        self.cases = match(_cut_middles(hr, out / f"hr{crop}", crop) if crop else hr)[0]
         self.file = out / "results.json"
         self.results: dict[str, dict[str, dict[str, float | None]]] = {}
         if self.file.exists():
@@ -93,18 +93,18 @@ class Ablations:
         for table in tables:
             if table not in TABLES:
                 raise SettingError(f"table {table!r} is unknown: choose from {', '.join(TABLES)}")
-        rows = variants(self.base)
+        rows = list_variants(self.base)
         for row in rows:
             if row.table in tables:
-                yield from self._measured(row.table, row.name, row, None)
+                yield from self._measure_row(row.table, row.name, row, None)
         if "steps" in tables:
             for steps in STEPS:
                 for row in (r for r in rows[:4] if "Space" in r.name):
-                    yield from self._measured("steps", f"{row.name}, {steps} steps", row, steps)
+                    yield from self._measure_row("steps", f"{row.name}, {steps} steps", row, steps)
 
-    def _measured(self, table: str, name: str, row: Variant, steps: int | None) -> Iterator[tuple[str, str]]:
+    def _measure_row(self, table: str, name: str, row: Variant, steps: int | None) -> Iterator[tuple[str, str]]:
         if name not in self.results.get(table, {}):
-            model = load_model(self._trained(row))
+            model = load_model(self._train_row(row))
             benchmark = Benchmark(
                 self.suite, model.scale, lambda lr: upscale(model, lr, steps=steps, color_fix="none"), "matlab"
             )
@@ -113,15 +113,13 @@ class Ablations:
             if benchmark.failed:
                 raise SettingError(f"{name}: {benchmark.failed[0]}")
             self.results.setdefault(table, {})[name] = benchmark.mean().values
-            partial = self.file.with_suffix(".partial")
-            partial.write_text(json.dumps(self.results, indent=2) + "\n")
-            os.replace(partial, self.file)
+            weights.write_json(self.file, self.results)
         yield table, name
 
-    def _trained(self, row: Variant) -> Path:
+    def _train_row(self, row: Variant) -> Path:
         """The model file of a row, trained if it is not there."""
         config = configs.load(self.source, [*self.overrides, *row.overrides])
-        folder = self._folder(row)
+        folder = self._name_folder(row)
         file = folder / "model.safetensors"
         if file.exists():
             return file
@@ -130,9 +128,9 @@ class Ablations:
         train("first-stage", self.base, self.data, shared, self.metrics)
         _copy(shared, folder, "first_stage")
         if row.table == "decoder":
-            full = next(v for v in variants(self.base) if v.overrides == _PLAIN)
-            self._trained(full)
-            _copy(self._folder(full), folder, *(f"stage{i}" for i in range(len(config.model.stages))))
+            full = next(v for v in list_variants(self.base) if v.overrides == _PLAIN)
+            self._train_row(full)
+            _copy(self._name_folder(full), folder, *(f"stage{i}" for i in range(len(config.model.stages))))
             _copy(shared, folder, "samples")
             train("decoder", config, self.data, folder, self.metrics)
             _copy(folder, shared, "samples")
@@ -146,16 +144,16 @@ class Ablations:
             shutil.copyfile(first, folder / "decoder" / "decoder.safetensors")
         return export(config, folder, file)
 
-    def _folder(self, row: Variant) -> Path:
+    def _name_folder(self, row: Variant) -> Path:
         return self.out / (row.table + "_" + "".join(c if c.isalnum() else "_" for c in row.name.lower()))
 
 
-def reseeded(seed: int) -> list[str]:
+def reseed(seed: int) -> list[str]:
     """Overrides that have every stage of a config draw anew; none for seed 0."""
     return [f"{loop}.seed={100 * seed + 10 * i}" for i, loop in enumerate(_LOOPS)] if seed else []
 
 
-def table(runs: Sequence[Ablations], name: str) -> str:
+def format_table(runs: Sequence[Ablations], name: str) -> str:
     """A table of what the runs, which differ in their seeds, have measured, as Markdown.
 
     Of several runs the mean and the standard deviation, for the rows that all of them have.
@@ -165,12 +163,12 @@ def table(runs: Sequence[Ablations], name: str) -> str:
     found = [run.results.get(name, {}) for run in runs]
     for row in found[0]:
         if all(row in results for results in found):
-            cells = [_cell([results[row].get(c.key) for results in found], c.digits) for c in columns]
+            cells = [_format_cell([results[row].get(c.key) for results in found], c.digits) for c in columns]
             lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(values: Sequence[float | None], digits: int) -> str:
+def _format_cell(values: Sequence[float | None], digits: int) -> str:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "-"
@@ -186,7 +184,7 @@ def _copy(source: Path, target: Path, *names: str) -> None:
             shutil.copytree(source / name, target / name)
 
 
-def _middles(folder: Path, out: Path, side: int) -> Path:
+def _cut_middles(folder: Path, out: Path, side: int) -> Path:
     """The middle `side` x `side` pixels of the images of a folder, as files in another."""
     out.mkdir(parents=True, exist_ok=True)
     for case in match(folder)[0]:

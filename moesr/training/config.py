@@ -18,6 +18,10 @@ from .loop import LoopConfig
 from .unrolled import UnrolledConfig
 
 CONFIGS = Path(__file__).parent / "configs"
+#: Stages of a config by name, and what each is configured with.
+STAGES: dict[str, type[Any]] = {
+    "first_stage": FirstStageConfig, "experts": ExpertConfig, "decoder": DecoderConfig, "unrolled": UnrolledConfig
+}  # fmt: skip
 
 #: What `accelerate launch --mixed_precision` tells its processes; "no" is its default.
 _LAUNCHED = "ACCELERATE_MIXED_PRECISION"
@@ -67,18 +71,14 @@ def load(source: str, overrides: list[str] | None = None) -> TrainingConfig:
 
 def from_dict(values: dict[str, Any]) -> TrainingConfig:
     """The config of plain values. Raises SettingError as `load` does."""
-    stages = {"first_stage": FirstStageConfig, "experts": ExpertConfig, "decoder": DecoderConfig}
-    stages["unrolled"] = UnrolledConfig
-    _known(TrainingConfig, values, "training")
     out = dict(values)
     out["model"] = ModelConfig.from_dict(_map(values.get("model", {}), "model"))
-    for name, cls in stages.items():
+    for name, cls in STAGES.items():
         part = dict(_map(values.get(name, {}), name))
-        _known(cls, part, name)
         for loop in ("loop", "trunk", "estimator"):
-            if loop in part and part[loop] is not None:
-                _known(LoopConfig, _map(part[loop], f"{name}.{loop}"), f"{name}.{loop}")
-                part[loop] = build(LoopConfig, part[loop], f"{name}.{loop}")
+            if part.get(loop) is not None:
+                where = f"{name}.{loop}"
+                part[loop] = build(LoopConfig, _map(part[loop], where), where)
         out[name] = build(cls, part, name)
     config = build(TrainingConfig, out, "training")
     _check(config, "")
@@ -120,13 +120,6 @@ def _map(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SettingError(f"config: {where} is {value!r}, it must be a map of settings")
     return value
-
-
-def _known(cls: type, values: dict[str, Any], where: str) -> None:
-    names = [f.name for f in fields(cls)]
-    unknown = [k for k in values if k not in names]
-    if unknown:
-        raise SettingError(f"config: {where} has no entry {', '.join(unknown)}; it has {', '.join(names)}")
 
 
 def _check(config: Any, where: str) -> None:

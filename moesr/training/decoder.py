@@ -94,7 +94,7 @@ class FCD(Task):
             out, batch, l1=1.0, frequency=config.frequency_weight, grid=config.grid_weight,
             consistency=config.consistency, average=self.engine.average,
         )  # fmt: skip
-        shifted, real = losses.phase(out, hr)
+        shifted, real = losses.crop_randomly(out, hr)
         with autocast(config.loop, hr.device):
             for name, distance in self.distances.items():
                 perceptual = distance(shifted, real).mean()
@@ -118,12 +118,8 @@ class FCD(Task):
             return self.network.decode(batch["z"], features).float()
 
     def pictures(self, batch: Batch) -> Tensor:
-        """LR images, results with averaged weights, HR images."""
-        kept, self.network = self.network, self.ema.averaged(self.network)
-        try:
-            return join_images(batch, self.predict(batch))
-        finally:
-            self.network = kept
+        """LR images, results, HR images."""
+        return join_images(batch, self.predict(batch))
 
     def export(self, folder: Path) -> None:
         weights.save(self.ema.weights(self.network), folder / "decoder.safetensors")

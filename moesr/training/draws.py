@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 
-def key(*parts: int | str) -> int:
+def make_seed(*parts: int | str) -> int:
     """A seed of 32 bits (all that torch's CPU generator takes) from numbers and names."""
     return zlib.crc32("/".join(map(str, parts)).encode())
 
 
-def normal(like: Tensor, batch: dict[str, Tensor], seed: int, name: str) -> Tensor:
+def draw_normal(like: Tensor, batch: dict[str, Tensor], seed: int, name: str) -> Tensor:
     """Standard normal numbers in the shape of `like` [B, ...]: of item k, a function of (seed, name, k) alone.
 
     k is from batch["index"]; a batch without it gets numbers of torch's own generator.
@@ -24,8 +24,8 @@ def normal(like: Tensor, batch: dict[str, Tensor], seed: int, name: str) -> Tens
     return torch.stack(rows).to(like.device, like.dtype)
 
 
-def integers(low: int, high: int, batch: dict[str, Tensor], like: Tensor, seed: int, name: str) -> Tensor:
-    """int64 [B], low <= value < high, as `normal`; B and the device are those of `like`."""
+def draw_integers(low: int, high: int, batch: dict[str, Tensor], like: Tensor, seed: int, name: str) -> Tensor:
+    """int64 [B], low <= value < high, as `draw_normal`; B and the device are those of `like`."""
     if "index" not in batch:
         return torch.randint(low, high, (len(like),), device=like.device)
     rows = [torch.randint(low, high, (), generator=_generator(seed, name, k)) for k in batch["index"].tolist()]
@@ -33,4 +33,4 @@ def integers(low: int, high: int, batch: dict[str, Tensor], like: Tensor, seed: 
 
 
 def _generator(seed: int, name: str, index: int) -> torch.Generator:
-    return torch.Generator().manual_seed(key(seed, name, index))
+    return torch.Generator().manual_seed(make_seed(seed, name, index))

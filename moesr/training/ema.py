@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
-
-T = TypeVar("T", bound=nn.Module)
 
 
 class EMA:
@@ -36,12 +31,6 @@ class EMA:
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
         """The module's state dict with averaged parameters in place of its own."""
         return {**module.state_dict(), **self.shadow}
-
-    def averaged(self, module: T) -> T:
-        """A copy of the module with averaged parameters, as it is used: in eval mode."""
-        result = copy.deepcopy(module).eval()
-        result.load_state_dict(self.weights(module))
-        return result
 
     def to(self, device: torch.device) -> None:
         """Keep the averages on a device: that of the module."""

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig, with_space_experts
-from ..diffusion.process import from_config
+from ..diffusion.experts import ExpertBank
+from ..diffusion.process import Process, from_config
 from ..networks.denoiser import denoiser
-from ..networks.space_moe import average_experts, exchange_weights
+from ..networks.space_moe import average_experts, repeat_expert
 from . import draws, weights
 from .engine import Engine
 from .loop import Batch, LoopConfig, Task, autocast
@@ -48,12 +49,13 @@ class Expert(Task):
         self.process = from_config(model.process)
         network = denoiser(with_space_experts(model.unet, config.space_experts))
         if trunk is None:
-            _start_equal(network)
+            # Experts that start apart would become the mean of unrelated functions before EWA draws them together.
+            network.load_state_dict(repeat_expert(network.state_dict(), config.space_experts))
             for parameter in network.out[2].parameters():
                 nn.init.zeros_(parameter)
         else:
             network.load_state_dict(trunk)
-        super().__init__(loop, engine, network, ema=config.ema)
+        super().__init__(loop, engine, network, ema=config.ema, gamma=config.gamma)
 
     def step(self, batch: Batch, index: int) -> dict[str, float]:
         self.set_rate(index)
@@ -62,14 +64,11 @@ class Expert(Task):
         self.finish()
         return {"l2": loss.item()}
 
-    def end_step(self) -> None:
-        exchange_weights(self.network, self.config.gamma)
-
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error between the network's output and its target, one random timestep per item."""
         x0, seed = batch["x0"], self.loop.seed
-        t = draws.integers(*self.span, batch, x0, seed, "t")
-        return self.errors(batch, t, draws.normal(x0, batch, seed, "noise")).mean()
+        t = draws.draw_integers(*self.span, batch, x0, seed, "t")
+        return self.errors(batch, t, draws.draw_normal(x0, batch, seed, "noise")).mean()
 
     def errors(self, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
         """The mean squared error of every item [B] at its timestep, with its noise."""
@@ -88,12 +87,10 @@ class Expert(Task):
         weights.save(average_experts(grouped), folder / f"{self.name}.safetensors")
 
 
-def _start_equal(network: nn.Module) -> None:
-    # Experts that start apart would be averaged into the mean of unrelated functions before EWA draws them together.
-    state = network.state_dict()
-    network.load_state_dict({k: state[_name_of_first(k)] for k in state})
-
-
-def _name_of_first(key: str) -> str:
-    head, found, tail = key.partition(".moe_blocks.")
-    return f"{head}{found}0.{tail.partition('.')[2]}" if found else key
+def predict_x0(
+    bank: ExpertBank, process: Process, z: Tensor, t: int, y: Tensor, condition: Tensor, *settings: Tensor
+) -> Tensor:
+    """x0 of states z [B, C, h, w] at timestep t, as its expert predicts it."""
+    with bank.stage(t) as expert:
+        out = expert(process.scale_input(z, t), torch.full((len(z),), t, device=z.device), condition, *settings)
+    return process.x0(out.float(), z, t, y)

@@ -85,7 +85,7 @@ class FirstStage(Task):
         self.position = index
         out, moments, code_loss = self.engine.forward(net, self.reconstruct, batch)
         with autocast(config.loop, image.device):
-            perceptual = self.distance(*losses.phase(out, image)).mean()
+            perceptual = self.distance(*losses.crop_randomly(out, image)).mean()
         l1 = F.l1_loss(out, image)
         loss = reconstruction = l1 + config.lpips_weight * perceptual
         report = {"l1": l1.item(), "lpips": perceptual.item(), "codes": code_loss.item()}
@@ -119,7 +119,7 @@ class FirstStage(Task):
         mean, log_variance = moments.chunk(2, dim=1)
         log_variance = log_variance.clamp(-30, 20)
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
-        z = mean + (log_variance / 2).exp() * draws.normal(mean, batch, self.config.loop.seed, "posterior")
+        z = mean + (log_variance / 2).exp() * draws.draw_normal(mean, batch, self.config.loop.seed, "posterior")
         return z, self.config.kl_weight * divergence
 
     def _quantise(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,11 +140,7 @@ class FirstStage(Task):
 
     def pictures(self, batch: Batch) -> Tensor:
         """LR images, HR images encoded and decoded, HR images."""
-        kept, self.network = self.network, self.ema.averaged(self.network)
-        try:
-            return join_images(batch, self.reconstruct(batch)[0])
-        finally:
-            self.network = kept
+        return join_images(batch, self.reconstruct(batch)[0])
 
     def export(self, folder: Path) -> None:
         weights.save(self.ema.weights(self.network), folder / "first_stage.safetensors")

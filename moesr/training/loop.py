@@ -6,7 +6,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import NumericsError, SettingError
+from ..networks.space_moe import exchange_weights
 from . import draws, losses
 from .board import Board
 from .ema import EMA
@@ -95,11 +98,12 @@ def autocast(config: LoopConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=config.precision != "fp32")
 
 
-class Task:
+class Task(ABC):
     """A stage of training: networks, optimisers, averages, and what is saved of them.
 
-    network: what is averaged. parameters: what is trained of it, by default all. measures: frozen networks. `step`
-    works on a batch, or on a part of one, and returns its losses.
+    network: what is averaged. parameters: what is trained of it, by default all. measures: frozen networks. gamma:
+    of the exchange of weights between space experts (EWA) after every step. `step` works on a batch, or on a part of
+    one, and returns its losses.
     """
 
     name = ""
@@ -115,7 +119,9 @@ class Task:
         betas: tuple[float, float] = (0.9, 0.999),
         adversary: nn.Module | None = None,
         measures: Sequence[nn.Module] = (),
+        gamma: float | None = None,
     ) -> None:
+        self.gamma = gamma
         self.loop, self.engine, self.network, self.adversary, self.measures = loop, engine, network, adversary, measures
         self.parameters = list(network.parameters()) if parameters is None else parameters
         self.optimiser = torch.optim.AdamW(self.parameters, loop.lr, betas=betas, weight_decay=0)
@@ -132,17 +138,31 @@ class Task:
             module.to(device)
         self.ema.to(device)
 
+    @abstractmethod
     def step(self, batch: Batch, index: int) -> dict[str, float]:
         """Add the gradients of a batch, or of a part of one, and make the step after the last part."""
-        raise NotImplementedError
 
     def pictures(self, batch: Batch) -> Tensor | None:
-        """Images [B, 3, H, W] in [-1, 1] from LR to HR, made with the averaged weights; None: it makes none."""
+        """Images [B, 3, H, W] in [-1, 1] from LR to HR, made with the present weights; None: it makes none."""
         return None
 
+    @abstractmethod
     def export(self, folder: Path) -> None:
         """Write the results into a folder."""
-        raise NotImplementedError
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Inside the block the network has its averaged weights, and computes as it does in use (eval mode)."""
+        kept = {name: value.clone() for name, value in self.network.state_dict().items()}
+        training = [module for module in self.network.modules() if module.training]
+        self.network.load_state_dict(self.ema.weights(self.network))
+        self.network.eval()
+        try:
+            yield
+        finally:
+            self.network.load_state_dict(kept)
+            for module in training:
+                module.training = True
 
     def set_rate(self, index: int) -> None:
         """Give all optimisers the learning rate of a step."""
@@ -171,16 +191,14 @@ class Task:
         self.engine.backward(loss)
         return loss.item()
 
-    def end_step(self) -> None:
-        """What follows a step of the optimisers, before the averages."""
-
     def finish(self, opposed: bool = False) -> None:
         """After the last part of a batch: the step of the network, and of the adversary if it has gradients."""
         steps: list[tuple[torch.optim.Optimizer, list[nn.Parameter] | None]] = [(self.optimiser, self.parameters)]
         if opposed and self.opponent is not None:
             steps.append((self.opponent, None))
         if self.engine.step(*steps):
-            self.end_step()
+            if self.gamma is not None:
+                exchange_weights(self.network, self.gamma)
             self.ema.update(self.network)
 
 
@@ -219,7 +237,7 @@ def run(task: Task, next_batch: NextBatch, loop: LoopConfig, folder: Path, budge
             parts = [_move(part, engine.device) for part in next_batch(step)]
             engine.synchronise()
             data_seconds += time.monotonic() - began
-            for name, value in engine.average_numbers(_step(task, parts, at, draws.key(loop.seed, step))).items():
+            for name, value in engine.average_numbers(_step(task, parts, at, draws.make_seed(loop.seed, step))).items():
                 if not math.isfinite(value):
                     raise NumericsError(f"step {step}: loss {name} is {value}; last good state is {path}")
                 sums = totals.setdefault(name, [0.0, 0])
@@ -271,7 +289,7 @@ def _step(task: Task, parts: Sequence[Batch], at: int, seed: int) -> dict[str, f
 
 def _show(task: Task, sheet: Batch, folder: Path, board: Board, step: int) -> None:
     task.export(folder)
-    with torch.no_grad():
+    with torch.no_grad(), task.averaged_weights():
         pictures = task.pictures(sheet)
     if pictures is not None:
         board.write_sheet(pictures, step)

@@ -85,7 +85,7 @@ def grid_loss(image: Tensor, allowed: float = 1.5, average: Callable[[Tensor], T
     return F.relu(torch.log(ratios / allowed + 1e-6)).mean()
 
 
-def phase(*images: Tensor, most: int = 8) -> list[Tensor]:
+def crop_randomly(*images: Tensor, most: int = 8) -> list[Tensor]:
     """The images [B, C, H, W] without up to `most` - 1 rows and columns, the same for all, at the top and left.
 
     Features of strided networks (LPIPS, the adversary) depend on where their grid lies. Against a fixed grid the

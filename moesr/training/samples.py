@@ -24,6 +24,7 @@ from ..settings import choose_sampler
 from . import draws, weights
 from .data import BatchSource
 from .engine import Engine
+from .experts import predict_x0
 from .first_stage import enlarge, resize_condition
 from .loop import Batch, LoopConfig, autocast
 
@@ -89,13 +90,11 @@ class Sampler:
         condition = resize_condition(lr, y)
 
         def noise(step: int) -> Tensor:
-            return draws.normal(y, index, self.loop.seed, f"sample{step}")
+            return draws.draw_normal(y, index, self.loop.seed, f"sample{step}")
 
         def predict(z: Tensor, t: int) -> Tensor:
-            with self.bank.stage(t) as expert, autocast(self.loop, self.device):
-                time = torch.full((len(z),), t, device=z.device)
-                out = expert(process.scale_input(z, t), time, condition)
-            return process.x0(out.float(), z, t, y)
+            with autocast(self.loop, self.device):
+                return predict_x0(self.bank, process, z, t, y, condition)
 
         start, last = process.prior(noise(-1), y, timesteps[0]), process.last(steps, spacing)
         z = sample(sampler, predict, process, timesteps, start, noise=noise, last=last, y=y)

@@ -243,7 +243,7 @@ def write_model(
     facts: Mapping[str, str] | None = None,
 ) -> Path:  # fmt: skip
     """Write a model in fp16, with `facts` in its header. Raises NumericsError for weights that are no numbers."""
-    if not all(weights.finite(part) for part in (*experts, autoencoder)):
+    if not all(weights.are_finite(part) for part in (*experts, autoencoder)):
         raise NumericsError(f"{path}: weights that are not numbers; train from the last good state again")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_model(path, model, experts, autoencoder, torch.float16, facts)

@@ -12,18 +12,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig, with_space_experts
+from ..diffusion.experts import All, ExpertBank
 from ..diffusion.process import from_config
 from ..diffusion.samplers import sample
 from ..errors import SettingError
 from ..evaluation.lpips import LPIPS
 from ..networks.autoencoder import Autoencoder
 from ..networks.denoiser import denoiser
-from ..networks.space_moe import average_experts, exchange_weights
+from ..networks.space_moe import average_experts, repeat_expert
 from . import losses
 from .adversary import FeatureDiscriminator, augment_pair
 from .board import join_images
 from .decoder import freeze_norms
 from .engine import Engine
+from .experts import predict_x0
 from .first_stage import enlarge, resize_condition
 from .loop import Batch, LoopConfig, Task, autocast
 
@@ -103,7 +105,7 @@ class Unrolled(Task):
         grouped = with_space_experts(model.unet, config.space_experts)
         self.experts = nn.ModuleList([denoiser(grouped) for _ in model.stages])
         for network, state in zip(self.experts, experts, strict=True):
-            _load(network, _grouped(state, config.space_experts), ("setting_embed.",))
+            _load(network, repeat_expert(state, config.space_experts), ("setting_embed.",))
         self.autoencoder.requires_grad_(False)
         if estimator is not None:
             self.autoencoder.estimator.load_state_dict(dict(estimator))
@@ -115,7 +117,7 @@ class Unrolled(Task):
             config.loop, engine, networks, ema=config.ema, betas=(0.9, 0.99),
             parameters=[p for p in networks.parameters() if p.requires_grad],
             adversary=FeatureDiscriminator(VGG_WIDTHS) if "vgg" in config.lpips else None,
-            measures=list(self.distances.values()),
+            measures=list(self.distances.values()), gamma=config.gamma,
         )  # fmt: skip
         #: Called where a stage exports.
         self.on_export: Callable[[], object] = lambda: None
@@ -127,7 +129,7 @@ class Unrolled(Task):
             freeze_norms(self.autoencoder)
         fidelity = self._draw_fidelity()
         restore = self._draw_restore(batch)
-        timesteps = self._timesteps(float(torch.rand(())) < config.jitter)
+        timesteps = self._choose_timesteps(float(torch.rand(())) < config.jitter)
         with autocast(config.loop, batch["hr"].device):
             out, smooth = self.predict(batch, restore, fidelity, timesteps)
         loss, report = losses.pixel_loss(
@@ -146,10 +148,6 @@ class Unrolled(Task):
             report["adversary"] = self.oppose([torch.cat(pair) for pair in against])
         self.finish(against is not None)
         return report
-
-    def end_step(self) -> None:
-        for expert in self.experts:
-            exchange_weights(expert, self.config.gamma)
 
     def predict(self, batch: Batch, restore: Tensor, fidelity: float, timesteps: list[int]) -> tuple[Tensor, Tensor]:
         """Images [B, 3, H, W] as `upscale` makes them, and how far bicubic images are from their decoded latents.
@@ -176,17 +174,13 @@ class Unrolled(Task):
         return out, F.l1_loss(self.autoencoder.decode(y[..., :height, :width], features, 0.0).float(), part)
 
     def _sample(self, y: Tensor, lr: Tensor, settings: Tensor, noise_scale: float, timesteps: list[int]) -> Tensor:
-        def x0(z: Tensor, t: int) -> Tensor:
-            expert = self.experts[next(i for i, end in enumerate(self.model.stages) if t < end)]
-            time = torch.full((len(z),), t, device=z.device)
-            out = expert(self.process.scale_input(z, t), time, lr, settings)
-            return self.process.x0(out.float(), z, t, y)
+        bank = ExpertBank(self.model.stages, All(list(self.experts)))
 
         def predict(z: Tensor, t: int) -> Tensor:
-            z = z.clone()  # the sampler goes on in place
+            arguments = bank, self.process, z.clone(), t, y, lr, settings  # the sampler goes on in place in z
             if z.device.type == "cpu":  # memory is no problem there, time is
-                return x0(z, t)
-            return checkpoint(x0, z, t, use_reentrant=False)
+                return predict_x0(*arguments)
+            return checkpoint(predict_x0, *arguments, use_reentrant=False)
 
         def noise(_: int) -> Tensor:
             return torch.randn_like(y) * noise_scale
@@ -194,7 +188,7 @@ class Unrolled(Task):
         z = self.process.prior(noise(-1), y, timesteps[0])
         return sample("ddim", predict, self.process, timesteps, z, noise=noise, y=y)
 
-    def _timesteps(self, jitter: bool) -> list[int]:
+    def _choose_timesteps(self, jitter: bool) -> list[int]:
         """One per expert, from high to low: those that `upscale` takes, or random ones below the first."""
         if not jitter and self.model.steps == len(self.model.stages):
             return self.process.timesteps(self.model.steps, "trailing")
@@ -225,7 +219,7 @@ class Unrolled(Task):
         adversary cannot learn the training images by heart; LPIPS-vgg is taken there too, which costs nothing more.
         """
         config, loss, against = self.config, out.new_zeros(()), None
-        shifted, real = losses.phase(out, hr)
+        shifted, real = losses.crop_randomly(out, hr)
         with autocast(config.loop, hr.device):
             for name, distance in self.distances.items():
                 pair = augment_pair(shifted, real) if name == "vgg" else (shifted, real)
@@ -241,16 +235,10 @@ class Unrolled(Task):
         return loss, against
 
     def pictures(self, batch: Batch) -> Tensor:
-        """LR images, results at fidelity 0 and 1 with the averaged weights, HR images: [B, 3, H, 4 W]."""
-        kept = {k: v.clone() for k, v in self.network.state_dict().items()}
-        self.network.load_state_dict(self.ema.weights(self.network))
-        try:
-            with torch.no_grad(), autocast(self.config.loop, batch["hr"].device):
-                restore = self.autoencoder.estimate_restore(batch["lr"])
-                timesteps = self._timesteps(False)
-                results = [self.predict(batch, restore, w, timesteps)[0] for w in (0.0, 1.0)]
-        finally:
-            self.network.load_state_dict(kept)
+        """LR images, results at fidelity 0 and 1, HR images: [B, 3, H, 4 W]."""
+        with autocast(self.config.loop, batch["hr"].device):
+            restore, timesteps = self.autoencoder.estimate_restore(batch["lr"]), self._choose_timesteps(False)
+            results = [self.predict(batch, restore, w, timesteps)[0] for w in (0.0, 1.0)]
         return join_images(batch, *results)
 
     def export(self, folder: Path) -> None:
@@ -264,21 +252,10 @@ class Unrolled(Task):
         return [average_experts(expert) for expert in split[:-1]], split[-1]
 
 
-def _grouped(state: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """The weights of an averaged network with every FFN expert `count` times."""
-    out: dict[str, Tensor] = {}
-    for key in state:
-        head, found, tail = key.partition(".moe_blocks.0.")
-        for name in [f"{head}.moe_blocks.{i}.{tail}" for i in range(count)] if found else [key]:
-            out[name] = state[key]
-    return out
-
-
 def _load(network: nn.Module, state: Mapping[str, Tensor], optional: tuple[str, ...]) -> None:
-    """Load weights as float32; what `optional` names may be missing. Raises SettingError for anything else."""
+    """Load weights; what `optional` names may be missing. Raises SettingError for anything else."""
     try:
-        plain = {k: state[k].float() if state[k].is_floating_point() else state[k] for k in state}
-        missing, unexpected = network.load_state_dict(plain, strict=False)
+        missing, unexpected = network.load_state_dict(dict(state), strict=False)
     except RuntimeError as error:
         raise SettingError(f"--start: weights of another model ({' '.join(str(error).split())[:160]})") from error
     wrong = [*(k for k in missing if not k.startswith(optional)), *unexpected]

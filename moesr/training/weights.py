@@ -24,7 +24,7 @@ def load(path: Path) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
 
 
-def finite(weights: Mapping[str, Tensor]) -> bool:
+def are_finite(weights: Mapping[str, Tensor]) -> bool:
     """Whether every weight is a number."""
     return all(bool(torch.isfinite(v).all()) for v in weights.values() if v.is_floating_point())
 

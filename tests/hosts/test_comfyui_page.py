@@ -64,6 +64,9 @@ def test_templates_load_whole_with_a_thumbnail(page: Window, twice: Comfy, path:
         pytest.skip("this host has no node that loads a folder")
     assert page.open(read(path), path.stem) == []
     assert page.run("() => window.app.graph.nodes.length") == len(read(path)["nodes"])
+    if path not in WHOLE and "video" not in path.stem:  # the page offers the checkpoint that is not there
+        page.page.get_by_text("v1-5-pruned-emaonly-fp16.safetensors").first.wait_for()
+        dismiss(page)
     assert path.stem in twice.get("/workflow_templates")["ComfyUI-MoESR"]
     address = f"{twice.url}/api/workflow_templates/ComfyUI-MoESR/{urllib.parse.quote(path.stem)}.jpg"
     with urllib.request.urlopen(address) as answer:
@@ -82,7 +85,6 @@ def test_templates_run_to_a_saved_image_of_exact_size(page: Window, twice: Comfy
     assert found == kinds.get(path.stem, [(96, 144, 3)])
 
 
-@pytest.mark.xfail(strict=False, reason="a dialog of the host may lie over the page, not understood yet")
 def test_a_click_on_run_makes_the_image(page: Window, twice: Comfy) -> None:
     workflow = read(ROOT / "example_workflows" / "MoESR three nodes.json")
     sampler = next(node for node in workflow["nodes"] if node["type"] == "MoESRSampler")
@@ -154,7 +156,6 @@ def test_the_timeline_shows_the_step_at_work(page: Window, twice: Comfy) -> None
     assert not [line for line in page.said if line.startswith("pageerror") or "extensions/ComfyUI-MoESR" in line]
 
 
-@pytest.mark.xfail(strict=False, reason="a dialog of the host may lie over the page, not understood yet")
 def test_the_help_panel_opens(page: Window) -> None:
     page.open(read(ROOT / "example_workflows" / "MoESR three nodes.json"), "help")
     dismiss(page)
@@ -175,7 +176,9 @@ def test_the_help_panel_opens(page: Window) -> None:
 
 
 def dismiss(page: Window) -> None:
-    """Close what the page puts over itself."""
+    """Close what the page puts over itself: messages, and the dialog that offers missing models."""
+    page.run("() => document.querySelectorAll('.p-dialog-close-button').forEach(b => b.click())")
+    page.page.wait_for_selector(".p-dialog-mask", state="detached")
     page.run("() => document.querySelectorAll('.p-toast-close-button, .p-toast-icon-close').forEach(b => b.click())")
     page.page.wait_for_timeout(300)
 

@@ -57,7 +57,6 @@ class Bench:
         self.plan, self.plain = plan, plain
         self.device = plan.device
         self.watch = Stopwatch(plan.device, plan.clock)
-        self._seconds: dict[str, list[float]] = {}  # of the parts in fp32, that other dtypes are compared with
 
     def rows(self) -> Iterator[Row]:
         """All rows."""

@@ -235,6 +235,7 @@ class Blind(Degradation):
         left.compress(second.quality * last, 1)
         return left.restore()
 
+
 @dataclass
 class Choice:
     """The images of a batch that one part of a mixture makes."""

@@ -114,10 +114,9 @@ def blur(images: Tensor, kernels: Tensor, sizes: np.ndarray | None = None) -> Te
     height, width = images.shape[-2:]
     pad = kernels.shape[-1] // 2
     size = _fast_length(height + 2 * pad), _fast_length(width + 2 * pad)
-    sides = np.array([[height, width]]) if sizes is None else np.unique(sizes, axis=0)
-    if len(sides) > 1:
-        sides = sizes
-    rows, columns = (_mirror(sides[:, i], pad, size[i]) for i in (0, 1))  # type: ignore[index]
+    sizes = np.array([[height, width]]) if sizes is None else sizes
+    sides = sizes[:1] if (sizes == sizes[:1]).all() else sizes
+    rows, columns = (_mirror(sides[:, i], pad, size[i]) for i in (0, 1))
     padded = take(images, rows, columns)
     spectrum = torch.fft.rfft2(padded) * torch.fft.rfft2(kernels, s=size).conj()[:, None]
     return torch.fft.irfft2(spectrum, s=size)[..., :height, :width]

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,7 +40,7 @@ _HARDEST = 0.97
 class Pack:
     """A pack that is open for reading, by several threads if need be."""
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile, facts: dict[str, object]) -> None:
+    def __init__(self, path: Path, archive: zipfile.ZipFile, facts: dict[str, Any]) -> None:
         self.path, self.facts = path, facts
         self._archive, self._lock = archive, threading.Lock()
         self._names = [name for name in archive.namelist() if name != _INDEX]
@@ -74,7 +75,7 @@ class Pack:
     @property
     def photographs(self) -> list[str]:
         """Names of the files that the parts are from."""
-        return list(self.facts["photographs"])  # type: ignore[call-overload]
+        return list(self.facts["photographs"])
 
 
 @dataclass(frozen=True)
@@ -153,15 +154,19 @@ def measure_detail(image: np.ndarray) -> np.ndarray:
     return np.abs(grey[1:, 1:] - grey[:-1, 1:]) + np.abs(grey[1:, 1:] - grey[1:, :-1])
 
 
+def sum_windows(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Sums of values [H, W] over every window of height x width: float64 [H - height + 1, W - width + 1]."""
+    sums = np.pad(values.cumsum(0, np.float64).cumsum(1), ((1, 0), (1, 0)))
+    return sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+
+
 def _cut(photo: Photo, index: int) -> Iterator[Part]:
     image = Image.fromarray(photo.read())
     factor = min(find_sharp_size(image), max(1.0, min(image.size) / SIDE))
     reduced = np.asarray(_reduce(image, factor))
     detail = measure_detail(reduced)
     height, width = (min(n, SIDE) for n in reduced.shape[:2])
-    sums = np.pad(detail.cumsum(0, np.float64).cumsum(1), ((1, 0), (1, 0)))
-    h, w = height - 1, width - 1
-    total = (sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w])[::STEP, ::STEP] / (h * w)
+    total = sum_windows(detail, height - 1, width - 1)[::STEP, ::STEP] / ((height - 1) * (width - 1))
     tops, lefts = (np.arange(n) * STEP for n in total.shape)
     while total.max() >= 0:
         top, left = (int(k) * STEP for k in np.unravel_index(int(total.argmax()), total.shape))
@@ -192,8 +197,8 @@ def _encode(photo: Photo, part: Part) -> bytes:
 def _reduce(image: Image.Image, factor: float) -> Image.Image:
     if factor == 1:
         return image
-    size = tuple(max(1, round(side / factor)) for side in image.size)
-    return image.resize(size, Image.Resampling.BICUBIC)  # type: ignore[arg-type]
+    size = max(1, round(image.width / factor)), max(1, round(image.height / factor))
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _photograph(name: str) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...images.resize import cubic
+
 #: As torch's `interpolate` does them, without antialiasing (Real-ESRGAN's), then with: bilinear and MATLAB's bicubic.
 AREA, BILINEAR, BICUBIC, SMOOTH_BILINEAR, SMOOTH_BICUBIC = range(5)
 
@@ -61,7 +63,7 @@ def _taps(j: Tensor, n_in: Tensor, n_out: Tensor, mode: int, shrink: int) -> tup
         centre = centre.clamp(min=0) if mode == BILINEAR else centre
         index = centre.floor().long()[..., None] + torch.arange(-1, 3, device=j.device)
         x = (centre[..., None] - index).abs()
-        weight = (1 - x).clamp(min=0) if mode == BILINEAR else _cubic(x, -0.75)
+        weight = (1 - x).clamp(min=0) if mode == BILINEAR else cubic(x, -0.75)
         return torch.maximum(torch.minimum(index, last), torch.zeros_like(last)), weight
     stretch = ratio.clamp(min=1)[..., None]  # the kernel is stretched when shrinking: that is the antialiasing
     support = (2 if mode == SMOOTH_BICUBIC else 1) * shrink
@@ -71,17 +73,10 @@ def _taps(j: Tensor, n_in: Tensor, n_out: Tensor, mode: int, shrink: int) -> tup
         weight = (1 - x).clamp(min=0) * ((index >= 0) & (index <= last))
         index = torch.maximum(torch.minimum(index, last), torch.zeros_like(last))
     else:  # mirrored at borders, the last sample twice
-        weight = _cubic(x, -0.5)
+        weight = cubic(x)
         index = index % (2 * n_in[..., None])
         index = torch.minimum(index, 2 * last + 1 - index)
     return index, weight / weight.sum(-1, keepdim=True)
-
-
-def _cubic(x: Tensor, a: float) -> Tensor:
-    """Keys' cubic convolution kernel at distances x; zero from 2."""
-    inner = ((a + 2) * x - (a + 3)) * x * x + 1
-    outer = a * (((x - 5) * x + 8) * x - 4)
-    return torch.where(x <= 1, inner, torch.where(x < 2, outer, torch.zeros_like(x)))
 
 
 def ceil_to(length: int, multiple: int) -> int:

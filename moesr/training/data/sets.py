@@ -15,7 +15,7 @@ from PIL import Image
 from ...errors import ImageError
 from ...images.files import Picture, write_image
 from .degradation import degradation
-from .pack import measure_detail
+from .pack import measure_detail, sum_windows
 from .photos import Photo
 
 #: File names of the second validation set: what `split_validation` chose. Never trained on.
@@ -83,18 +83,18 @@ def write_sets(
         stem = Path(photo.name).stem
         if wanted and stem not in wanted:
             continue
-        hr = _most_detailed(photo.read(), side // scale * scale, scale)
+        hr = _cut_most_detailed(photo.read(), side // scale * scale, scale)
         _save(folder / "hr" / f"{stem}.png", hr)
         for name, recipe in SETS.items():
             key = zlib.crc32(f"{name}/{stem}".encode())
-            _save(folder / name / f"{stem}.png", _reduce(hr, recipe, scale, (seed, key)))
+            _save(folder / name / f"{stem}.png", _make_lr(hr, recipe, scale, (seed, key)))
         count += 1
     if not count:
         raise ImageError(f"{folder}: none of the {len(wanted)} photographs is there; check the names")
     return count
 
 
-def _reduce(hr: np.ndarray, recipe: str | None, scale: int, seed: tuple[int, int]) -> np.ndarray:
+def _make_lr(hr: np.ndarray, recipe: str | None, scale: int, seed: tuple[int, int]) -> np.ndarray:
     if recipe is None:
         size = hr.shape[1] // scale, hr.shape[0] // scale
         return np.asarray(Image.fromarray(hr).resize(size, Image.Resampling.BICUBIC))
@@ -105,11 +105,9 @@ def _reduce(hr: np.ndarray, recipe: str | None, scale: int, seed: tuple[int, int
     return (lr[0] * 255).round().byte().permute(1, 2, 0).numpy()
 
 
-def _most_detailed(image: np.ndarray, side: int, multiple: int) -> np.ndarray:
+def _cut_most_detailed(image: np.ndarray, side: int, multiple: int) -> np.ndarray:
     height, width = (min(n // multiple * multiple, side) for n in image.shape[:2])
-    sums = np.pad(measure_detail(image).cumsum(0, np.float64).cumsum(1), ((1, 0), (1, 0)))
-    h, w = height - 1, width - 1
-    total = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
+    total = sum_windows(measure_detail(image), height - 1, width - 1)
     y, x = np.unravel_index(int(total.argmax()), total.shape)
     return image[y : y + height, x : x + width]
 

@@ -85,7 +85,7 @@ class BatchSource:
         """Batch `step`, from 0. count: crops, if not `batch`."""
         count, rng = count or self.batch, np.random.default_rng((self.seed, step))
         generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), _full_precision():
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), _without_tf32():
             hr = self._adjust_colour(self._cut_all(self._choose(rng, count), rng), rng)
             numbers = self.degradation.draw(rng, count)
             lr = self.degradation.apply(hr, numbers, generator)
@@ -161,7 +161,7 @@ class BatchSource:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def _without_tf32() -> Iterator[None]:
     """Products in float32, whatever training computes in: TF32 and bf16 would round away what JPEG steps hang on."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
