@@ -15,7 +15,7 @@ from ..model import SRModel
 from ..pipeline import upscale
 from ..progress import Event
 from ..record import describe_run
-from ..settings import resolve_run, result_size
+from ..settings import resolve, result_size
 from .facts import ModelFacts
 from .timing import RunClock, TimeEstimate
 
@@ -92,7 +92,7 @@ class OpenModel:
 
     def start_clock(self, width: int, height: int, settings: Mapping[str, Any]) -> RunClock:
         """The clock of a picture of that size in pixels."""
-        used = resolve_run(self.model.config, settings)
+        used = resolve(self.model.config, **settings)
         rows, columns = result_size(height, width, used.scale)
         return self.estimate.begin(self.name, rows * columns, used.steps)
 

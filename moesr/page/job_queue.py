@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ..errors import MoESRError, SettingError
 from ..hosting.runner import Stopped
-from ..settings import resolve_run
+from ..settings import resolve
 from .host import PageHost
 from .jobs import Job
 from .limits import LOCAL, Limits
@@ -139,7 +139,7 @@ class JobQueue:
                 f"{job.model} fills in what a mask marks, and this page has no mask; "
                 "use it in ComfyUI or with python -m moesr upscale --mask"
             )
-        scale = resolve_run(config, job.settings).scale
+        scale = resolve(config, **job.settings).scale
         first: MoESRError | None = None
         for upload in job.uploads:
             try:
