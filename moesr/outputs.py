@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import BinaryIO
 
 from .errors import ImageError, SettingError
 from .inputs import Source
-from .leftovers import create_part, remove_abandoned_parts
+from .leftovers import create_part, open_new, remove_abandoned_parts
 
 #: Names for `--format`, with the suffix that they stand for. `same` is the input's own, where it can be written.
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "same": ""}
@@ -30,8 +29,6 @@ _MORE_SUFFIXES = frozenset((
     ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".wmv",
     ".flv", ".mpg", ".mpeg", ".gifv", ".y4m", ".ogv", ".3gp", ".ts",
 ))  # fmt: skip
-#: Errors of a file system that has no links.
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -61,18 +58,18 @@ def plan_targets(
     taken: set[int] = set()
     for folder in folders:
         for place in (folder, *folder.parents):
-            taken.add(_key(output / place))
+            taken.add(_compute_key(output / place))
     clashes: dict[int, int] = {}
     for source in sources:
-        ending = suffix or _own_suffix(source.path)
+        ending = suffix or _find_suffix(source.path)
         base = output / source.folder
-        first = _key(base / (source.stem + ending))
+        first = _compute_key(base / (source.stem + ending))
         count = clashes.get(first, 1)
         while True:
             number = "" if count == 1 else f"-{count}"
-            path = base / _fit(source.stem, number + ending)
-            beside = base / _fit(source.stem, f"{number}_compare.png") if compare else None
-            keys = [_key(path), *([_key(beside)] if beside else [])]
+            path = base / _fit_name(source.stem, number + ending)
+            beside = base / _fit_name(source.stem, f"{number}_compare.png") if compare else None
+            keys = [_compute_key(path), *([_compute_key(beside)] if beside else [])]
             if not any(key in taken for key in keys):
                 break
             count += 1
@@ -85,7 +82,7 @@ def plan_targets(
 
 def name_compare(path: Path) -> Path:
     """Where the picture of input, bicubic and result goes, beside a result."""
-    return path.with_name(_fit(path.stem, "_compare.png"))
+    return path.with_name(_fit_name(path.stem, "_compare.png"))
 
 
 def check_targets(
@@ -128,19 +125,25 @@ def check_targets(
     return todo, finished
 
 
-def check_output_name(output: str, write_suffixes: Iterable[str]) -> None:
-    """Raises SettingError if OUT names a kind of picture or film that cannot be written, or a file as a folder."""
+def is_picture_name(output: str, write_suffixes: Iterable[str]) -> bool:
+    """True if OUT names a picture, False if a folder.
+
+    Raises SettingError if it names a kind of picture or film that cannot be written, or a file as a folder.
+    """
     from PIL import Image
 
     path = Path(output)
     suffix = path.suffix.lower()
-    if path.is_dir() or suffix in write_suffixes or output.endswith(("/", os.sep)):
-        return
+    if path.is_dir() or output.endswith(("/", os.sep)):
+        return False
+    if suffix in write_suffixes:
+        return True
     if suffix in _MORE_SUFFIXES or suffix in Image.registered_extensions():
         raise SettingError(f"{output}: cannot write {suffix}; use {' '.join(write_suffixes)}, or a folder")
     if path.exists():
         raise SettingError(f"{output}: a file that is no picture; give a folder, or a name with one of "
                            f"{' '.join(write_suffixes)}")  # fmt: skip
+    return False
 
 
 def check_writable(folder: Path) -> None:
@@ -182,34 +185,12 @@ def clean_folders(targets: Iterable[Target]) -> None:
         remove_abandoned_parts(folder)
 
 
-@contextlib.contextmanager
-def open_new(path: Path, *, replaces: bool = False) -> Iterator[BinaryIO]:
-    """A file to write, which appears at `path` whole, when the block ends without an error, or not at all.
-
-    Missing folders are made. Without `replaces` a file that has come to be there meanwhile stays: then FileExistsError.
-    With it, that name leads to the new file; a file that the old one was a link to is not changed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, file = create_part(path.parent)
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if os.name != "nt":  # while it is locked
-                _place(part, path, replaces)
-        if os.name == "nt":
-            _place(part, path, replaces)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def save_new(path: Path, write: Callable[[BinaryIO], object], *, replaces: bool = False) -> Path:
     """Write a file by open_new; if its name was taken meanwhile, under the next free one with -2, -3. The path."""
     count = 1
     while True:
         suffix = path.suffix
-        target = path if count == 1 else path.with_name(_fit(path.stem, f"-{count}{suffix}"))
+        target = path if count == 1 else path.with_name(_fit_name(path.stem, f"-{count}{suffix}"))
         if count > 1 and os.path.lexists(target):
             count += 1
             continue
@@ -223,18 +204,18 @@ def save_new(path: Path, write: Callable[[BinaryIO], object], *, replaces: bool 
             count += 1
 
 
-def _key(path: Path) -> int:
+def _compute_key(path: Path) -> int:
     """A number that is equal for names that some file system takes for the same; links to folders are followed."""
-    name = unicodedata.normalize("NFC", os.path.join(_real_folder(path.parent), path.name)).casefold()
+    name = unicodedata.normalize("NFC", os.path.join(_resolve_folder(path.parent), path.name)).casefold()
     return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big")
 
 
 @lru_cache(maxsize=256)
-def _real_folder(folder: Path) -> str:
+def _resolve_folder(folder: Path) -> str:
     return os.path.realpath(folder)
 
 
-def _fit(stem: str, ending: str) -> str:
+def _fit_name(stem: str, ending: str) -> str:
     """A file name of at most 255 bytes: the stem is cut if need be, at a whole character."""
     room = _LONGEST_NAME - len(os.fsencode(ending))
     while len(os.fsencode(stem)) > room:
@@ -242,7 +223,7 @@ def _fit(stem: str, ending: str) -> str:
     return stem + ending
 
 
-def _own_suffix(path: Path) -> str:
+def _find_suffix(path: Path) -> str:
     from .images.files import WRITE_SUFFIXES
 
     return path.suffix if path.suffix.lower() in WRITE_SUFFIXES else ".png"
@@ -262,25 +243,6 @@ def _find_replaced_inputs(targets: Iterable[Target], replaced: dict[tuple[int, i
             path = replaced.get((state.st_dev, state.st_ino))
             if path is not None:
                 yield f"{path}: is an input of this run ({source.path}), which is never replaced; give another OUT"
-
-
-def _place(part: Path, path: Path, replaces: bool) -> None:
-    """Give the finished file its name, in one step."""
-    if replaces:
-        os.replace(part, path)
-    elif os.name == "nt":
-        os.rename(part, path)  # never replaces there
-    else:
-        try:
-            os.link(part, path)  # never replaces
-        except FileExistsError:
-            raise
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            # FAT and some network file systems have no links: take the name first, then replace the empty file.
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            os.replace(part, path)
 
 
 def _estimate_bytes(target: Target, scale: float) -> float:

@@ -1,7 +1,8 @@
 """LR image -> condition -> latent -> experts -> decoder -> SR image: the three functions that every door stands on.
 
 `sample_latents` gives latents, `decode_latents` makes pictures of them, `upscale` does both for a few images at a time.
-Read from top to bottom, this is the way of the data; run.py has what happens to images that work together.
+Read from top to bottom, this is the way of the data; run.py has what happens to images that work together. The three
+spell their arguments out, so that editors, `help` and type checkers know them.
 """
 
 from __future__ import annotations
@@ -22,8 +23,79 @@ from .model import SRModel
 from .progress import Callback
 from .run import Run, is_finite, plan_run
 from .runtime import trim_memory
-from .settings import Resolved, check_settings, resolve, result_size
+from .settings import Resolved, resolve, result_size
 from .tiling import retry_smaller
+
+
+def sample_latents(
+    model: SRModel,
+    image: Any,
+    *,
+    steps: int | None = None,
+    sampler: str = "auto",
+    spacing: str = "auto",
+    eta: float = 1.0,
+    seed: int = 0,
+    batch_seed: str = "per_image",
+    fidelity: float | None = None,
+    restore: float | str = "auto",
+    tile: int | str = "auto",
+    tile_batch: int | str = "auto",
+    wrap: bool = False,
+    mask: Any = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Clean latents of the images, float32 [B, C, h, w], of which `decode_latents` makes pictures.
+
+    They are on the model's device if there is room, else in system memory, large ones in a temporary file. Arguments
+    and errors are those of `upscale`.
+    """
+    settings = resolve(
+        model.config, steps=steps, sampler=sampler, spacing=spacing, eta=eta, seed=seed, batch_seed=batch_seed,
+        fidelity=fidelity, restore=restore,
+    )  # fmt: skip
+    batch = Batch(model, as_canvas(image), tile=tile, tile_batch=tile_batch, wrap=wrap, mask=mask, callback=callback)
+    latents: Tensor | None = None
+    with torch.inference_mode():
+        for run in batch.runs():
+            z = run.sample(settings)
+            if len(z) == batch.images:
+                return z
+            if latents is None:
+                latents = scratch.zeros((batch.images, *z.shape[1:]), torch.device("cpu"))
+            latents[run.first : run.first + len(z)] = z.cpu()
+    assert latents is not None  # a batch has an image
+    return latents
+
+
+def decode_latents(
+    model: SRModel,
+    latents: Tensor,
+    image: Any,
+    *,
+    scale: float | None = None,
+    fidelity: float | None = None,
+    color_fix: str = "adain",
+    tile: int | str = "auto",
+    tile_batch: int | str = "auto",
+    wrap: bool = False,
+    mask: Any = None,
+    callback: Callback | None = None,
+) -> Any:
+    """The pictures of latents [B, C, h, w] that were sampled for `image`, in the kind that the image has.
+
+    Arguments are those of `upscale`; with equal image, tile, wrap and mask the result is that of `upscale`. Raises
+    SettingError for latents of another model or another image.
+    """
+    settings = resolve(model.config, scale=scale, fidelity=fidelity, color_fix=color_fix)
+    batch = Batch(model, as_canvas(image), tile=tile, tile_batch=tile_batch, wrap=wrap, mask=mask, callback=callback)
+    out = batch.canvas.empty(*result_size(batch.height, batch.width, settings.scale))
+    with torch.inference_mode():
+        for run in batch.runs():
+            _check_latents(latents, run, batch.images)
+            z = latents[run.first : run.first + len(run)].to(run.canvas_device).float()
+            _decode_into(out, run, z, settings)
+    return batch.canvas.restore(out)
 
 
 def upscale(
@@ -56,86 +128,14 @@ def upscale(
     Raises SettingError, ImageError or NumericsError.
     """
     settings = resolve(
-        model.config, scale=scale, steps=steps, sampler=sampler, spacing=spacing, fidelity=fidelity, restore=restore
-    )
-    check_settings(color_fix=color_fix, eta=eta, seed=seed, batch_seed=batch_seed)
-    batch = Batch(model, as_canvas(image), tile=tile, tile_batch=tile_batch, wrap=wrap, mask=mask, callback=callback)
-    out = batch.canvas.empty(*result_size(batch.height, batch.width, settings.scale))
-    with torch.inference_mode():
-        for run in batch.runs():
-            z = run.sample(settings, eta=eta, seed=seed, batch_seed=batch_seed, restore=restore)
-            _decode_into(out, run, z, settings, color_fix)
-    return batch.canvas.restore(out)
-
-
-def sample_latents(
-    model: SRModel,
-    image: Any,
-    *,
-    steps: int | None = None,
-    sampler: str = "auto",
-    spacing: str = "auto",
-    eta: float = 1.0,
-    seed: int = 0,
-    batch_seed: str = "per_image",
-    fidelity: float | None = None,
-    restore: float | str = "auto",
-    tile: int | str = "auto",
-    tile_batch: int | str = "auto",
-    wrap: bool = False,
-    mask: Any = None,
-    callback: Callback | None = None,
-) -> Tensor:
-    """Clean latents of the images, float32 [B, C, h, w], as `upscale` samples them.
-
-    They are on the model's device if there is room, else in system memory, large ones in a temporary file. Settings and
-    errors are those of `upscale`. With the same image, tile and wrap `decode_latents` makes the rest of `upscale`.
-    """
-    settings = resolve(
-        model.config, steps=steps, sampler=sampler, spacing=spacing, fidelity=fidelity, restore=restore
+        model.config, scale=scale, steps=steps, sampler=sampler, spacing=spacing, eta=eta, seed=seed,
+        batch_seed=batch_seed, fidelity=fidelity, restore=restore, color_fix=color_fix,
     )  # fmt: skip
-    check_settings(eta=eta, seed=seed, batch_seed=batch_seed)
-    batch = Batch(model, as_canvas(image), tile=tile, tile_batch=tile_batch, wrap=wrap, mask=mask, callback=callback)
-    latents: Tensor | None = None
-    with torch.inference_mode():
-        for run in batch.runs():
-            z = run.sample(settings, eta=eta, seed=seed, batch_seed=batch_seed, restore=restore)
-            if len(z) == batch.images:
-                return z
-            if latents is None:
-                latents = scratch.zeros((batch.images, *z.shape[1:]), torch.device("cpu"))
-            latents[run.first : run.first + len(z)] = z.cpu()
-    assert latents is not None  # a batch has an image
-    return latents
-
-
-def decode_latents(
-    model: SRModel,
-    latents: Tensor,
-    image: Any,
-    *,
-    scale: float | None = None,
-    fidelity: float | None = None,
-    color_fix: str = "adain",
-    tile: int | str = "auto",
-    tile_batch: int | str = "auto",
-    wrap: bool = False,
-    mask: Any = None,
-    callback: Callback | None = None,
-) -> Any:
-    """The pictures of latents [B, C, h, w] that were sampled for `image`, in the kind that the image has.
-
-    The settings are those of `upscale`. Raises SettingError for latents of another model or another image.
-    """
-    settings = resolve(model.config, scale=scale, fidelity=fidelity)
-    check_settings(color_fix=color_fix)
     batch = Batch(model, as_canvas(image), tile=tile, tile_batch=tile_batch, wrap=wrap, mask=mask, callback=callback)
     out = batch.canvas.empty(*result_size(batch.height, batch.width, settings.scale))
     with torch.inference_mode():
         for run in batch.runs():
-            _check_latents(latents, run, batch.images)
-            z = latents[run.first : run.first + len(run)].to(run.canvas_device).float()
-            _decode_into(out, run, z, settings, color_fix)
+            _decode_into(out, run, run.sample(settings), settings)
     return batch.canvas.restore(out)
 
 
@@ -166,13 +166,13 @@ class Batch:
         canvas, mask = self.canvas.part(first, first + count), self._mask
         if mask is not None and len(mask) > 1:
             mask = mask[first : first + count]
-        return Run(self.plan, finish.colours(canvas, self.plan.model.device), mask, first=first, canvas=canvas)
+        return Run(self.plan, finish.read_colours(canvas, self.plan.model.device), mask, first=first, canvas=canvas)
 
 
-def _decode_into(out: Any, run: Run, z: Tensor, settings: Resolved, color_fix: str) -> None:
+def _decode_into(out: Any, run: Run, z: Tensor, settings: Resolved) -> None:
     """Decodes the latents of a run's images, one after the other, and writes what becomes of them into `out`."""
-    if run.model.config.unet.mask:
-        color_fix = "none"  # what is hidden has no colours to go by
+    # What a mask hides has no colours to go by.
+    color_fix = "none" if run.model.config.unet.mask else settings.color_fix
     for image in range(len(z)):
         decoded = run.decode(z, image, settings.fidelity)
         trim_memory()
@@ -188,7 +188,7 @@ def _finish(out: Any, run: Run, canvas: Canvas, image: int, decoded: Store, colo
         final = resized_rows(fixed, decoded.height, decoded.width, size, run.wrap)
         finish.finish_image(canvas, image, lr, final, out, mask=mask, wrap=run.wrap, band=band)
 
-    band = finish.band_rows(size[1])
+    band = finish.count_band_rows(size[1])
     retry_smaller(run.model.runtime, band, finish.SMALLEST_BAND, attempt, "bands of rows")
 
 

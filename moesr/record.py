@@ -14,7 +14,7 @@ from . import __version__
 from .config import ModelConfig
 from .errors import SettingError
 from .images.files import read_text
-from .settings import LOADING, RUN_SETTINGS, SETTINGS, read_settings, resolve_run
+from .settings import LOADING, RUN_SETTINGS, SETTINGS, read_settings, resolve
 
 #: The keyword of the text that holds the record.
 KEYWORD = "moesr"
@@ -34,8 +34,10 @@ class RunRecord:
 
 def describe_run(model: str, model_hash: str, config: ModelConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a run: every setting as it was used, with the model's own value where none was given."""
-    used = {name: settings.get(name, SETTINGS[name].default) for name in RUN_SETTINGS if name != "tile_batch"}
-    return {"model": model, "model_hash": model_hash, **used, **asdict(resolve_run(config, settings))}
+    used = {**settings, **asdict(resolve(config, **settings))}
+    names = (name for name in RUN_SETTINGS if name != "tile_batch")
+    values = {name: used.get(name, SETTINGS[name].default) for name in names}
+    return {"model": model, "model_hash": model_hash, **values}
 
 
 def describe_settings(

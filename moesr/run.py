@@ -134,21 +134,20 @@ class Run:
 
     # ---- from LR images to latents
 
-    def sample(
-        self, settings: Resolved, *, eta: float, seed: int, batch_seed: str, restore: float | str = "auto"
-    ) -> Tensor:
+    def sample(self, settings: Resolved) -> Tensor:
         """Clean latents [B, C, h, w].
 
         Networks that take settings are given `restore` and the fidelity. Their noise is weaker by the fidelity: at 1
         there is none, and the seed does not matter.
         """
-        noise = self.noise(make_generators(seed, batch_seed, range(self.first, self.first + len(self))))
+        indices, strength = range(self.first, self.first + len(self)), 1.0
         if self.model.config.unet.restore:
-            fidelity, draw = min(settings.fidelity, 1.0), noise
-            degraded = self._estimate_restore(restore)
+            fidelity = min(settings.fidelity, 1.0)
+            degraded = self._estimate_restore(settings.restore)
             self._settings = torch.stack([degraded, torch.full_like(degraded, fidelity)], dim=1)
-            noise = lambda i: draw(i).mul_(1 - fidelity)  # noqa: E731  # of the same seed, weaker
-        return self.denoise(self.encode(), settings, eta=eta, noise=noise)
+            strength = 1 - fidelity
+        noise = self.noise(make_generators(settings.seed, settings.batch_seed, indices), strength)
+        return self.denoise(self.encode(), settings, noise=noise)
 
     def encode(self) -> Tensor | None:
         """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]; None if it has no use."""
@@ -174,11 +173,11 @@ class Run:
 
         return self.plan.tiles.attempt(attempt)
 
-    def noise(self, generators: Sequence[torch.Generator]) -> Noise:
-        """Noise of the whole canvas, drawn anew at every call, with one generator per image."""
-        return lambda _: draw_noise(generators, self.shape[1:], self.canvas_device)
+    def noise(self, generators: Sequence[torch.Generator], strength: float = 1.0) -> Noise:
+        """Noise of the whole canvas times `strength`, drawn anew at every call, with one generator per image."""
+        return lambda _: draw_noise(generators, self.shape[1:], self.canvas_device).mul_(strength)
 
-    def denoise(self, y: Tensor | None, settings: Resolved, *, eta: float, noise: Noise) -> Tensor:
+    def denoise(self, y: Tensor | None, settings: Resolved, *, noise: Noise) -> Tensor:
         """A clean latent [B, C, h, w], denoised by the experts in turn (paper, section 3.1).
 
         noise(-1) is what the start is made of, noise(i) that of step i.
@@ -212,18 +211,12 @@ class Run:
                 windows, batch = self.layout.windows(side), plan.tile_batch
                 if not windows:
                     return scratch.zeros_like(z)
-                left = [len(windows) * len(z)]
-
-                def check() -> None:
-                    self._advance(min(batch, left[0]))
-                    left[0] -= batch
-
                 plan.reporter.begin(
                     "sample", step=timesteps.index(t) + 1, steps=settings.steps, t=t, expert=bank.index(t),
-                    tiles=left[0], preview=self._preview,
+                    tiles=len(windows) * len(z), preview=self._preview,
                 )  # fmt: skip
-                tiles = predict_in_tiles(predict_tiles, windows, batch, blender=self.layout.blender(side), check=check)
-                return tiles(z, t)
+                blender = self.layout.blender(side)
+                return predict_in_tiles(predict_tiles, windows, batch, blender=blender, advance=self._advance)(z, t)
 
             self._latest = plan.tiles.attempt(attempt)
             return self._latest
@@ -231,8 +224,8 @@ class Run:
         start = noise(-1)
         z = process.prior(start, y, timesteps[0], out=None if y is None else scratch.zeros_like(start))
         z = sample(
-            settings.sampler, predict, process, timesteps, z, eta=eta, noise=noise, y=y, allocate=scratch.zeros_like,
-            last=process.last(settings.steps, settings.spacing),
+            settings.sampler, predict, process, timesteps, z, eta=settings.eta, noise=noise, y=y,
+            allocate=scratch.zeros_like, last=process.last(settings.steps, settings.spacing),
         )  # fmt: skip
         if not is_finite(z):
             raise NumericsError(_NOT_FINITE.format("the sampled latent"))

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, cast
 
@@ -230,6 +230,16 @@ class Resolved:
     spacing: str
     #: 0 generative to 1 faithful.
     fidelity: float
+    #: How degraded the input is, 0 to 1; "auto" is estimated for each image.
+    restore: float | str
+    #: Noise that ddim adds in each step, 0 to 1.
+    eta: float
+    #: What noise is drawn from, 0 to 2^64 - 1.
+    seed: int
+    #: One of BATCH_SEEDS.
+    batch_seed: str
+    #: One of COLOUR_FIXES.
+    color_fix: str
 
 
 def choose_spacing(kind: str, steps: int) -> str:
@@ -249,41 +259,26 @@ def choose_sampler(kind: str, steps: int, sampler: str, spacing: str) -> tuple[s
     return sampler, spacing
 
 
-def resolve(
-    config: ModelConfig,
-    *,
-    scale: float | None = None,
-    steps: int | None = None,
-    sampler: str = "auto",
-    spacing: str = "auto",
-    fidelity: float | None = None,
-    restore: float | str = "auto",
-) -> Resolved:
-    """The values that `upscale` uses where the caller left them None or "auto".
+def resolve(config: ModelConfig, **settings: Any) -> Resolved:
+    """The values that `upscale` uses for these settings; where one is absent, None or "auto", the model's own.
 
-    Raises SettingError for a value that no model takes, or that this model does not.
+    Raises SettingError for a value that no setting takes, or that this model does not.
     """
-    check_settings(scale=scale, steps=steps, sampler=sampler, spacing=spacing, fidelity=fidelity, restore=restore)
-    if restore != "auto" and not config.unet.restore:
-        raise SettingError(f"restore {restore}: this model is not told how degraded the input is; leave it at auto")
-    steps = config.steps if steps is None else steps
-    if steps > config.process.timesteps:
-        raise SettingError(f"{steps} steps: this model has {config.process.timesteps} timesteps, ask for no more")
-    sampler = config.sampler if sampler == "auto" else sampler
-    sampler, spacing = choose_sampler(config.process.kind, steps, sampler, spacing)
-    return Resolved(
-        scale=config.scale if scale is None else scale,
-        steps=steps,
-        sampler=sampler,
-        spacing=spacing,
-        fidelity=config.fidelity if fidelity is None else fidelity,
-    )
-
-
-def resolve_run(config: ModelConfig, settings: Mapping[str, Any]) -> Resolved:
-    """`resolve` for the settings of a run by name, most of which it has no use for."""
-    names = ("scale", "steps", "sampler", "spacing", "fidelity", "restore")
-    return resolve(config, **{name: settings[name] for name in names if name in settings})
+    check_settings(**settings)
+    names = [field.name for field in fields(Resolved)]
+    values = {name: settings.get(name, SETTINGS[name].default) for name in names}
+    for name in ("scale", "steps", "fidelity"):
+        values[name] = getattr(config, name) if values[name] is None else values[name]
+    if values["restore"] != "auto" and not config.unet.restore:
+        raise SettingError(
+            f"restore {values['restore']}: this model is not told how degraded the input is; leave it at auto"
+        )
+    steps, timesteps = values["steps"], config.process.timesteps
+    if steps > timesteps:
+        raise SettingError(f"{steps} steps: this model has {timesteps} timesteps, ask for no more")
+    sampler = config.sampler if values["sampler"] == "auto" else values["sampler"]
+    values["sampler"], values["spacing"] = choose_sampler(config.process.kind, steps, sampler, values["spacing"])
+    return Resolved(**values)
 
 
 def result_size(height: int, width: int, scale: float) -> tuple[int, int]:

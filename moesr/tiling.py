@@ -118,13 +118,13 @@ def predict_in_tiles(
     tile_batch: int,
     *,
     blender: Blender | None = None,
-    check: Callable[[], Any] = lambda: None,
+    advance: Callable[[int], Any] = lambda tiles: None,
 ) -> Predict:
     """A predictor of the canvas [B, C, H, W] from a predictor of tiles: all tiles take a step together.
 
     Tiles of all images are run `tile_batch` at a time and their predicted x0 is blended in float32, with weights that
     sum to one; the result has the dtype of z. One window that is the whole canvas, in one batch, is passed through
-    untouched. `check` is called before every batch of tiles; what it raises stops the run. blender: that of the
+    untouched. advance(tiles): called before every batch of so many; what it raises stops the run. blender: that of the
     windows, if it is at hand; with one that leaves gaps, x0 is 0 there. Raises SettingError without windows.
     """
     if tile_batch < 1 or not windows:
@@ -135,14 +135,14 @@ def predict_in_tiles(
         jobs = [(image, window) for image in range(images) for window in windows]
         whole = all(is_whole_canvas(window, height, width) for window in windows)
         if whole and len(jobs) <= tile_batch:
-            check()
+            advance(len(jobs))
             return predict_tiles(z, t, [window for _, window in jobs], range(images)).to(z.device, z.dtype)
 
         blend = blender or Blender(windows, height, width)
         x0 = scratch.zeros(z.shape, z.device)
         for start in range(0, len(jobs), tile_batch):
             batch = jobs[start : start + tile_batch]
-            check()
+            advance(len(batch))
             tiles = torch.cat([crop(z[image : image + 1], window) for image, window in batch])  # [n, C, h, w]
             predicted = predict_tiles(tiles, t, [window for _, window in batch], [image for image, _ in batch])
             for tile, (image, window) in zip(predicted, batch):

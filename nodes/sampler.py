@@ -8,7 +8,6 @@ from ..moesr.errors import SettingError
 from ..moesr.settings import SETTINGS
 from . import widgets
 from .comfyui import ADVANCED, Progress, io, make_schema, read_prompt_inputs, to_output
-from .plan import make_plan
 
 
 class MoESRSampler(io.ComfyNode):
@@ -63,6 +62,7 @@ class MoESRSampler(io.ComfyNode):
         fidelity: Any = "auto",
     ) -> Any:
         """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
+        from ..moesr.hosting.facts import plan_steps
         from ..moesr.pipeline import sample_latents
 
         widgets.check_choice("sampler", sampler, SETTINGS["sampler"].choices)
@@ -71,7 +71,7 @@ class MoESRSampler(io.ComfyNode):
         if read_prompt_inputs().get("scale", 0) not in (0, sr.scale):  # of an older prompt; the host leaves it out
             raise SettingError("scale: the Sampler has none any more; set it in Frequency-Compensated Decode")
         steps, tile = widgets.read("steps", steps), widgets.read("tile", tile)
-        plan = make_plan(sr, steps, sampler)
+        plan = plan_steps(sr.config, steps=steps, sampler=sampler)
         progress = Progress(plan.experts, plan.noise)
         model.hosted.begin_run(image.shape[2] * sr.scale, image.shape[1] * sr.scale, tile)
         samples = sample_latents(
@@ -93,4 +93,4 @@ class MoESRSampler(io.ComfyNode):
         latent = {"samples": to_output(samples)}
         if mask is not None:
             latent["noise_mask"] = mask
-        return io.NodeOutput(latent, "\n".join([plan.text(), *sr.notes]))
+        return io.NodeOutput(latent, "\n".join([plan.describe(), *sr.notes]))

@@ -7,7 +7,6 @@ from typing import Any
 from ..moesr.settings import SETTINGS
 from . import widgets
 from .comfyui import io, make_schema
-from .plan import make_plan
 
 #: In pixels of a node at 100 %, which has the labels large enough to read; the picture is twice as fine.
 SIZE, ZOOM = (400, 150), 2
@@ -40,12 +39,13 @@ class MoESRExpertTimeline(io.ComfyNode):
         import torch
         from PIL import Image
 
-        from ..moesr.images.timeline import timeline
+        from ..moesr.hosting.facts import plan_steps
+        from ..moesr.images.timeline import draw_timeline
 
         widgets.check_choice("sampler", sampler, SETTINGS["sampler"].choices)
-        plan = make_plan(model.hosted.sr, widgets.read("steps", steps), sampler)
-        bars = timeline(plan.experts, plan.noise, plan.timesteps, size=SIZE, ink=(200, 204, 212), zoom=ZOOM)
+        plan = plan_steps(model.hosted.sr.config, steps=widgets.read("steps", steps), sampler=sampler)
+        bars = draw_timeline(plan.experts, plan.noise, plan.timesteps, size=SIZE, ink=(200, 204, 212), zoom=ZOOM)
         picture = Image.new("RGBA", bars.size, (*GROUND, 255))
         picture.alpha_composite(bars)
         pixels = torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255)
-        return io.NodeOutput(pixels[None], plan.text())
+        return io.NodeOutput(pixels[None], plan.describe())

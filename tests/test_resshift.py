@@ -187,7 +187,7 @@ def test_the_deterministic_form_draws_nothing_but_its_start(model: SRModel) -> N
             drawn.append(i)
             return torch.full_like(y, 0.5 + i)
 
-        return run.denoise(y, resolve(model.config, steps=steps), eta=eta, noise=noise), drawn
+        return run.denoise(y, resolve(model.config, steps=steps, eta=eta), noise=noise), drawn
 
     assert sampled(0.0)[1] == [-1]
     assert sampled(1.0)[1] == [-1, 0, 1, 2]  # the last step adds none

@@ -25,6 +25,7 @@ from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_unet import SwinUNet
 from moesr.page.host import StandaloneHost
 from moesr.page.job_queue import JobQueue
+from moesr.page.jobs import Job
 from moesr.page.uploads import Upload, accept
 from tests.checkpoint_files import SWIN, random_state, resshift_state
 
@@ -65,7 +66,7 @@ def upload(queue: JobQueue) -> Upload:
 
 
 def test_the_page_runs_published_files_and_knows_what_it_assumed(queue: JobQueue) -> None:
-    job = queue.submit([upload(queue)], "mine", {})
+    job = queue.submit(Job([upload(queue)], "mine", {}))
     job.wait(120)
     assert (job.state, job.failures, job.error) == ("done", [], "")
     assert job.results[0].size == (32, 24)
@@ -83,7 +84,7 @@ def test_the_page_shows_what_was_assumed(queue: JobQueue) -> None:
 
 def test_models_that_fill_in_are_sent_where_masks_are(queue: JobQueue) -> None:
     with pytest.raises(SettingError, match=r"^hole fills in what a mask marks, .* upscale --mask"):
-        queue.submit([upload(queue)], "hole", {})
+        queue.submit(Job([upload(queue)], "hole", {}))
 
 
 @pytest.fixture

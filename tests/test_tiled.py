@@ -200,34 +200,34 @@ def test_predictor_is_told_which_window_of_which_image_it_gets() -> None:
         sizes.append(len(tiles))
         return tiles
 
-    checks: list[int] = []
-    predict_in_tiles(predict, windows, 5, check=lambda: checks.append(len(sizes)))(z, 123)
+    advanced: list[int] = []
+    predict_in_tiles(predict, windows, 5, advance=advanced.append)(z, 123)
     assert sorted(seen, key=str) == sorted(((image, window) for image in (0, 1) for window in windows), key=str)
     jobs = 2 * len(windows)
     assert sizes == [5] * (jobs // 5) + [jobs % 5] * (jobs % 5 > 0)
-    assert checks == list(range(len(sizes)))  # once before every batch
+    assert advanced == sizes
 
 
 def test_one_window_of_the_whole_canvas_is_passed_through() -> None:
-    z, checks = torch.randn(2, 3, 16, 24), []
+    z, advanced = torch.randn(2, 3, 16, 24), []
 
     def predict(tiles: Tensor, t: int, where: Sequence[Window], images: Sequence[int]) -> Tensor:
         assert list(where) == [Window(0, 0, 16, 24)] * 2
         assert list(images) == [0, 1]
         return tiles
 
-    assert predict_in_tiles(predict, plan_windows(16, 24, 64, 8), 2, check=lambda: checks.append(0))(z, 1) is z
-    assert len(checks) == 1
+    assert predict_in_tiles(predict, plan_windows(16, 24, 64, 8), 2, advance=advanced.append)(z, 1) is z
+    assert advanced == [2]
     assert torch.equal(predict_in_tiles(identity, plan_windows(16, 24, 64, 8), 1)(z, 1), z)
 
 
-def test_check_stops_the_run() -> None:
-    def cancelled() -> None:
+def test_what_advance_raises_stops_the_run() -> None:
+    def cancel(_: int) -> None:
         raise InterruptedError
 
     for tile in (16, 64):
         with pytest.raises(InterruptedError):
-            predict_in_tiles(lambda *_: pytest.fail("ran on"), plan_windows(32, 32, tile, 8), 1, check=cancelled)(
+            predict_in_tiles(lambda *_: pytest.fail("ran on"), plan_windows(32, 32, tile, 8), 1, advance=cancel)(
                 torch.zeros(1, 3, 32, 32), 1
             )
 

@@ -79,7 +79,7 @@ def _contestant(options: argparse.Namespace) -> tuple[str, dict[str, Any], Any]:
     from ..evaluation.ablation import without
     from ..evaluation.benchmark import bicubic
     from ..pipeline import upscale
-    from ..settings import resolve_run
+    from ..settings import resolve
 
     if options.results:  # with an LR the files say the scale
         return options.results, {"scale": options.scale or (None if options.lr else 4)}, None
@@ -93,7 +93,7 @@ def _contestant(options: argparse.Namespace) -> tuple[str, dict[str, Any], Any]:
         name = f"{name} without {options.without}"
     settings = {name: getattr(options, name) for name in _SETTINGS}
     settings["scale"] = options.scale or model.scale
-    resolved = resolve_run(model.config, settings)
+    resolved = resolve(model.config, **settings)
     settings |= {"steps": resolved.steps, "fidelity": resolved.fidelity}
     computing = {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
 

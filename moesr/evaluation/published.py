@@ -16,7 +16,7 @@ from torch import Tensor
 from ..diffusion.noise import make_generators
 from ..errors import SettingError
 from ..images.canvas import as_canvas
-from ..images.finish import colours, finish_image, hide_masked, read_mask
+from ..images.finish import finish_image, hide_masked, read_colours, read_mask
 from ..images.windows import Window, crop
 from ..model import SRModel
 from ..progress import Callback
@@ -61,7 +61,7 @@ def upscale_published(
     canvas = as_canvas(image)
     weights = None if mask is None else read_mask(mask, len(canvas.rgb)).to(model.device)
     with torch.inference_mode():
-        lr = colours(canvas, model.device)
+        lr = read_colours(canvas, model.device)
         hidden = hide_masked(lr, weights)[:, 3:] if model.config.unet.mask else None
         windows = published_windows(lr.shape[-2], lr.shape[-1], chop, stride)
         size = (lr.shape[-2] * model.scale, lr.shape[-1] * model.scale)
@@ -73,7 +73,7 @@ def upscale_published(
                 plan = plan_run(model, window.h, window.w, tile=0, tile_batch=1, callback=callback)
                 run = Run(plan, part, None if hidden is None else crop(hidden[i : i + 1], window))
                 drawn = run.noise([generator]) if noise is None else partial(_drawn, noise, k)
-                z = run.denoise(run.encode(), settings, eta=1.0, noise=drawn)
+                z = run.denoise(run.encode(), settings, noise=drawn)
                 tile = run.decode(z, 0, 1.0).rows(0)(0, window.h * model.scale)
                 average.add(tile.clamp(-1, 1), window.scaled(model.scale))
             shown = None if weights is None else weights[i % len(weights)]

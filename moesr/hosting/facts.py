@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -26,6 +27,27 @@ class Plan:
     noise: list[float]
     #: Timestep of each step.
     timesteps: list[int]
+
+    def describe(self) -> str:
+        """One line for each expert: its steps and timesteps."""
+        lines = [f"{len(self.timesteps)} steps, {len(set(self.experts))} experts at work"]
+        for expert, group in itertools.groupby(range(len(self.experts)), key=self.experts.__getitem__):
+            first, *others = group
+            last = others[-1] if others else first
+            steps = f"steps {first + 1} to {last + 1}" if others else f"step {first + 1}"
+            times = " to ".join(str(self.timesteps[i]) for i in dict.fromkeys((first, last)))
+            lines.append(f"expert {expert}: {steps} (t {times})")
+        return "\n".join(lines)
+
+
+def plan_steps(config: ModelConfig, *, steps: int | None = None, sampler: str = "auto", spacing: str = "auto") -> Plan:
+    """Which expert works at which step. Raises SettingError for steps that the model does not have."""
+    process = from_config(config.process)
+    settings = resolve(config, steps=steps, sampler=sampler, spacing=spacing)
+    timesteps = process.timesteps(settings.steps, settings.spacing)
+    levels, highest = process.s.tolist(), float(process.s.max())
+    experts = [bisect_right(config.stages, t) for t in timesteps]
+    return Plan(experts, [levels[t] / highest for t in timesteps], timesteps)
 
 
 class ModelFacts:
@@ -70,16 +92,6 @@ class ModelFacts:
             if key not in self._hashes:
                 self._hashes[key] = compute_fingerprint(path)
             return self._hashes[key]
-
-    def plan_steps(self, name: str, *, steps: int | None = None, sampler: str = "auto", spacing: str = "auto") -> Plan:
-        """Which expert works at which step. Raises SettingError for steps that the model does not have."""
-        config = self.read_config(name)
-        process = from_config(config.process)
-        settings = resolve(config, steps=steps, sampler=sampler, spacing=spacing)
-        timesteps = process.timesteps(settings.steps, settings.spacing)
-        levels, highest = process.s.tolist(), float(process.s.max())
-        experts = [bisect_right(config.stages, t) for t in timesteps]
-        return Plan(experts, [levels[t] / highest for t in timesteps], timesteps)
 
     def _open(self, name: str) -> tuple[ModelConfig, tuple[str, ...]]:
         path = self.find_path(name)

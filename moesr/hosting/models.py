@@ -16,7 +16,6 @@ from ..errors import SettingError
 from ..latent_decoder import DecoderParts, LatentDecoder, open_decoder
 from ..model import DTYPES, Parts, SRModel
 from ..networks.autoencoder import Autoencoder
-from ..runtime import Runtime
 from ..tiling import LARGEST_TILE, estimate_tile_memory
 from .networks import Keeper, Networks, NetworkSource, NetworkView
 
@@ -33,11 +32,8 @@ class HostedModel:
         self._dtype = dtype
         self._config = parts.files.config.autoencoder if isinstance(parts, Parts) else parts.config
 
-    def assemble(self, runtime: Runtime | None = None) -> SRModel:
-        """The super-resolution model. runtime: whom its runs ask, by default the networks.
-
-        Raises SettingError if there is only a decoder.
-        """
+    def assemble(self) -> SRModel:
+        """The super-resolution model, whose runs ask the networks. Raises SettingError if there is only a decoder."""
         if isinstance(self.parts, DecoderParts):
             raise SettingError(
                 f"model: {self.name} is a decoder of Stable Diffusion 1.5 latents, with no experts to sample with; "
@@ -46,8 +42,7 @@ class HostedModel:
         networks = self.networks
         autoencoder = cast(Autoencoder, networks.get_network(networks.decoder))
         view = NetworkView(networks, networks.decoder)
-        device = networks.keeper.device
-        return self.parts.assemble(NetworkView(networks), autoencoder, device, runtime or networks, view)
+        return self.parts.assemble(NetworkView(networks), autoencoder, networks.keeper.device, networks, view)
 
     @cached_property
     def sr(self) -> SRModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class NetworkSource:
     build: Callable[[torch.device], nn.Module]
 
 
-class Keeper(PlainRuntime):
+class Keeper(PlainRuntime, ABC):
     """The host's memory manager as `Networks` uses it. Each host has a subclass, which says what differs there.
 
     device: where networks compute. offload_device: where they wait.
@@ -36,17 +37,17 @@ class Keeper(PlainRuntime):
     def __init__(self, device: torch.device, offload_device: torch.device) -> None:
         self.device, self.offload_device = device, offload_device
 
+    @abstractmethod
     def choose_dtype(self, parameters: int, *, decoder: bool) -> torch.dtype:
         """The number format for a network of so many parameters. decoder: it decodes latents of SD 1.5."""
-        raise NotImplementedError
 
     def register(self, network: nn.Module) -> Any:
         """A handle that stands for a network, which lies on `offload_device`, in the other calls."""
         return network
 
+    @abstractmethod
     def load(self, handles: Sequence[Any], *, others: Sequence[Any], working: int) -> None:
         """Have these networks on the device together, with `working` bytes to spare. `others` may leave it."""
-        raise NotImplementedError
 
     def make_room(self, needed: int) -> None:
         """Have other models of the host leave the device until `needed` bytes are free, if they can."""
@@ -55,9 +56,9 @@ class Keeper(PlainRuntime):
         """Bytes that a run may take on the device now."""
         return super().free_memory(self.device)
 
+    @abstractmethod
     def unload(self, handles: Sequence[Any]) -> None:
         """Memory ran out: take all networks off the device."""
-        raise NotImplementedError
 
     def end_run(self, handles: Sequence[Any]) -> None:
         """A run has ended. Networks stay until the host wants their room."""

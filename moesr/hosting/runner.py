@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..errors import MoESRError
@@ -16,8 +15,7 @@ from ..model import SRModel
 from ..pipeline import upscale
 from ..progress import Event
 from ..record import describe_run
-from ..runtime import Runtime
-from ..settings import resolve_run, result_size
+from ..settings import resolve, result_size
 from .facts import ModelFacts
 from .timing import RunClock, TimeEstimate
 
@@ -53,11 +51,7 @@ class ModelSource(Protocol):
 
     facts: ModelFacts
 
-    def get_runtime(self) -> Runtime:
-        """How much memory is free, and what counts as out of memory."""
-        ...
-
-    def use(self, name: str, *, side: int, runtime: Runtime) -> AbstractContextManager[SRModel]:
+    def use(self, name: str, *, side: int) -> AbstractContextManager[SRModel]:
         """The model of that name, inside the block. side: the longest side of its results, in pixels."""
         ...
 
@@ -66,38 +60,11 @@ class ModelSource(Protocol):
         ...
 
 
-class StoppableRuntime:
-    """The memory of another Runtime, and a `stop` that raises when the run has to end."""
-
-    def __init__(self, memory: Runtime) -> None:
-        self._memory = memory
-        self.stop: Callable[[], None] | None = None
-
-    def check(self) -> None:
-        """Raise if the run has to end."""
-        self._memory.check()
-        if self.stop is not None:
-            self.stop()
-
-    def free_memory(self, device: torch.device) -> int:
-        """Bytes that may be used on the device."""
-        return self._memory.free_memory(device)
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether a smaller tile could succeed."""
-        return self._memory.is_out_of_memory(error)
-
-    def release(self) -> None:
-        """Give cached memory back."""
-        self._memory.release()
-
-
 class Runner:
     """Runs pictures on one device, one at a time. Stops between two layers: on a slow machine a tile takes long."""
 
     def __init__(self, source: ModelSource) -> None:
         self.source = source
-        self._runtime = StoppableRuntime(source.get_runtime())
         self._estimate = TimeEstimate()
 
     @contextmanager
@@ -108,13 +75,8 @@ class Runner:
         model that is not there, or broken.
         """
         check()
-        self._runtime.stop = check
-        try:
-            with self.source.use(name, side=side, runtime=self._runtime) as model, _check_layers(check):
-                digest = self.source.facts.compute_hash(name)
-                yield OpenModel(name, digest, model, self._estimate)
-        finally:
-            self._runtime.stop = None
+        with self.source.use(name, side=side) as model, _check_layers(check):
+            yield OpenModel(name, self.source.facts.compute_hash(name), model, self._estimate)
 
 
 @dataclass(frozen=True)
@@ -130,7 +92,7 @@ class OpenModel:
 
     def start_clock(self, width: int, height: int, settings: Mapping[str, Any]) -> RunClock:
         """The clock of a picture of that size in pixels."""
-        used = resolve_run(self.model.config, settings)
+        used = resolve(self.model.config, **settings)
         rows, columns = result_size(height, width, used.scale)
         return self.estimate.begin(self.name, rows * columns, used.steps)
 

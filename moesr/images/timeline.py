@@ -17,26 +17,24 @@ Colour = tuple[int, int, int]
 _SCALE: tuple[Colour, ...] = ((146, 190, 224), (84, 132, 192), (118, 92, 168), (190, 84, 112))
 
 
-def timeline(
+def draw_timeline(
     experts: Sequence[int],
     noise: Sequence[float],
     timesteps: Sequence[int],
     *,
-    current: int | None = None,
     size: tuple[int, int] = (720, 150),
     ink: Colour = (128, 132, 140),
     zoom: int = 1,
 ) -> Image.Image:
     """An RGBA picture on a transparent ground: a bar for every step, as high as its noise, in its expert's colour.
 
-    experts, noise (0 or more) and timesteps have one entry a step, in the order in which they run. current: the step at
-    work, from 1; those after it are pale. size: in pixels. ink: of the labels, by default a grey that is read on white
-    and on black. zoom: 2 for a picture that is twice as large with all that is in it. Raises ValueError if there are no
-    steps, or as many of one as not of the other.
+    experts, noise (0 or more) and timesteps have one entry per step, in the order in which they run. size: in pixels.
+    ink: of the labels, by default a grey that is read on white and on black. zoom: 2 for a picture that is twice as
+    large with all that is in it. Raises ValueError if there are no steps, or if the three differ in length.
     """
     count = len(experts)
     if not count or not count == len(noise) == len(timesteps):
-        raise ValueError(f"{count} experts, {len(noise)} noise levels, {len(timesteps)} timesteps: one of each a step")
+        raise ValueError(f"{count} experts, {len(noise)} noise levels, {len(timesteps)} timesteps: give one per step")
     width, height = (side * _FINE for side in size)
     image = Image.new("RGBA", (width, height))
     draw = ImageDraw.Draw(image)
@@ -48,12 +46,9 @@ def timeline(
     colours = palette(max(experts) + 1)
     for i, (expert, level) in enumerate(zip(experts, noise)):
         low = floor - max(2 * _FINE, (floor - ceiling) * max(level, 0) / highest)
-        alpha = 255 if current is None or i < current else 90
-        draw.rectangle((edges[i], low, edges[i + 1] - gap, floor), fill=(*colours[expert], alpha))
-        if current == i + 1:
-            draw.rectangle((edges[i], floor + _FINE, edges[i + 1] - gap, floor + 3 * _FINE), fill=(*ink, 255))
+        draw.rectangle((edges[i], low, edges[i + 1] - gap, floor), fill=(*colours[expert], 255))
     draw.line((left, floor, width - right, floor), fill=(*ink, 255), width=1)
-    _labels(draw, experts, timesteps, edges, floor, ink)
+    _draw_labels(draw, experts, timesteps, edges, floor, ink)
     return image.resize((size[0] * zoom, size[1] * zoom), Image.Resampling.LANCZOS)
 
 
@@ -68,7 +63,7 @@ def palette(count: int) -> list[Colour]:
     return colours
 
 
-def _labels(
+def _draw_labels(
     draw: ImageDraw.ImageDraw,
     experts: Sequence[int],
     timesteps: Sequence[int],
@@ -76,7 +71,7 @@ def _labels(
     floor: float,
     ink: Colour,
 ) -> None:
-    font = _font(12 * _FINE)
+    font = _load_font(12 * _FINE)
     draw.text((edges[0], 2 * _FINE), "noise", fill=(*ink, 255), font=font)
     end = edges[0] + draw.textlength("noise", font=font)
     start = 0
@@ -95,7 +90,7 @@ def _labels(
         start = stop
 
 
-def _font(size: int) -> Any:
+def _load_font(size: int) -> Any:
     try:
         return ImageFont.load_default(size)
     except TypeError:  # Pillow before 10.1 has one small font and no sizes

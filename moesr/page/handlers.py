@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ..errors import MoESRError
-from ..hosting.facts import Plan
+from ..hosting.facts import Plan, plan_steps
 from ..record import RunRecord, read_run
 from ..settings import SETTINGS, result_size
 from . import fragments
@@ -47,7 +47,7 @@ class Handlers:
         try:
             size, settings = read_size(choice, value), read_controls(values)
             uploads = self._accept_all(files)
-            job = self.queue.submit(uploads, model, settings, size=size, format=format, client=client)
+            job = self.queue.submit(Job(uploads, model, settings, size=size, format=format, client=client))
         except MoESRError as error:
             yield fragments.message(str(error)), update(), update(interactive=True), update(interactive=False), ""
             return
@@ -105,7 +105,8 @@ class Handlers:
         try:
             settings = read_form(dict(zip(("scale", *CONTROLS), values)))
             uploads = self._accept_all(image)
-            job = self.queue.submit(uploads, model or self.facts.default, settings, preview=False, client=client)
+            job = Job(uploads, model or self.facts.default, settings, preview=False, client=client)
+            self.queue.submit(job)
         except MoESRError as error:
             raise make_refusal(str(error)) from error
         version = -1
@@ -171,7 +172,7 @@ class Handlers:
     def draw_plan(self, model: str, steps: float, sampler: str = "auto") -> str:
         """Which expert works at which step, and what had to be assumed about the model's files."""
         try:
-            plan = self.facts.plan_steps(model, steps=int(steps), sampler=sampler)
+            plan = plan_steps(self.facts.read_config(model), steps=int(steps), sampler=sampler)
             return fragments.draw_plan(plan) + fragments.messages(self.facts.list_notes(model), "note")
         except (MoESRError, TypeError, ValueError) as error:
             return fragments.message(str(error))
@@ -205,7 +206,7 @@ class Handlers:
     def _plan(self, job: Job) -> Plan | None:
         try:
             own = {name: job.settings[name] for name in ("steps", "sampler", "spacing") if name in job.settings}
-            return self.facts.plan_steps(job.model, **own)
+            return plan_steps(self.facts.read_config(job.model), **own)
         except MoESRError:
             return None
 

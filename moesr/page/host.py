@@ -13,7 +13,6 @@ from ..hosting.runner import Runner
 from ..leftovers import TemporaryFolder
 from ..library import DEFAULT
 from ..model import SRModel, load
-from ..runtime import PlainRuntime, Runtime
 from .jobs import Job
 
 
@@ -57,18 +56,14 @@ class LoadedModels:
         self.facts, self._device, self._dtype = facts, device, dtype
         self._loaded: tuple[str, str, SRModel] | None = None
 
-    def get_runtime(self) -> Runtime:
-        """What torch and the system say."""
-        return PlainRuntime()
-
     @contextmanager
-    def use(self, name: str, *, side: int, runtime: Runtime) -> Iterator[SRModel]:
+    def use(self, name: str, *, side: int) -> Iterator[SRModel]:
         """The model of that name, loaded if another was used before, or if its files have changed."""
         digest = self.facts.compute_hash(name)
         if self._loaded is None or self._loaded[:2] != (name, digest):
             self.close()
             path = self.facts.find_path(name)
-            self._loaded = (name, digest, load(path, dtype=self._dtype, device=self._device, runtime=runtime))
+            self._loaded = (name, digest, load(path, dtype=self._dtype, device=self._device))
         yield self._loaded[2]
 
     def close(self) -> None:

@@ -6,18 +6,16 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ..errors import MoESRError, SettingError
 from ..hosting.runner import Stopped
-from ..settings import resolve_run
+from ..settings import resolve
 from .host import PageHost
 from .jobs import Job
 from .limits import LOCAL, Limits
 from .results import delete_old
-from .sizes import TargetSize
-from .uploads import Upload, read_size
+from .uploads import read_size
 from .worker import Worker
 
 log = logging.getLogger(__name__)
@@ -57,23 +55,14 @@ class JobQueue:
         self._opened_at = time.time()
         self._cleaned_at = float("-inf")
 
-    def submit(
-        self,
-        uploads: Sequence[Upload],
-        model: str,
-        settings: Mapping[str, Any],
-        *,
-        size: TargetSize | None = None,
-        **options: Any,
-    ) -> Job:
-        """A job at the end of the queue. options: those of Job.
+    def submit(self, job: Job) -> Job:
+        """The job, at the end of the queue.
 
         Raises QueueFullError, and SettingError for no or too many pictures, for a model or settings that cannot be, for
         a model that needs a mask, or if none of the pictures can be done, in the words of the first.
         """
-        self._check(uploads, model, settings, size)
+        self._check(job)
         self.delete_old_files()
-        job = Job(uploads, model, settings, size=size, **options)
         with self._ready:
             if self._closed:
                 raise QueueFullError("the page is closing; start it again")
@@ -140,25 +129,23 @@ class JobQueue:
             job.end("cancelled", "the page was closed")
         self._waiting.clear()
 
-    def _check(
-        self, uploads: Sequence[Upload], model: str, settings: Mapping[str, Any], size: TargetSize | None
-    ) -> None:
-        if not uploads:
+    def _check(self, job: Job) -> None:
+        if not job.uploads:
             raise SettingError("no picture: drop one first")
-        self.limits.check_files(len(uploads))
-        config = self.host.facts.read_config(model)
+        self.limits.check_files(len(job.uploads))
+        config = self.host.facts.read_config(job.model)
         if config.unet.mask:
             raise SettingError(
-                f"{model} fills in what a mask marks, and this page has no mask; "
+                f"{job.model} fills in what a mask marks, and this page has no mask; "
                 "use it in ComfyUI or with python -m moesr upscale --mask"
             )
-        scale = resolve_run(config, settings).scale
+        scale = resolve(config, **job.settings).scale
         first: MoESRError | None = None
-        for upload in uploads:
+        for upload in job.uploads:
             try:
                 width, height = read_size(upload, self.limits)
-                if size is not None:
-                    scale = size.find_scale(width, height)
+                if job.size is not None:
+                    scale = job.size.find_scale(width, height)
                 self.limits.check_output(upload.name, width, height, scale)
                 return
             except MoESRError as error:

@@ -112,7 +112,7 @@ def submit(queue: JobQueue, values: Mapping[str, Any]) -> tuple[Job, Any]:
     path = folder / f"api_{secrets.token_hex(8)}"
     path.write_bytes(data)
     try:
-        return queue.submit([accept(path, [folder], "image")], model, settings, preview=False), path
+        return queue.submit(Job([accept(path, [folder], "image")], model, settings, preview=False)), path
     except MoESRError:
         path.unlink()
         raise

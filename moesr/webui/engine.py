@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
-import torch
-
 from ..errors import CheckpointError, MoESRError, SettingError
 from ..hosting.facts import ModelFacts
 from ..hosting.models import HostedModel, open_hosted
@@ -17,7 +15,7 @@ from ..hosting.runner import Runner
 from ..latent_decoder import LatentDecoder, open_decoder
 from ..library import DEFAULT, add_folder, installed
 from ..model import DTYPES, SRModel
-from ..runtime import PlainRuntime, Runtime
+from ..runtime import PlainRuntime
 from ..tiling import LARGEST_TILE
 from . import webui_api
 from .keepers import A1111Keeper, ForgeKeeper
@@ -27,10 +25,10 @@ log = logging.getLogger(__name__)
 NO_DECODER = "None"
 
 
-class Engine(PlainRuntime):
+class Engine:
     """One model and one decoder of SD latents in memory at a time. Runs are the host's: they never overlap.
 
-    It is the `ModelSource` of the runner, and the `Runtime` of the networks at work.
+    It is the `ModelSource` of the runner.
     """
 
     def __init__(self, keeper: Keeper) -> None:
@@ -47,12 +45,8 @@ class Engine(PlainRuntime):
         name = webui_api.get_option("moesr_model")
         return name if name in installed() else DEFAULT
 
-    def get_runtime(self) -> Runtime:
-        """Itself."""
-        return self
-
     @contextmanager
-    def use(self, name: str, *, side: int, runtime: Runtime) -> Iterator[SRModel]:
+    def use(self, name: str, *, side: int) -> Iterator[SRModel]:
         """The model of that name, inside the block, for results whose sides have at most `side` pixels.
 
         The host's checkpoint makes room for it, and has it back afterwards. Raises MoESRError for a model that is not
@@ -68,7 +62,7 @@ class Engine(PlainRuntime):
         short = device.type != "cpu" and PlainRuntime().free_memory(device) < networks.needed
         with webui_api.move_checkpoint_aside(short), webui_api.disable_autocast():
             try:
-                yield hosted.assemble(runtime)
+                yield hosted.assemble()
             finally:
                 networks.end_run(webui_api.get_option("moesr_keep"))
 
@@ -98,18 +92,6 @@ class Engine(PlainRuntime):
             hosted.networks.end_run(keep=False)
         self._opened.clear()
         self.networks = self._decoder = None
-
-    def free_memory(self, device: torch.device) -> int:
-        """Bytes that tiles may use."""
-        return self.networks.free_memory(device) if self.networks else super().free_memory(device)
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """True if a smaller tile could succeed."""
-        return self.networks.is_out_of_memory(error) if self.networks else super().is_out_of_memory(error)
-
-    def release(self) -> None:
-        """Give memory back."""
-        self.networks.release() if self.networks else super().release()
 
     def _open(self, name: str) -> HostedModel:
         """Opened models stay known, since the tab keeps one between its jobs; their networks come and go."""

@@ -8,35 +8,25 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.machinery import ModuleSpec
-from inspect import Parameter, Signature
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+from tests.webui.gradio_standin import Component, Gradio, forbid_unknown
 
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "moesr_webui.py"
 
-class FIFOLock:
-    """modules/fifo_lock.py: not re-entrant."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-
-    def acquire(self, blocking: bool = True) -> bool:
-        return self.lock.acquire(blocking)
-
-    def __enter__(self) -> bool:
-        return self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
+both_hosts = pytest.mark.parametrize("kind", ["A1111", "Forge"])
 
 
 class State:
@@ -75,12 +65,7 @@ class OptionInfo:
     ) -> None:  # fmt: skip
         self.default, self.label, self.component = default, label, component
         self.component_args: Any = component_args
-        self.section, self.infotext, self.category_id, self.comment_after = (
-            section,
-            infotext,
-            category_id,
-            comment_after,
-        )
+        self.section, self.category_id, self.comment_after = section, category_id, comment_after
 
     def info(self, info: str) -> OptionInfo:
         self.comment_after += info
@@ -179,83 +164,18 @@ class ParamBinding:
         self.source_text_component, self.source_image_component = source_text_component, source_image_component
 
 
-class Component:
-    """A component of Gradio that remembers how it was made and what it was told to do."""
-
-    made: ClassVar[list[Component]] = []
-
-    def __init__(self, *values: Any, **options: Any) -> None:
-        self.values, self.options, self.events = values, options, {}
-        Component.made.append(self)
-
-    def __enter__(self) -> Component:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __getattr__(self, event: str) -> Any:
-        if event not in EVENTS:
-            raise AttributeError(event)
-
-        def listen(fn=None, inputs=None, outputs=None, _js=None, queue=None, show_progress="full") -> Component:
-            then = Component()
-            self.events.setdefault(event, []).append((fn, inputs, outputs, _js, then))
-            return then
-
-        return listen
-
-
-#: Events that MoESR's components have in every Gradio; a typo is an AttributeError.
-EVENTS = ("click", "change", "input", "select", "upload", "then")
-#: Options that components of any Gradio have, for code that looks at signatures.
-OPTIONS = (
-    "value",
-    "label",
-    "elem_id",
-    "choices",
-    "type",
-    "interactive",
-    "visible",
-    "variant",
-    "open",
-    "maximum",
-    "info",
-)
-setattr(  # noqa: B010
-    Component.__init__,
-    "__signature__",
-    Signature([Parameter(name, Parameter.KEYWORD_ONLY, default=None) for name in OPTIONS]),
-)
-
-
-class Gradio(ModuleType):
-    """A module `gradio` all of whose capitals are components."""
-
-    __version__ = "3.41.2"
-    Error = RuntimeError
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or not name[0].isupper():
-            raise AttributeError(name)
-        return Component
-
-    @staticmethod
-    def update(**changes: Any) -> dict[str, Any]:
-        return {"__type__": "update", **changes}
-
-
 class Host:
     """A host's modules in sys.modules while it is entered, with the folders of an installation below `root`."""
 
     def __init__(self, root: Path, *, forge: bool = False, **flags: Any) -> None:
         self.root, self.forge = root, forge
-        self.callbacks: dict[str, list[Any]] = {}
+        kinds = ("ui_settings", "ui_tabs", "after_component", "app_started", "model_loaded", "script_unloaded")
+        self.callbacks: dict[str, list[Any]] = {kind: [] for kind in kinds}
         self.saved: list[dict[str, Any]] = []
         self.bindings: list[ParamBinding] = []
         self.paste_fields: dict[str, Any] = {}
         self.moves: list[str] = []
-        self.state, self.opts, self.lock = State(), Options(), FIFOLock()
+        self.state, self.opts, self.lock = State(), Options(), threading.Lock()
         self.opts.data |= {
             "live_previews_enable": True,
             "outdir_samples": "",
@@ -281,6 +201,8 @@ class Host:
             parent, _, child = name.rpartition(".")
             if parent:
                 setattr(made[parent], child, module)
+        compat: Any = import_module("moesr.page.compat")
+        compat.keep_known = forbid_unknown(compat.keep_known)  # of this import only: see below
         try:
             yield self
         finally:
@@ -304,46 +226,33 @@ class Host:
 
     def call(self, name: str, *values: Any) -> list[Any]:
         """Run the callbacks of one kind."""
-        return [callback(*values) for callback in self.callbacks.get(name, [])]
+        return [callback(*values) for callback in self.callbacks[name]]
 
     def _modules(self) -> dict[str, ModuleType]:
+        """Files of those names in `modules`."""
         return {
-            # call_queue.py
             "modules.call_queue": _module(queue_lock=self.lock),
             # devices.py, of both
             "modules.devices": _module(
                 get_device_for=lambda task: torch.device("cpu"), torch_gc=lambda: self.moves.append("gc")
             ),
-            # images.py
             "modules.images": _module(save_image=self._save_image, read_info_from_image=_read_info),
-            # infotext_utils.py
             "modules.infotext_utils": _module(
                 ParamBinding=ParamBinding,
                 register_paste_params_button=self.bindings.append,
                 add_paste_fields=self._add_paste_fields,
             ),
-            # script_callbacks.py
             "modules.script_callbacks": _module(
                 **{
-                    f"on_{kind}": lambda callback, *, name=None, kind=kind: self.callbacks.setdefault(kind, []).append(
-                        callback
-                    )
-                    for kind in (
-                        "ui_settings",
-                        "ui_tabs",
-                        "after_component",
-                        "app_started",
-                        "model_loaded",
-                        "script_unloaded",
-                    )
+                    f"on_{kind}": lambda callback, *, name=None, kind=kind: self.callbacks[kind].append(callback)
+                    for kind in self.callbacks
                 }
             ),
-            # scripts.py
             "modules.scripts": _module(
-                Script=type("Script", (), {}), AlwaysVisible=object(),
+                Script=type("Script", (), {}),
+                AlwaysVisible=object(),
                 scripts_postproc=SimpleNamespace(scripts_in_preferred_order=lambda: [self.upscale_script]),
             ),
-            # scripts_postprocessing.py
             "modules.scripts_postprocessing": _module(ScriptPostprocessing=type("ScriptPostprocessing", (), {})),
             # sd_models.py of A1111
             "modules.sd_models": _module(
@@ -351,7 +260,6 @@ class Host:
                 send_model_to_cpu=lambda m: self.moves.append(f"{m} off"),
                 send_model_to_device=lambda m: self.moves.append(f"{m} back"),
             ),
-            # shared.py
             "modules.shared": _module(
                 opts=self.opts,
                 cmd_opts=self.flags,
@@ -360,9 +268,7 @@ class Host:
                 sd_upscalers=self.upscalers,
                 OptionInfo=OptionInfo,
             ),
-            # ui_components.py
             "modules.ui_components": _module(InputAccordion=Component, FormRow=Component, ToolButton=Component),
-            # upscaler.py
             "modules.upscaler": _module(Upscaler=Upscaler, UpscalerData=UpscalerData),
         }
 
@@ -407,7 +313,7 @@ class Host:
         no_prompt=False, grid=False, pnginfo_section_name="parameters", p=None, existing_info=None,
         forced_filename=None, suffix="", save_to_dirs=None,
     ) -> tuple[str, None]:  # fmt: skip
-        assert self.lock.lock.locked(), "the host saves while it has the queue"
+        assert self.lock.locked(), "the host saves while it has the queue"
         self.saved.append({"size": image.size, "path": path, "info": info, "existing": existing_info})
         return path, None
 
@@ -434,9 +340,12 @@ def _replaced(name: str) -> bool:
     return ours or first in ("modules", "modules_forge", "backend", "gradio")
 
 
-def wait_for(what: Any, seconds: float = 120.0) -> None:
-    """Until `what()` is true."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.01)
+def import_ours(name: str) -> Any:
+    """A module of moesr.webui, as the host that is entered has it."""
+    return import_module(f"moesr.webui.{name}")
+
+
+def draw_picture(width: int = 7, height: int = 5, mode: str = "RGB") -> Image.Image:
+    """Noise."""
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 255, (height, width, 4), np.uint8)).convert(mode)
