@@ -37,7 +37,7 @@ def write_plan(path: Path, steps: int) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of 20 steps, 14 of them of the last stage, on two photographs, with both folders beside it."""
+    """The folder of a run of 20 steps on two photographs, 14 of them of the last stage; both folders are beside it."""
     folder = tmp_path_factory.mktemp("train")
     photos = write_photos(folder / "photos")
     (photos / "2.png").unlink()
