@@ -1,13 +1,15 @@
-"""Temporary files and folders that their process could not delete: marked by a lock that ends with the process."""
+"""Files that appear whole, temporary folders, and what killed runs leave of both: a lock tells who still works."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +17,8 @@ _log = logging.getLogger(__name__)
 
 _PART = ".moesr-*.part"
 _LOCK = ".moesr-lock"
+#: Errors of a file system that has no links.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 
 
 def create_part(folder: Path) -> tuple[Path, BinaryIO]:
@@ -28,6 +32,28 @@ def create_part(folder: Path) -> tuple[Path, BinaryIO]:
         if path.exists():
             return path, file
         file.close()
+
+
+@contextlib.contextmanager
+def open_new(path: Path, *, replaces: bool = False) -> Iterator[BinaryIO]:
+    """A file to write, which appears at `path` whole, when the block ends without an error, or not at all.
+
+    Missing folders are made. Without `replaces` a file that has come to be there meanwhile stays: then FileExistsError.
+    With it, that name leads to the new file; a file that the old one was a link to is not changed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, file = create_part(path.parent)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if os.name != "nt":  # while it is locked
+                _place(part, path, replaces)
+        if os.name == "nt":
+            _place(part, path, replaces)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def remove_abandoned_parts(folder: Path) -> None:
@@ -94,3 +120,22 @@ def _is_abandoned(path: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def _place(part: Path, path: Path, replaces: bool) -> None:
+    """Give the finished file its name, in one step."""
+    if replaces:
+        os.replace(part, path)
+    elif os.name == "nt":
+        os.rename(part, path)  # never replaces there
+    else:
+        try:
+            os.link(part, path)  # never replaces
+        except FileExistsError:
+            raise
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # FAT and some network file systems have no links: take the name first, then replace the empty file.
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            os.replace(part, path)

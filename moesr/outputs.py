@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import BinaryIO
 
 from .errors import ImageError, SettingError
 from .inputs import Source
-from .leftovers import create_part, remove_abandoned_parts
+from .leftovers import create_part, open_new, remove_abandoned_parts
 
 #: Names for `--format`, with the suffix that they stand for. `same` is the input's own, where it can be written.
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif", "same": ""}
@@ -30,8 +29,6 @@ _MORE_SUFFIXES = frozenset((
     ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".wmv",
     ".flv", ".mpg", ".mpeg", ".gifv", ".y4m", ".ogv", ".3gp", ".ts",
 ))  # fmt: skip
-#: Errors of a file system that has no links.
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -128,19 +125,25 @@ def check_targets(
     return todo, finished
 
 
-def check_output_name(output: str, write_suffixes: Iterable[str]) -> None:
-    """Raises SettingError if OUT names a kind of picture or film that cannot be written, or a file as a folder."""
+def is_picture_name(output: str, write_suffixes: Iterable[str]) -> bool:
+    """True if OUT names a picture, False if a folder.
+
+    Raises SettingError if it names a kind of picture or film that cannot be written, or a file as a folder.
+    """
     from PIL import Image
 
     path = Path(output)
     suffix = path.suffix.lower()
-    if path.is_dir() or suffix in write_suffixes or output.endswith(("/", os.sep)):
-        return
+    if path.is_dir() or output.endswith(("/", os.sep)):
+        return False
+    if suffix in write_suffixes:
+        return True
     if suffix in _MORE_SUFFIXES or suffix in Image.registered_extensions():
         raise SettingError(f"{output}: cannot write {suffix}; use {' '.join(write_suffixes)}, or a folder")
     if path.exists():
         raise SettingError(f"{output}: a file that is no picture; give a folder, or a name with one of "
                            f"{' '.join(write_suffixes)}")  # fmt: skip
+    return False
 
 
 def check_writable(folder: Path) -> None:
@@ -180,28 +183,6 @@ def clean_folders(targets: Iterable[Target]) -> None:
     """Delete unfinished files of killed runs in the folders of these targets."""
     for folder in {target.path.parent for target in targets}:
         remove_abandoned_parts(folder)
-
-
-@contextlib.contextmanager
-def open_new(path: Path, *, replaces: bool = False) -> Iterator[BinaryIO]:
-    """A file to write, which appears at `path` whole, when the block ends without an error, or not at all.
-
-    Missing folders are made. Without `replaces` a file that has come to be there meanwhile stays: then FileExistsError.
-    With it, that name leads to the new file; a file that the old one was a link to is not changed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, file = create_part(path.parent)
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if os.name != "nt":  # while it is locked
-                _place(part, path, replaces)
-        if os.name == "nt":
-            _place(part, path, replaces)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def save_new(path: Path, write: Callable[[BinaryIO], object], *, replaces: bool = False) -> Path:
@@ -262,25 +243,6 @@ def _find_replaced_inputs(targets: Iterable[Target], replaced: dict[tuple[int, i
             path = replaced.get((state.st_dev, state.st_ino))
             if path is not None:
                 yield f"{path}: is an input of this run ({source.path}), which is never replaced; give another OUT"
-
-
-def _place(part: Path, path: Path, replaces: bool) -> None:
-    """Give the finished file its name, in one step."""
-    if replaces:
-        os.replace(part, path)
-    elif os.name == "nt":
-        os.rename(part, path)  # never replaces there
-    else:
-        try:
-            os.link(part, path)  # never replaces
-        except FileExistsError:
-            raise
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            # FAT and some network file systems have no links: take the name first, then replace the empty file.
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            os.replace(part, path)
 
 
 def _estimate_bytes(target: Target, scale: float) -> float:

@@ -14,6 +14,8 @@ WORDS = (
     "upscale", "upscaler", "superres", "enlarge", "enhance", "hires", "4x", "increase resolution", "image upscale",
     "video upscale", "restore", "jpeg", "tile", "超分", "高清", "放大",
 )  # fmt: skip
+#: What the number shows at first: the embedded model's own scale.
+FIRST_SCALE = 4.0
 #: Of the result, in pixels; 0 is no limit.
 LARGEST_SIDE = 16384
 
@@ -32,7 +34,7 @@ class MoESRUpscale(io.ComfyNode):
             inputs=[
                 io.Image.Input("image"),
                 io.Combo.Input("model", options=models.list_models()),
-                widgets.number("scale", default=4.0, round=0.001),
+                widgets.number("scale", default=FIRST_SCALE, round=0.001),
                 widgets.number("seed", optional=True, control_after_generate=False),
                 widgets.automatic("fidelity", optional=True),
                 widgets.automatic("tile", optional=True),
@@ -76,10 +78,10 @@ class MoESRUpscale(io.ComfyNode):
             seed=seed,
             steps="auto",
             sampler="auto",
-            eta=1.0,
+            eta=SETTINGS["eta"].default,
             batch_seed="per image",
             tile=tile,
-            wrap=False,
+            wrap=SETTINGS["wrap"].default,
             fidelity=fidelity,
         )
         decode = graph.node(
@@ -89,7 +91,7 @@ class MoESRUpscale(io.ComfyNode):
             samples=sampler.out(0),
             image=image,
             fidelity=fidelity,
-            color_fix="adain",
+            color_fix=SETTINGS["color_fix"].default,
             tile=tile,
             scale=scale,
         )

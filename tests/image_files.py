@@ -42,8 +42,11 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
 
 def tiff(pixels: np.ndarray, photometric: int = 2, *, planar: bool = False, extra: tuple[int, ...] = (),
          orientation: int = 1, order: str = "<", predictor: int = 1, deflate: bool = False, tile: int = 0,
-         bits: int = 0, letter: str = "") -> bytes:  # fmt: skip
-    """A TIFF by the letter of the standard (TIFF 6.0): [H, W] or [H, W, C] of any type, in strips or square tiles."""
+         bits: int = 0, largest: int = 0) -> bytes:  # fmt: skip
+    """A TIFF by the letter of the standard (TIFF 6.0): [H, W] or [H, W, C] of any type, in strips or square tiles.
+
+    largest: its MaxSampleValue.
+    """
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     height, width, channels = pixels.shape
     planes = [pixels[..., i : i + 1] for i in range(channels)] if planar else [pixels]
@@ -56,12 +59,14 @@ def tiff(pixels: np.ndarray, photometric: int = 2, *, planar: bool = False, extr
                 part = plane[y : y + side_y, x : x + side_x]
                 block[: part.shape[0], : part.shape[1]] = part
                 blocks.append(_stored(block, order, predictor, deflate))
-    kind = {"u": 1, "i": 2, "f": 3}[letter or pixels.dtype.kind]
+    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
     tags: dict[int, tuple[int, list[int]]] = {
         256: (4, [width]), 257: (4, [height]), 258: (3, [bits or 8 * pixels.itemsize] * channels),
         259: (3, [8 if deflate else 1]), 262: (3, [photometric]), 274: (3, [orientation]), 277: (3, [channels]),
         284: (3, [2 if planar else 1]), 317: (3, [predictor]), 339: (3, [kind] * channels),
     }  # fmt: skip
+    if largest:
+        tags[281] = (3, [largest] * channels)
     if extra:
         tags[338] = (3, list(extra))
     if tile:

@@ -1,14 +1,17 @@
-"""The plan for networks in a host's memory manager (moesr/hosting), with a keeper that only counts."""
+"""moesr/hosting: networks in a host's memory manager, with a keeper that only counts, and facts about models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from moesr.errors import MoESRError
+from moesr.hosting.facts import ModelFacts, plan_steps
 from moesr.hosting.networks import Keeper, Networks, NetworkSource, NetworkView
 
 SIZE = 100
@@ -117,3 +120,29 @@ def test_a_run_asks_the_host() -> None:
     assert not networks.is_out_of_memory(ValueError())
     with pytest.raises(KeyboardInterrupt):
         networks.check()
+
+
+@pytest.mark.parametrize("nano", ["residual_shift"], indirect=True)
+def test_models_are_looked_into_once_until_they_change(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOESR_HOME", str(nano.parent))
+    models = ModelFacts()
+    assert nano.stem in models.list_names()
+    assert models.default in models.list_names()
+    assert models.read_config(nano.stem) is models.read_config(nano.stem)
+    digest = models.compute_hash(nano.stem)
+    assert len(digest) == 16
+    plan = plan_steps(models.read_config(nano.stem))
+    assert plan.experts == [3, 2, 1, 0]
+    assert plan.describe().splitlines()[:2] == [
+        "4 steps, 4 experts at work",
+        f"expert 3: step 1 (t {plan.timesteps[0]})",
+    ]
+    assert plan.noise == sorted(plan.noise, reverse=True)
+    assert 0 < min(plan.noise) < max(plan.noise) <= 1
+    with pytest.raises(MoESRError):
+        plan_steps(models.read_config(nano.stem), steps=1001)
+    (nano.parent / "broken.safetensors").write_bytes(b"not one")
+    with pytest.raises(MoESRError, match=r"^broken: ") as raised:
+        models.read_config("broken")
+    (nano.parent / "broken.safetensors").unlink()
+    assert str(nano.parent) not in str(raised.value)

@@ -21,9 +21,9 @@ from moesr import pipeline
 from moesr.cli import main
 from moesr.images.files import Picture
 from moesr.inputs import Source
-from moesr.leftovers import TemporaryFolder, remove_abandoned_parts
+from moesr.leftovers import TemporaryFolder, open_new, remove_abandoned_parts
 from moesr.model import load
-from moesr.outputs import open_new, plan_targets, save_new
+from moesr.outputs import plan_targets, save_new
 from moesr.record import digest_file, read_record
 from tests.small_models import save_nano
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from moesr.errors import ImageError, SettingError
 from moesr.page.controls import read_form
 from moesr.page.limits import PUBLIC, Limits
+from moesr.page.results import delete_old
 from moesr.page.sizes import read_size as read_target_size
 from moesr.page.uploads import Upload, accept, clean_name, open_picture, read_size, safe_stem
 from moesr.record import read_run, to_texts
@@ -188,3 +190,12 @@ def test_forms_give_words_and_leave_to_the_model() -> None:
     assert read_form(form) == {"tile": 512, "seed": 3, "wrap": False, "eta": 0.0}
     first, second = (read_settings({"seed": -1})["seed"] for _ in range(2))
     assert first != second
+
+
+def test_the_oldest_files_go_when_they_take_too_much_room(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "upload").write_bytes(bytes(1000))
+        time.sleep(0.02)
+    delete_old([tmp_path], older_than=60, room=2500)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "d"]

@@ -17,6 +17,7 @@ from typing import Any, Union, cast
 from .. import outputs
 from ..errors import SettingError
 from ..inputs import PassedOver
+from ..leftovers import open_new
 from ..settings import RUN_SETTINGS, SETTINGS, check_settings
 from .journal import Journal, export_report, journal_name
 from .local import choose_workers, run_local
@@ -286,7 +287,7 @@ def _prepare_manifest(
     count = write_manifest(folder / MANIFEST, found, out, outputs.FORMATS[options.format])
     if not count:
         raise SettingError(f"{', '.join(names)[:200]}: no pictures in there")
-    with outputs.open_new(folder / "job.json", replaces=True) as file:
+    with open_new(folder / "job.json", replaces=True) as file:
         file.write(json.dumps({**own, "count": count}).encode())
     return count
 

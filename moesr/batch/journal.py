@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
-from ..outputs import open_new
+from ..leftovers import open_new
 
 #: Seconds between writes that survive a power cut. What such a cut takes away is repeated.
 _SYNC_SECONDS = 1.0

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..outputs import open_new, plan_targets
+from ..leftovers import open_new
+from ..outputs import plan_targets
 from .places import is_remote
 from .sources import Address
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import ImageError, MoESRError, SettingError
-from ..outputs import open_new
+from ..leftovers import open_new
 
 #: Protocols whose files appear whole when their upload ends, so that no temporary name is needed.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oss", "r2", "memory"})

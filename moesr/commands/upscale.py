@@ -22,6 +22,14 @@ SETTINGS_OF_A_RUN = (
     "model", "scale", "fidelity", "restore", "seed", "steps", "color_fix", "wrap", "sampler", "spacing", "eta", "tile",
     "tile_batch",
 )  # fmt: skip
+_FILE_FLAGS = {
+    "--recursive": "folders with all that is below them, structure kept",
+    "--side-by-side": "also write OUT_compare.png",
+    "--overwrite": "replace files that are there; inputs are never replaced",
+    "--skip-existing": "pass over results of the same input and settings; with --overwrite, make the others anew",
+    "--allow-truncated": "read a JPEG or PNG that is cut short as far as it goes",
+    "--strip-metadata": "write pixels and colour profile only; --skip-existing then goes by name and size",
+}
 
 
 def add(commands: Any) -> None:
@@ -37,28 +45,14 @@ def add(commands: Any) -> None:
     add_settings(up, "dtype", "device", "residency")
     up.add_argument("--compile", action="store_true", help="torch.compile the experts: for many pictures on a GPU")
     files = up.add_argument_group("files")
-    files.add_argument("--recursive", action="store_true", help="folders with all that is below them, structure kept")
     files.add_argument(
         "--format", choices=outputs.FORMATS, metavar="KIND",
         help=f"of results in a folder: {', '.join(outputs.FORMATS)} (as the input); default png",
     )  # fmt: skip
     files.add_argument("--quality", type=int, metavar="Q", help="of JPEG and WebP results, 1 to 100 (default: 95)")
     files.add_argument("--bits", type=int, choices=(8, 16), help="bits per sample of a PNG (default: as in the input)")
-    files.add_argument("--side-by-side", action="store_true", help="also write OUT_compare.png")
-    files.add_argument(
-        "--overwrite", action="store_true", help="replace files that are there; inputs are never replaced"
-    )
-    files.add_argument(
-        "--skip-existing", action="store_true",
-        help="pass over results of the same input and settings; with --overwrite, make the others anew",
-    )  # fmt: skip
-    files.add_argument(
-        "--allow-truncated", action="store_true", help="read a JPEG or PNG that is cut short as far as it goes"
-    )
-    files.add_argument(
-        "--strip-metadata", action="store_true",
-        help="write pixels and colour profile only; --skip-existing then goes by name and size",
-    )  # fmt: skip
+    for option, sentence in _FILE_FLAGS.items():
+        files.add_argument(option, action="store_true", help=sentence)
     up.set_defaults(run=_upscale)
     add_model_options(up)
     verbose(up)
@@ -68,13 +62,8 @@ def _upscale(options: argparse.Namespace) -> int:
     from ..images.files import READ_SUFFIXES, WRITE_SUFFIXES
     from ..record import read_record
 
-    to_stream = options.output == inputs.STREAM
-    if not to_stream:
-        outputs.check_output_name(options.output, WRITE_SUFFIXES)
-    output = Path(options.output)
-    to_file = (
-        output.suffix.lower() in WRITE_SUFFIXES and not output.is_dir() and not options.output.endswith(("/", os.sep))
-    )
+    to_stream, output = options.output == inputs.STREAM, Path(options.output)
+    to_file = not to_stream and outputs.is_picture_name(options.output, WRITE_SUFFIXES)
     passed_over = inputs.PassedOver()
     sources, missing = inputs.find_sources(
         options.inputs,
@@ -157,14 +146,12 @@ class _Run:
         """Everything that can be wrong before the first picture; `folder` is where results go. Raises MoESRError."""
         options = self.options
         if folder is not None:
-            if not options.skip_existing:
-                self.todo, _ = outputs.check_targets(self.todo, overwrite=options.overwrite)
-            outputs.check_writable(folder)
             outputs.clean_folders(self.todo)
-            if options.skip_existing:
-                self.todo, self.finished = outputs.check_targets(
-                    self.todo, overwrite=options.overwrite, find_difference=self._find_difference
-                )
+            find_difference = self._find_difference if options.skip_existing else None
+            self.todo, self.finished = outputs.check_targets(
+                self.todo, overwrite=options.overwrite, find_difference=find_difference
+            )
+            outputs.check_writable(folder)
             outputs.check_space(self.todo, folder, self._record["scale"])
         if self.todo:
             _ = self._model, self._mask
@@ -260,6 +247,7 @@ class _Run:
 
         from ..images.read import is_cut_short
         from ..record import digest_file, find_difference, read_record
+        from ..settings import result_size
 
         try:
             found = read_record(path)
@@ -270,8 +258,8 @@ class _Run:
             if not self.options.strip_metadata:
                 return "it does not say that it is a result"
             with Image.open(path) as result, Image.open(target.source.path) as source:
-                state, scale = path.stat(), self._record["scale"]
-                sizes = {tuple(int(side * scale + 0.5) for side in s) for s in (source.size, source.size[::-1])}
+                state, scale, (width, height) = path.stat(), self._record["scale"], source.size
+                sizes = [result_size(width, height, scale), result_size(height, width, scale)]
                 if (state.st_dev, state.st_ino) in self._source_states or result.size not in sizes:
                     return "it is no result of this size"
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

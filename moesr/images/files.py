@@ -11,9 +11,9 @@ from .read import (
     read_upright_size,
     to_pil,
 )  # fmt: skip
-from .write import FORMATS, WRITE_SUFFIXES, write_image
+from .write import WRITE_SUFFIXES, write_image
 
 __all__ = [
-    "FORMATS", "READ_FORMATS", "READ_SUFFIXES", "WRITE_SUFFIXES", "Metadata", "Picture", "explain_errors", "from_pil",
+    "READ_FORMATS", "READ_SUFFIXES", "WRITE_SUFFIXES", "Metadata", "Picture", "explain_errors", "from_pil",
     "lay_on_white", "luma", "read_image", "read_text", "read_upright_size", "to_pil", "write_image",
 ]  # fmt: skip

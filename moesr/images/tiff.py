@@ -25,6 +25,7 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL = 256, 257, 258, 259, 
 _STRIPS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 277, 278, 279, 284, 317
 _X_DPI, _Y_DPI, _DPI_UNIT, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 282, 283, 296, 322, 323, 324, 325
 _EXTRA, _FORMAT, _XMP, _IPTC, _PHOTOSHOP, _ICC, _ORIENTATION = 338, 339, 700, 33723, 34377, 34675, 274
+_LARGEST_SAMPLE = 281
 #: Tags that say something about the picture, not about how it is stored.
 _DESCRIPTIVE = (269, 270, 271, 272, 274, 305, 306, 315, 316, 33432, exif_blocks.HISTORY, *range(40091, 40096))
 #: Compressions that keep samples exactly, as Pillow's libtiff knows them.
@@ -90,9 +91,9 @@ def _decode(data: bytes, page: Page, photometric: int) -> Picture:
     alpha = next((colours + i for i, extra in enumerate(extras) if extra in (1, 2)), None)
     if alpha is not None and alpha >= samples:
         raise refusal
-    values, notes = _in_range(stored[..., :colours], photometric, alone=samples == 1)
+    values, notes = _scale_samples(stored[..., :colours], page, photometric)
     if alpha is not None:
-        opacity, _ = _in_range(stored[..., alpha : alpha + 1], 1, alone=False)
+        opacity, _ = _scale_samples(stored[..., alpha : alpha + 1], page, 1)
         if extras[alpha - colours] == 1:  # premultiplied
             values = np.divide(values, opacity, out=np.zeros_like(values), where=opacity > 0).clip(0, 1)
         values = np.concatenate([values, opacity], axis=2)
@@ -103,9 +104,8 @@ def _decode(data: bytes, page: Page, photometric: int) -> Picture:
     return make_picture(values, colours == 1, page.value(_ORIENTATION, 1), bits=depth, notes=tuple(notes))
 
 
-def _in_range(stored: np.ndarray, photometric: int, alone: bool) -> tuple[np.ndarray, list[str]]:
-    """Samples as float32 in [0, 1], and a line for what had to be assumed. alone: one channel, as of a camera."""
-    low, high = stored.min(), stored.max()
+def _scale_samples(stored: np.ndarray, page: Page, photometric: int) -> tuple[np.ndarray, list[str]]:
+    """Samples as float32 in [0, 1], and a line for what had to be assumed."""
     notes = []
     if stored.dtype.kind == "f":
         missing = int((~np.isfinite(stored)).sum())
@@ -115,17 +115,33 @@ def _in_range(stored: np.ndarray, photometric: int, alone: bool) -> tuple[np.nda
         top, said = find_white(stored)
         notes += said
     else:
-        if low < 0:
-            raise ImageError(f"a TIFF of signed samples from {low} to {high}, which has no black; shift it to 0 and up")
-        top = float(np.iinfo(stored.dtype).max)
-        used = next((bits for bits in (8, 16) if stored.dtype.itemsize > 2 and 0 < high < 2**bits), 0)
-        if alone and stored.dtype.itemsize == 2:  # cameras of 10 and 12 bits
-            used = next((bits for bits in (10, 12) if 2 ** (bits - 2) <= high < 2**bits), 0)
-        if used:
-            top = float(2**used - 1)
-            notes.append(f"values up to {high} in {8 * stored.dtype.itemsize} bits: read as {used} bits per sample")
+        top, notes = _find_largest(stored, page)
     values = (stored / top).astype(np.float32).clip(0, 1)
     return (1 - values if photometric == 0 else values), notes
+
+
+def _find_largest(stored: np.ndarray, page: Page) -> tuple[float, list[str]]:
+    """What is white among whole numbers, and the line that says so if it is not the largest that they can hold.
+
+    The file decides, by a MaxSampleValue of all bits that are used. Where it is silent, samples are read as they are,
+    but for those that would all be black: 32 bits and more that hold 8 or 16; and 16 bits of grey without a profile
+    that hold all 12 of a camera. Raises ImageError for negative numbers.
+    """
+    low, high = int(stored.min()), int(stored.max())
+    if low < 0:
+        raise ImageError(f"a TIFF of signed samples from {low} to {high}, which has no black; shift it to 0 and up")
+    top, size, told = int(np.iinfo(stored.dtype).max), stored.dtype.itemsize, page.value(_LARGEST_SAMPLE, 0)
+    used = 0
+    if high <= told < top and told & (told + 1) == 0:
+        used = told.bit_length()
+    elif size > 2:
+        used = next((bits for bits in (8, 16) if 0 < high < 2**bits), 0)
+    elif size == 2 and page.value(_SAMPLES, 1) == 1 and _ICC not in page.tags and 2**11 <= high < 2**12:
+        used = 12
+    if used:
+        return 2.0**used - 1, [f"values up to {high} in {8 * size} bits: read as {used} bits per sample"]
+    dark = size == 2 and 0 < high < 2**14
+    return float(top), [f"no value above {high} of {top}: read as it is, which is dark"] if dark else []
 
 
 def find_white(values: np.ndarray) -> tuple[float, list[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from ..errors import ImageError, NumericsError, SettingError
+from ..leftovers import open_new
 from . import metadata as translate
 from . import png, profile
 from .picture import Metadata, Picture, lay_on_white, round_samples
@@ -23,7 +23,6 @@ WRITE_SUFFIXES = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP", ".tif": "TIFF",
     ".tiff": "TIFF",
 }  # fmt: skip
-FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP", "tif": "TIFF", "tiff": "TIFF"}
 #: The quality of JPEG and WebP, 1 to 100.
 QUALITY = 95
 _LARGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383, "TIFF": 2**31 - 1}
@@ -63,7 +62,8 @@ def write_image(
         if file is not None:
             file.write(data)
         elif path is not None:
-            _replace(path, data)
+            with open_new(Path(os.path.realpath(path)), replaces=True) as part:  # a link keeps pointing to its file
+                part.write(data)
     except (OSError, ValueError) as error:
         raise ImageError(f"{name}: cannot be written ({reason(error)}); check the folder and its space") from error
     return tuple(notes)
@@ -78,9 +78,10 @@ def check_size(name: object, kind: str, height: int, width: int) -> None:
 
 def _kind(path: Path | None, format: str | None) -> str:
     if format is not None:
-        if format.lower() not in FORMATS:
+        kind = WRITE_SUFFIXES.get(f".{format.lower()}")
+        if kind is None:
             raise SettingError(f"format {format!r} is unknown: choose png, jpg, webp or tiff")
-        return FORMATS[format.lower()]
+        return kind
     suffix = path.suffix.lower() if path is not None else ""
     if suffix and suffix not in WRITE_SUFFIXES:
         raise SettingError(f"{path}: cannot write {suffix}; use .png, .jpg, .webp or .tif")
@@ -104,7 +105,7 @@ def _encode(picture: Picture, kind: str, quality: int) -> tuple[bytes, list[str]
     options |= {"quality": quality, **({"subsampling": 0} if kind == "JPEG" else {})}
     if picture.icc:
         options["icc_profile"] = picture.icc
-    return _saved(image, kind, options), [*notes, *translate.name_lost_texts(kept, kind)]
+    return _save(image, kind, options), [*notes, *translate.name_lost_texts(kept, kind)]
 
 
 def _png(picture: Picture) -> bytes:
@@ -115,7 +116,7 @@ def _png(picture: Picture) -> bytes:
     else:
         image = to_pil(picture)
         image.info.clear()
-        data = _saved(image, "PNG", {})
+        data = _save(image, "PNG", {})
     kept = picture.metadata
     chunks = kept.colour_chunks
     same = profile.build_from_chunks(chunks, picture.grey) == picture.icc or profile.is_hdr(chunks)
@@ -125,18 +126,7 @@ def _png(picture: Picture) -> bytes:
     return png.insert(data, (chunks if same else b"") + png.join_chunks(info))
 
 
-def _saved(image: Any, kind: str, options: dict[str, Any]) -> bytes:
+def _save(image: Any, kind: str, options: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Puts data at path in one step, through a temporary file beside it that is gone whatever happens."""
-    path = Path(os.path.realpath(path))  # a link keeps pointing to the file it names
-    partial = path.with_name(f".moesr-{secrets.token_hex(8)}.part")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..inputs import Source
-from ..outputs import FORMATS, Target, open_new, plan_targets
+from ..leftovers import open_new
+from ..outputs import FORMATS, Target, plan_targets
 from .uploads import safe_stem
 
 log = logging.getLogger(__name__)

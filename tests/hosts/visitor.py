@@ -40,6 +40,30 @@ RECORD = """() => {
   new MutationObserver(look).observe(place, { subtree: true, childList: true, attributes: true, characterData: true });
 }"""
 
+#: Our own texts with less contrast to what is behind them than 4.5 to 1 (WCAG AA).
+CONTRAST = """() => {
+  const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d");
+  const rgba = (colour, under) => {
+    canvas.fillStyle = `rgb(${under})`; canvas.fillRect(0, 0, 1, 1);
+    canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const light = c => c.map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const behind = e => {
+    const all = [];
+    for (; e; e = e.parentElement) all.unshift(getComputedStyle(e).backgroundColor);
+    return all.reduce((under, colour) => rgba(colour, under), [255, 255, 255]);
+  };
+  const ours = [...document.querySelectorAll(".moesr-html *")].filter(e =>
+    e.offsetParent && [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()));
+  return ours.map(e => {
+    const back = behind(e), front = rgba(getComputedStyle(e).color, back);
+    const [a, b] = [light(front), light(back)];
+    return [e.textContent.slice(0, 40), (Math.max(a, b) + .05) / (Math.min(a, b) + .05)];
+  }).filter(([, ratio]) => ratio < 4.5);
+}"""
+
 
 @contextmanager
 def browser() -> Iterator[Browser]:
@@ -183,6 +207,10 @@ class Visitor:
     def compare(self, part: str) -> Locator:
         """A part of the comparison: .stage, .line, .bar, .strip, img."""
         return self.page.locator(f"moesr-compare {part}")
+
+    def find_weak_texts(self) -> list[Any]:
+        """Texts of ours that are hard to read, with their contrast."""
+        return self.page.evaluate(CONTRAST)
 
     def box(self, selector: str) -> dict[str, float]:
         """Where a part of the page is in the window: x, y, width, height."""
