@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     with tolerant_streams():
         try:
-            parser = _parser()
+            parser = _make_parser()
             options = parser.parse_args(arguments)
             if options.command is None:
                 parser.print_help()
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m moesr",
         description="Diffusion super-resolution with time experts and a frequency-compensated decoder.",

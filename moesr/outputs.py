@@ -58,18 +58,18 @@ def plan_targets(
     taken: set[int] = set()
     for folder in folders:
         for place in (folder, *folder.parents):
-            taken.add(_key(output / place))
+            taken.add(_compute_key(output / place))
     clashes: dict[int, int] = {}
     for source in sources:
-        ending = suffix or _own_suffix(source.path)
+        ending = suffix or _find_suffix(source.path)
         base = output / source.folder
-        first = _key(base / (source.stem + ending))
+        first = _compute_key(base / (source.stem + ending))
         count = clashes.get(first, 1)
         while True:
             number = "" if count == 1 else f"-{count}"
-            path = base / _fit(source.stem, number + ending)
-            beside = base / _fit(source.stem, f"{number}_compare.png") if compare else None
-            keys = [_key(path), *([_key(beside)] if beside else [])]
+            path = base / _fit_name(source.stem, number + ending)
+            beside = base / _fit_name(source.stem, f"{number}_compare.png") if compare else None
+            keys = [_compute_key(path), *([_compute_key(beside)] if beside else [])]
             if not any(key in taken for key in keys):
                 break
             count += 1
@@ -82,7 +82,7 @@ def plan_targets(
 
 def name_compare(path: Path) -> Path:
     """Where the picture of input, bicubic and result goes, beside a result."""
-    return path.with_name(_fit(path.stem, "_compare.png"))
+    return path.with_name(_fit_name(path.stem, "_compare.png"))
 
 
 def check_targets(
@@ -190,7 +190,7 @@ def save_new(path: Path, write: Callable[[BinaryIO], object], *, replaces: bool 
     count = 1
     while True:
         suffix = path.suffix
-        target = path if count == 1 else path.with_name(_fit(path.stem, f"-{count}{suffix}"))
+        target = path if count == 1 else path.with_name(_fit_name(path.stem, f"-{count}{suffix}"))
         if count > 1 and os.path.lexists(target):
             count += 1
             continue
@@ -204,18 +204,18 @@ def save_new(path: Path, write: Callable[[BinaryIO], object], *, replaces: bool 
             count += 1
 
 
-def _key(path: Path) -> int:
+def _compute_key(path: Path) -> int:
     """A number that is equal for names that some file system takes for the same; links to folders are followed."""
-    name = unicodedata.normalize("NFC", os.path.join(_real_folder(path.parent), path.name)).casefold()
+    name = unicodedata.normalize("NFC", os.path.join(_resolve_folder(path.parent), path.name)).casefold()
     return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big")
 
 
 @lru_cache(maxsize=256)
-def _real_folder(folder: Path) -> str:
+def _resolve_folder(folder: Path) -> str:
     return os.path.realpath(folder)
 
 
-def _fit(stem: str, ending: str) -> str:
+def _fit_name(stem: str, ending: str) -> str:
     """A file name of at most 255 bytes: the stem is cut if need be, at a whole character."""
     room = _LONGEST_NAME - len(os.fsencode(ending))
     while len(os.fsencode(stem)) > room:
@@ -223,7 +223,7 @@ def _fit(stem: str, ending: str) -> str:
     return stem + ending
 
 
-def _own_suffix(path: Path) -> str:
+def _find_suffix(path: Path) -> str:
     from .images.files import WRITE_SUFFIXES
 
     return path.suffix if path.suffix.lower() in WRITE_SUFFIXES else ".png"

@@ -166,7 +166,7 @@ class Batch:
         canvas, mask = self.canvas.part(first, first + count), self._mask
         if mask is not None and len(mask) > 1:
             mask = mask[first : first + count]
-        return Run(self.plan, finish.colours(canvas, self.plan.model.device), mask, first=first, canvas=canvas)
+        return Run(self.plan, finish.read_colours(canvas, self.plan.model.device), mask, first=first, canvas=canvas)
 
 
 def _decode_into(out: Any, run: Run, z: Tensor, settings: Resolved) -> None:
@@ -188,7 +188,7 @@ def _finish(out: Any, run: Run, canvas: Canvas, image: int, decoded: Store, colo
         final = resized_rows(fixed, decoded.height, decoded.width, size, run.wrap)
         finish.finish_image(canvas, image, lr, final, out, mask=mask, wrap=run.wrap, band=band)
 
-    band = finish.band_rows(size[1])
+    band = finish.count_band_rows(size[1])
     retry_smaller(run.model.runtime, band, finish.SMALLEST_BAND, attempt, "bands of rows")
 
 

@@ -73,7 +73,7 @@ def test_everything_that_a_photo_says_travels_to_every_kind(kind: str) -> None:
     assert b'tiff:Orientation="1"' in again.metadata.xmp
     assert b'PixelXDimension="128" dc:title="Holiday"' in again.metadata.xmp
     assert again.metadata.iptc == (b"" if kind == "webp" else IPTC)
-    assert bytes(8 * 8) not in exif.of_result(b"", 1, 1)
+    assert bytes(8 * 8) not in exif.adapt_to_result(b"", 1, 1)
     assert saved(Image.new("RGB", (8, 8), "red"), "JPEG")[:200] not in data
     if kind in ("png", "jpg"):
         assert again.metadata.text["Comment"] == "hello"
@@ -179,7 +179,7 @@ def test_primaries_and_hdr() -> None:
 
 def test_a_profile_that_does_not_fit_is_converted_or_left_out() -> None:
     grey = Image.fromarray(scene()).convert("L")
-    icc = profile._profile(profile._SRGB, lambda x: x, True)  # linear light
+    icc = profile._build_profile(profile._SRGB, lambda x: x, True)  # linear light
     shown = in_srgb(saved(grey, "JPEG", icc_profile=icc, quality=95)).mean()
     source = read_image(saved(grey, "JPEG", icc_profile=icc, quality=95))
     assert shown > np.asarray(grey).mean() + 30

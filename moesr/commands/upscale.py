@@ -158,7 +158,7 @@ class _Run:
 
     def upscale_one(self, target: Target) -> str | None:
         """Upscale a file; the line that says what went wrong, or None. Raises what is wrong for all: settings."""
-        from ..images.compare import side_by_side
+        from ..images.compare import draw_comparison
         from ..images.files import WRITE_SUFFIXES
         from ..images.write import check_size
         from ..pipeline import upscale
@@ -178,7 +178,7 @@ class _Run:
             with Bar(name) as bar:
                 result = upscale(self._model, picture, **self._settings, mask=self._mask, callback=bar.show)
             if target.compare is not None:  # first, as a result that is there says that all is done
-                self._save(target, target.compare, side_by_side(picture, result), digest)
+                self._save(target, target.compare, draw_comparison(picture, result), digest)
             self._save(target, target.path, result, digest)
         except SettingError:
             raise

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..diffusion.noise import make_generators
 from ..errors import SettingError
 from ..images.canvas import as_canvas
-from ..images.finish import colours, finish_image, hide_masked, read_mask
+from ..images.finish import finish_image, hide_masked, read_colours, read_mask
 from ..images.windows import Window, crop
 from ..model import SRModel
 from ..progress import Callback
@@ -61,7 +61,7 @@ def upscale_published(
     canvas = as_canvas(image)
     weights = None if mask is None else read_mask(mask, len(canvas.rgb)).to(model.device)
     with torch.inference_mode():
-        lr = colours(canvas, model.device)
+        lr = read_colours(canvas, model.device)
         hidden = hide_masked(lr, weights)[:, 3:] if model.config.unet.mask else None
         windows = published_windows(lr.shape[-2], lr.shape[-1], chop, stride)
         size = (lr.shape[-2] * model.scale, lr.shape[-1] * model.scale)

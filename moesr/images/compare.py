@@ -17,7 +17,7 @@ PANEL = 640
 _GAP = 8
 
 
-def side_by_side(before: Picture, after: Picture) -> Picture:
+def draw_comparison(before: Picture, after: Picture) -> Picture:
     """Input (pixels as squares), bicubic and result, labelled, in a row; the middle of each if they are large."""
     before = before.floats()
     height, width = after.rgb.shape[:2]
@@ -34,12 +34,12 @@ def side_by_side(before: Picture, after: Picture) -> Picture:
     squares = before.rgb[rows * small_height // height][:, columns * small_width // width]
     result = replace(after, rgb=after.rgb[rows][:, columns], alpha=None).floats().rgb
     labels = (f"input {small_width} x {small_height}", "bicubic", f"MoESR {width} x {height}")
-    panels = [_labelled(p, text) for p, text in zip((squares, bicubic, result), labels)]
+    panels = [_add_label(p, text) for p, text in zip((squares, bicubic, result), labels)]
     gap = np.ones((panels[0].shape[0], _GAP, 3), np.float32)
     return Picture(np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1))
 
 
-def _labelled(rgb: np.ndarray, text: str) -> np.ndarray:
+def _add_label(rgb: np.ndarray, text: str) -> np.ndarray:
     strip = Image.new("RGB", (rgb.shape[1], 24), "white")
     ImageDraw.Draw(strip).text((4, 6), text, fill="black", font=ImageFont.load_default())
     return np.concatenate([np.asarray(strip, np.float32) / 255, rgb], axis=0)

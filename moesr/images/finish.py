@@ -21,12 +21,12 @@ from .resize import resize_rows
 BAND, SMALLEST_BAND, BAND_PIXELS = 256, 16, 2**18
 
 
-def band_rows(width: int) -> int:
+def count_band_rows(width: int) -> int:
     """Rows of a result of that width that are finished at a time."""
     return min(BAND, max(BAND // 4, BAND_PIXELS // width))
 
 
-def colours(canvas: Canvas, device: torch.device) -> Tensor:
+def read_colours(canvas: Canvas, device: torch.device) -> Tensor:
     """What is upscaled, [B, 3, H, W] in [-1, 1]: colours, also where nothing is seen of them."""
     rgb = canvas.rgb if canvas.alpha is None else fill_transparent(canvas.rgb, canvas.alpha)
     return rgb.to(device) * 2 - 1
@@ -68,7 +68,7 @@ def finish_image(
     lr: its colours [3, h, w]. final: its rows at the result's size. mask [1, h, w]: below 1 plain bicubic shows.
     """
     size = (out.shape[1], out.shape[2])
-    band = band_rows(size[1]) if band is None else band
+    band = count_band_rows(size[1]) if band is None else band
     plain = resized_rows(_rows_of(lr), lr.shape[1], lr.shape[2], size, wrap)
     alpha = None
     if canvas.alpha is not None:
@@ -99,9 +99,9 @@ class _Alpha:
     def __init__(self, alpha: Tensor, colours: Tensor, size: tuple[int, int], wrap: bool) -> None:
         self._size, self._source = size, alpha.shape[1:]
         self._plain = resized_rows(_rows_of(alpha), alpha.shape[1], alpha.shape[2], size, wrap)
-        self._low, self._high = _range(alpha)
-        self._on_black = _range(alpha * colours)
-        self._on_white = _range(alpha * (1 - colours))
+        self._low, self._high = _find_range(alpha)
+        self._on_black = _find_range(alpha * colours)
+        self._on_white = _find_range(alpha * (1 - colours))
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Alpha [1, stop - start, W]."""
@@ -121,7 +121,7 @@ class _Alpha:
         return plane[:, lines][:, :, columns]
 
 
-def _range(image: Tensor) -> tuple[Tensor, Tensor]:
+def _find_range(image: Tensor) -> tuple[Tensor, Tensor]:
     """Least and largest value of the 3 x 3 pixels around every pixel of [C, h, w]."""
     return -F.max_pool2d(-image[None], 3, stride=1, padding=1)[0], F.max_pool2d(image[None], 3, stride=1, padding=1)[0]
 

@@ -32,29 +32,29 @@ def read_metadata(image: Image.Image, data: bytes = b"") -> Metadata:
     """The metadata of a loaded Pillow image; data: its file, for what Pillow leaves out."""
     info = image.info
     text = {str(k): v for k, v in info.items() if isinstance(v, str)} if image.format == "PNG" else {}
-    exif = exif_blocks.bare(get_exif(image))
-    iptc = _bytes(_mapping(info.get("photoshop")).get(_IPTC_RESOURCE))
+    exif = exif_blocks.strip_header(get_exif(image))
+    iptc = _as_bytes(_mapping(info.get("photoshop")).get(_IPTC_RESOURCE))
     iptc = iptc or extract_iptc(_unhex(text.get(IPTC_KEYWORD, "")))
-    xmp = _bytes(info.get("xmp")) or text.get(png.XMP_KEYWORD, "").encode()
+    xmp = _as_bytes(info.get("xmp")) or text.get(png.XMP_KEYWORD, "").encode()
     text = {k: v for k, v in text.items() if k != png.XMP_KEYWORD and not k.lower().startswith("raw profile type")}
     comment = info.get("comment")
     if isinstance(comment, bytes) and image.format in ("JPEG", "MPO", "GIF"):
         text["Comment"] = comment.decode("utf-8", "replace").rstrip("\0")
-    text = {**exif_blocks.texts(exif), **text} if exif else text
-    turned = exif_blocks.orientation(exif) >= 5
-    return Metadata(exif, xmp.rstrip(b"\0"), iptc, _dpi(image, turned), text, png.colour_chunks(data))
+    text = {**exif_blocks.read_texts(exif), **text} if exif else text
+    turned = exif_blocks.read_orientation(exif) >= 5
+    return Metadata(exif, xmp.rstrip(b"\0"), iptc, _find_dpi(image, turned), text, png.read_colour_chunks(data))
 
 
 def get_exif(image: Image.Image) -> bytes:
     """The EXIF block of an opened Pillow image; not what its XMP says, by which viewers do not turn a picture."""
     raw = (image.info.get(key) for key in _RAW_EXIF)  # of PNGs by ImageMagick, before there was a chunk for it
-    return _bytes(image.info.get("exif")) or next((_unhex(text) for text in raw if isinstance(text, str)), b"")
+    return _as_bytes(image.info.get("exif")) or next((_unhex(text) for text in raw if isinstance(text, str)), b"")
 
 
-def for_result(metadata: Metadata, width: int, height: int) -> Metadata:
+def adapt_to_result(metadata: Metadata, width: int, height: int) -> Metadata:
     """The same for an upright picture of that size: orientation 1, sizes updated, thumbnails dropped."""
-    exif = exif_blocks.of_result(metadata.exif, width, height) if metadata.exif else b""
-    return replace(metadata, exif=exif, xmp=_xmp_of_result(metadata.xmp, width, height))
+    exif = exif_blocks.adapt_to_result(metadata.exif, width, height) if metadata.exif else b""
+    return replace(metadata, exif=exif, xmp=_adapt_xmp(metadata.xmp, width, height))
 
 
 def make_png_info(metadata: Metadata) -> PngInfo:
@@ -88,9 +88,9 @@ def make_pillow_options(metadata: Metadata, kind: str) -> tuple[dict[str, Any], 
     notes = []
     webp = kind == "WEBP"
     dpi = metadata.dpi if webp else None
-    exif = exif_blocks.completed(metadata.exif, metadata.text, dpi=dpi)
+    exif = exif_blocks.add_texts(metadata.exif, metadata.text, dpi=dpi)
     if kind == "JPEG" and len(exif) + 6 > _SEGMENT:
-        exif = exif_blocks.completed(metadata.exif, metadata.text, workflow=False)
+        exif = exif_blocks.add_texts(metadata.exif, metadata.text, workflow=False)
         notes.append("prompt and workflow are too long for a JPEG and were left out; use .png")
     if kind == "JPEG" and len(exif) + 6 > _SEGMENT:
         exif = metadata.exif
@@ -150,7 +150,7 @@ def wrap_iptc(iptc: bytes) -> bytes:
     return b"8BIM" + struct.pack(">HHI", _IPTC_RESOURCE, 0, len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
 
 
-def _xmp_of_result(xmp: bytes, width: int, height: int) -> bytes:
+def _adapt_xmp(xmp: bytes, width: int, height: int) -> bytes:
     try:
         text = xmp.decode()
     except UnicodeDecodeError:
@@ -164,11 +164,11 @@ def _xmp_of_result(xmp: bytes, width: int, height: int) -> bytes:
     return re.sub(r'\s*xmpNote:HasExtendedXMP\s*=\s*["\'][^"\']*["\']', "", text).encode()
 
 
-def _dpi(image: Image.Image, turned: bool) -> tuple[float, float] | None:
+def _find_dpi(image: Image.Image, turned: bool) -> tuple[float, float] | None:
     """Pixels per inch; None if the file has none, as JPEG without a unit, where Pillow makes some up."""
     dpi = image.info.get("dpi")
     made_up = image.format in ("JPEG", "MPO") and image.info.get("jfif_unit", 0) not in (1, 2) and dpi == (72, 72)
-    found = None if made_up else exif_blocks.check_dpi(*dpi) if dpi else exif_blocks.resolution(get_exif(image))
+    found = None if made_up else exif_blocks.check_dpi(*dpi) if dpi else exif_blocks.read_resolution(get_exif(image))
     return (found[1], found[0]) if found and turned else found
 
 
@@ -180,7 +180,7 @@ def _unhex(text: str) -> bytes:
         return b""
 
 
-def _bytes(value: object) -> bytes:
+def _as_bytes(value: object) -> bytes:
     return bytes(value) if isinstance(value, (bytes, bytearray)) else value.encode() if isinstance(value, str) else b""
 
 

@@ -97,14 +97,14 @@ def round_samples(picture: Picture, bits: int) -> np.ndarray:
 
 def make_picture(values: np.ndarray, grey: bool, orientation: int = 1, **fields: object) -> Picture:
     """The Picture of values [H, W, 1 to 4] in [0, 1], colours before alpha, turned upright from an EXIF orientation."""
-    values = _upright(values, orientation)
+    values = _turn_upright(values, orientation)
     colours = 1 if grey else 3
     alpha = np.ascontiguousarray(values[..., colours]) if values.shape[2] > colours else None
     rgb = np.ascontiguousarray(np.broadcast_to(values[..., :colours], (*values.shape[:2], 3)))
     return replace(Picture(rgb, alpha, grey), **fields)
 
 
-def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
+def _turn_upright(values: np.ndarray, orientation: int) -> np.ndarray:
     """[H, W, C] as the camera saw it: EXIF 5 to 8 are stored on their side, the others by mirroring alone."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(0, 1)

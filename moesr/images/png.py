@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # PNG colour type -> samples per pixel
@@ -33,7 +32,7 @@ def decode(data: bytes) -> np.ndarray:
     """
     width, height, _, kind, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
     channels = _CHANNELS[kind]
-    chunks = list(_chunks(data))
+    chunks = list(_list_chunks(data))
     pixels = b"".join(body for name, body in chunks if name == b"IDAT")
     samples = _unpack(pixels, width, height, channels, interlace)
     key = next((body for name, body in chunks if name == b"tRNS"), None)
@@ -49,9 +48,9 @@ def encode(samples: np.ndarray) -> bytes:
     height, width, channels = samples.shape
     header = struct.pack(">IIBBBBB", width, height, 16, _COLOUR_TYPE[channels], 0, 0, 0)
     packer = zlib.compressobj(6)
-    pixels = [packer.compress(rows) for rows in _filtered(samples)]
-    parts = [_SIGNATURE, _chunk(b"IHDR", header)]
-    return b"".join([*parts, _chunk(b"IDAT", b"".join([*pixels, packer.flush()])), _chunk(b"IEND", b"")])
+    pixels = [packer.compress(rows) for rows in _filter_rows(samples)]
+    body = b"".join([*pixels, packer.flush()])
+    return _SIGNATURE + join_chunks([(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")])
 
 
 def insert(data: bytes, chunks: bytes) -> bytes:
@@ -59,24 +58,26 @@ def insert(data: bytes, chunks: bytes) -> bytes:
     return data[:_HEADER_END] + chunks + data[_HEADER_END:]
 
 
-def join_chunks(info: PngInfo) -> bytes:
-    """Whole chunks in a row, from what Pillow collects."""
-    return b"".join(_chunk(name, body) for name, body, *_ in info.chunks)
+def join_chunks(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Whole chunks in a row, of names and bodies."""
+    return b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
 
 
-def colour_chunks(data: bytes) -> bytes:
+def read_colour_chunks(data: bytes) -> bytes:
     """The whole chunks that tell colours, as they stand; empty if the file has none or is no PNG."""
     if data[:8] != _SIGNATURE:
         return b""
-    return b"".join(_chunk(name, body) for name, body in _chunks(data) if name in _COLOUR_CHUNKS)
+    return join_chunks(chunk for chunk in _list_chunks(data) if chunk[0] in _COLOUR_CHUNKS)
 
 
 def split_chunks(chunks: bytes) -> dict[bytes, bytes]:
     """Bodies by name of whole chunks in a row."""
-    return dict(_chunks(_SIGNATURE + chunks))
+    return dict(_list_chunks(_SIGNATURE + chunks))
 
 
-def repaired(data: bytes) -> tuple[bytes, int] | None:
+def repair(data: bytes) -> tuple[bytes, int] | None:
     """A PNG that is cut or has wrong checksums as one that loads, and how many rows of it are there.
 
     Missing pixels are 0. None if the header is not there, or the picture is interlaced: then nothing can be told.
@@ -89,19 +90,19 @@ def repaired(data: bytes) -> tuple[bytes, int] | None:
     stride = 1 + (width * depth * _CHANNELS.get(kind, 1) + 7) // 8
     if stride * height > 2**31:
         return None
-    chunks = list(_chunks(data))
-    inflater, pixels = zlib.decompressobj(), b""
-    for part in (body[i : i + 4096] for name, body in chunks if name == b"IDAT" for i in range(0, len(body), 4096)):
+    chunks = list(_list_chunks(data))
+    inflater, pixels, size = zlib.decompressobj(), bytearray(), stride * height
+    packed = b"".join(body for name, body in chunks if name == b"IDAT")
+    for start in range(0, len(packed), 4096):  # what stands before a fault is kept
         try:
-            pixels += inflater.decompress(part, stride * height - len(pixels))
+            pixels += inflater.decompress(packed[start : start + 4096], size - len(pixels))
         except zlib.error:
             break
-        if len(pixels) >= stride * height:
+        if len(pixels) >= size:
             break
-    kept = [_chunk(name, body) for name, body in chunks if name not in (b"IHDR", b"IDAT", b"IEND")
-            and (name[:1].isupper() or name in (b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"iCCP"))]  # fmt: skip
-    packed = zlib.compress(pixels.ljust(stride * height, b"\0"), 1)
-    return b"".join([data[:_HEADER_END], *kept, _chunk(b"IDAT", packed), _chunk(b"IEND", b"")]), len(pixels) // stride
+    kept = [chunk for chunk in chunks if chunk[0] in (b"PLTE", b"tRNS", b"iCCP", *_COLOUR_CHUNKS)]
+    body = zlib.compress(pixels.ljust(size, b"\0"), 1)
+    return data[:_HEADER_END] + join_chunks([*kept, (b"IDAT", body), (b"IEND", b"")]), len(pixels) // stride
 
 
 def _unpack(pixels: bytes, width: int, height: int, channels: int, interlace: int) -> np.ndarray:
@@ -119,7 +120,7 @@ def _unpack(pixels: bytes, width: int, height: int, channels: int, interlace: in
     return samples.reshape(height, width, channels)
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _list_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     start = len(_SIGNATURE)
     while start + 8 <= len(data):
         length, name = struct.unpack(">I4s", data[start : start + 8])
@@ -127,11 +128,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         start += length + 12
 
 
-def _chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-
-def _filtered(samples: np.ndarray) -> Iterator[bytes]:
+def _filter_rows(samples: np.ndarray) -> Iterator[bytes]:
     """Rows as bytes, each after the number of its filter: of Sub, Up and Average the one with the smallest residue."""
     height, width, channels = samples.shape
     step = 2 * channels

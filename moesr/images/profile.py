@@ -59,7 +59,7 @@ def build_from_chunks(chunks: bytes, grey: bool) -> bytes | None:
         curve, primaries = _TRANSFERS.get(cicp[1]), _PRIMARIES.get(cicp[0])
         if (cicp[0], cicp[1]) == (1, 13) or curve is None or primaries is None or cicp[1] in _HDR:
             return None
-        return _profile(primaries, curve, grey)
+        return _build_profile(primaries, curve, grey)
     if b"sRGB" in bodies:
         return None
     gamma, chroma = bodies.get(b"gAMA", b""), bodies.get(b"cHRM", b"")
@@ -71,7 +71,7 @@ def build_from_chunks(chunks: bytes, grey: bool) -> bytes | None:
     if (near_srgb and abs(value - _GAMMA_OF_SRGB) < 600) or not 1000 < value < 1_000_000:
         return None
     try:
-        return _profile(primaries, lambda x: x ** (100000 / value), grey)
+        return _build_profile(primaries, lambda x: x ** (100000 / value), grey)
     except (np.linalg.LinAlgError, ZeroDivisionError, struct.error):
         return None  # primaries that span no colours
 
@@ -126,7 +126,7 @@ def _through_profile(image: Image.Image, icc: bytes) -> Image.Image:
     return converted
 
 
-def _profile(primaries: tuple[float, ...], curve: Curve, grey: bool) -> bytes:
+def _build_profile(primaries: tuple[float, ...], curve: Curve, grey: bool) -> bytes:
     """A version 2 profile of primaries and one curve (ICC.1:2001-04, section 6.3)."""
     values = np.rint(curve(np.linspace(0, 1, 1024)).clip(0, 1) * 65535).astype(">u2")
     trc = b"curv\0\0\0\0" + struct.pack(">I", len(values)) + values.tobytes()
@@ -134,15 +134,15 @@ def _profile(primaries: tuple[float, ...], curve: Curve, grey: bool) -> bytes:
     tags = {
         b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name)) + name + bytes(78),
         b"cprt": b"text\0\0\0\0no copyright\0",
-        b"wtpt": _xyz(_D50),
+        b"wtpt": _encode_xyz(_D50),
     }
     if grey:
         tags[b"kTRC"] = trc
     else:
-        white = _white(primaries)
+        white = _find_white(primaries)
         scale = np.diag((_BRADFORD @ _D50) / (_BRADFORD @ white))
         columns = np.linalg.inv(_BRADFORD) @ scale @ _BRADFORD @ _to_xyz(primaries)
-        tags.update({name: _xyz(columns[:, i]) for i, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))})
+        tags.update({name: _encode_xyz(columns[:, i]) for i, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))})
         tags.update(dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), trc))
     start = 128 + 4 + 12 * len(tags)
     table, body = struct.pack(">I", len(tags)), b""
@@ -151,15 +151,15 @@ def _profile(primaries: tuple[float, ...], curve: Curve, grey: bool) -> bytes:
         body += data + b"\0" * (-len(data) % 4)
     size = struct.pack(">I", start + len(body))
     head = size + b"\0\0\0\0\x02\x40\0\0mntr" + (b"GRAY" if grey else b"RGB ") + b"XYZ "
-    head += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + _xyz(_D50)[8:]
+    head += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + _encode_xyz(_D50)[8:]
     return head.ljust(128, b"\0") + table + body
 
 
-def _xyz(value: np.ndarray) -> bytes:
+def _encode_xyz(value: np.ndarray) -> bytes:
     return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(float(v) * 65536) for v in value))
 
 
-def _white(primaries: tuple[float, ...]) -> np.ndarray:
+def _find_white(primaries: tuple[float, ...]) -> np.ndarray:
     x, y = primaries[:2]
     return np.array([x / y, 1.0, (1 - x - y) / y])
 
@@ -168,7 +168,7 @@ def _to_xyz(primaries: tuple[float, ...]) -> np.ndarray:
     """The matrix from linear RGB to XYZ, relative to the white of the primaries."""
     xy = np.array(primaries[2:]).reshape(3, 2)
     columns = np.stack([xy[:, 0], xy[:, 1], 1 - xy.sum(axis=1)])
-    return columns * np.linalg.solve(columns, _white(primaries))
+    return columns * np.linalg.solve(columns, _find_white(primaries))
 
 
 def _srgb_light(x: np.ndarray) -> np.ndarray:

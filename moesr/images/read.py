@@ -68,7 +68,7 @@ def read_image(source: str | os.PathLike[str] | bytes | BinaryIO, *, allow_trunc
 def read_upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened Pillow image as a viewer shows it; the pixels are not decoded."""
     width, height = image.size
-    turned = image.format != "TIFF" and exif.orientation(get_exif(image)) >= 5  # Pillow turns a TIFF itself
+    turned = image.format != "TIFF" and exif.read_orientation(get_exif(image)) >= 5  # Pillow turns a TIFF itself
     return (height, width) if turned else (width, height)
 
 
@@ -141,7 +141,7 @@ def from_pil(image: Image.Image, data: bytes = b"") -> Picture:
     is not known.
     """
     image.load()
-    orientation = 1 if image.format == "TIFF" else exif.orientation(get_exif(image))
+    orientation = 1 if image.format == "TIFF" else exif.read_orientation(get_exif(image))
     icc = image.info.get("icc_profile")
     icc = icc if isinstance(icc, bytes) else None
     grey, bits, notes = False, 16, []
@@ -211,7 +211,7 @@ def _cut_short(data: bytes, allow_truncated: bool) -> Picture | None:
         whole, first = not len(rows), int(rows[0]) if len(rows) else 0
         picture = ended
     else:
-        repair = png.repaired(data)
+        repair = png.repair(data)
         if repair is None or not repair[1]:
             return None
         picture = _decode(repair[0])

@@ -67,7 +67,7 @@ def read_tiff(data: bytes, from_pil: Any) -> Picture:
         notes.append("a channel of unknown meaning was left out")
     icc = page.tags.get(_ICC) if photometric not in (5, 8) else None
     notes = [*picture.notes, *notes]
-    return replace(picture, icc=icc or None, metadata=_metadata(data, page), notes=tuple(notes))
+    return replace(picture, icc=icc or None, metadata=_read_metadata(data, page), notes=tuple(notes))
 
 
 def _decode(data: bytes, page: Page, photometric: int) -> Picture:
@@ -86,7 +86,7 @@ def _decode(data: bytes, page: Page, photometric: int) -> Picture:
     if not colours or samples < colours or compression not in _LOSSLESS or (photometric == 5 and letter != "u"):
         raise refusal
     order = ">" if data[:2] == b"MM" else "<"
-    stored = _samples(data, page, np.dtype(f"{order}{letter}{min(bits) // 8}"))
+    stored = _read_samples(data, page, np.dtype(f"{order}{letter}{min(bits) // 8}"))
     extras = page.values(_EXTRA, (0,) * (samples - colours)) if samples > colours else ()
     alpha = next((colours + i for i, extra in enumerate(extras) if extra in (1, 2)), None)
     if alpha is not None and alpha >= samples:
@@ -155,7 +155,7 @@ def find_white(values: np.ndarray) -> tuple[float, list[str]]:
     raise ImageError(f"floats from {low:g} to {high:g}, of which white is not known; scale them to 0 to 1")
 
 
-def _samples(data: bytes, page: Page, dtype: np.dtype[Any]) -> np.ndarray:
+def _read_samples(data: bytes, page: Page, dtype: np.dtype[Any]) -> np.ndarray:
     """Samples of a page as stored, [H, W, samples], in the machine's byte order."""
     width, height, count = page.value(_WIDTH, 0), page.value(_HEIGHT, 0), page.value(_SAMPLES, 1)
     planes = count if page.value(_PLANAR, 1) == 2 else 1
@@ -174,13 +174,13 @@ def _samples(data: bytes, page: Page, dtype: np.dtype[Any]) -> np.ndarray:
     places = itertools.product(range(planes), range(0, height, rows), range(0, width, block))
     for (plane, y, x), offset, length in zip(places, offsets, lengths):
         shape = (rows if tiled else min(rows, height - y), block, within)
-        raw = _unpacked(data[offset : offset + length], page, shape[0], block * within * dtype.itemsize)
-        part = _unpredicted(raw, page.value(_PREDICTOR, 1), dtype, shape)[: height - y, : width - x]
+        raw = _decompress(data[offset : offset + length], page, shape[0], block * within * dtype.itemsize)
+        part = _undo_predictor(raw, page.value(_PREDICTOR, 1), dtype, shape)[: height - y, : width - x]
         out[y : y + rows, x : x + block, plane * within : (plane + 1) * within] = part
     return out
 
 
-def _unpacked(raw: bytes, page: Page, rows: int, row_bytes: int) -> np.ndarray:
+def _decompress(raw: bytes, page: Page, rows: int, row_bytes: int) -> np.ndarray:
     """The decompressed bytes [rows, row bytes] of a strip or tile."""
     compression, fill = page.value(_COMPRESSION, 1), page.value(_FILL, 1)
     if compression in (8, 32946) and fill == 1:
@@ -190,7 +190,7 @@ def _unpacked(raw: bytes, page: Page, rows: int, row_bytes: int) -> np.ndarray:
             _WIDTH: row_bytes, _HEIGHT: rows, _BITS: 8, _COMPRESSION: compression, _PHOTOMETRIC: 1, _SAMPLES: 1,
             _FILL: fill, _STRIP_ROWS: rows, _STRIPS: 0, _STRIP_BYTES: len(raw),
         }  # fmt: skip
-        image = TiffImagePlugin.TiffImageFile(io.BytesIO(_file(tags) + raw))  # so without a limit of pixels
+        image = TiffImagePlugin.TiffImageFile(io.BytesIO(_make_file(tags) + raw))  # so without a limit of pixels
         image.load()
         raw = np.asarray(image).tobytes()
     if len(raw) < rows * row_bytes:
@@ -198,7 +198,7 @@ def _unpacked(raw: bytes, page: Page, rows: int, row_bytes: int) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, rows * row_bytes).reshape(rows, row_bytes)
 
 
-def _unpredicted(raw: np.ndarray, predictor: int, dtype: np.dtype[Any], shape: tuple[int, int, int]) -> np.ndarray:
+def _undo_predictor(raw: np.ndarray, predictor: int, dtype: np.dtype[Any], shape: tuple[int, int, int]) -> np.ndarray:
     """Samples [rows, columns, samples] from their bytes [rows, row bytes]; differences are summed up within rows."""
     if predictor == 3 and dtype.kind == "f":  # of bytes, the highest of all samples first
         sums = np.cumsum(raw.reshape(len(raw), -1, shape[2]), axis=1, dtype=np.uint8)
@@ -214,7 +214,7 @@ def _unpredicted(raw: np.ndarray, predictor: int, dtype: np.dtype[Any], shape: t
     return values
 
 
-def _file(tags: dict[int, Any], kinds: dict[int, int] | None = None) -> bytes:
+def _make_file(tags: dict[int, Any], kinds: dict[int, int] | None = None) -> bytes:
     """A TIFF without samples, which follow; positions of strips count from its end. kinds: types of unusual tags."""
     directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\x08\0\0\0")
     directory.tagtype.update({_STRIPS: TiffTags.LONG, _STRIP_BYTES: TiffTags.LONG, **(kinds or {})})
@@ -225,18 +225,18 @@ def _file(tags: dict[int, Any], kinds: dict[int, int] | None = None) -> bytes:
     return file.getvalue()
 
 
-def _metadata(data: bytes, page: Page) -> Metadata:
+def _read_metadata(data: bytes, page: Page) -> Metadata:
     tags = page.tags
     block = Image.Exif()
     for tag in _DESCRIPTIVE:
         if tag in tags and tag != _ORIENTATION:
             block[tag] = _as_stored(tags[tag])
     for pointer in (exif_blocks.EXIF_IFD, exif_blocks.GPS_IFD):
-        inner = _sub_directory(data, tags.get(pointer), pointer)
+        inner = _read_directory(data, tags.get(pointer), pointer)
         if inner:
             block[pointer] = inner
     try:
-        exif = exif_blocks.bare(block.tobytes()) if len(block) else b""
+        exif = exif_blocks.strip_header(block.tobytes()) if len(block) else b""
     except Exception:  # values of the wrong type for their tag
         exif = b""
     iptc = tags.get(_IPTC, b"")
@@ -249,7 +249,7 @@ def _metadata(data: bytes, page: Page) -> Metadata:
     xmp = bytes(v for v in xmp) if isinstance(xmp, tuple) else xmp if isinstance(xmp, bytes) else b""
     dpi = exif_blocks.read_dpi(tags)
     dpi = (dpi[1], dpi[0]) if dpi and page.value(_ORIENTATION, 1) >= 5 else dpi
-    return Metadata(exif, xmp.rstrip(b"\0"), iptc, dpi, exif_blocks.texts(exif) if exif else {})
+    return Metadata(exif, xmp.rstrip(b"\0"), iptc, dpi, exif_blocks.read_texts(exif) if exif else {})
 
 
 def has_all_samples(data: bytes) -> bool:
@@ -261,10 +261,10 @@ def has_all_samples(data: bytes) -> bool:
 
 def read_texts(data: bytes) -> dict[str, str]:
     """The texts in the EXIF of a TIFF by keyword."""
-    return dict(_metadata(data, choose_page(read_pages(data))[0]).text)
+    return dict(_read_metadata(data, choose_page(read_pages(data))[0]).text)
 
 
-def _sub_directory(data: bytes, offset: Any, pointer: int) -> dict[int, Any]:
+def _read_directory(data: bytes, offset: Any, pointer: int) -> dict[int, Any]:
     if not isinstance(offset, int):
         return {}
     inner = TiffImagePlugin.ImageFileDirectory_v2(header_of(data), group=pointer)
@@ -287,7 +287,7 @@ def write_tiff(pixels: np.ndarray, metadata: Metadata, icc: bytes | None) -> byt
     height, width, channels = pixels.shape
     colours = 1 if channels < 3 else 3
     rows = max(1, _STRIP_SIZE // pixels[0].nbytes)
-    strips = [_packed(pixels[start : start + rows]) for start in range(0, height, rows)]
+    strips = [_compress_rows(pixels[start : start + rows]) for start in range(0, height, rows)]
     positions = np.cumsum([0, *map(len, strips)])
     tags: dict[int, Any] = {
         _WIDTH: width, _HEIGHT: height, _BITS: (8 * pixels.itemsize,) * channels, _COMPRESSION: 8,
@@ -300,7 +300,7 @@ def write_tiff(pixels: np.ndarray, metadata: Metadata, icc: bytes | None) -> byt
     if metadata.dpi:
         tags |= {_X_DPI: metadata.dpi[0], _Y_DPI: metadata.dpi[1], _DPI_UNIT: 2}
     tags |= {tag: value for tag, value in ((_ICC, icc), (_XMP, metadata.xmp), (_IPTC, metadata.iptc)) if value}
-    exif = exif_blocks.completed(metadata.exif, metadata.text)
+    exif = exif_blocks.add_texts(metadata.exif, metadata.text)
     if exif:
         block = Image.Exif()
         block.load(b"Exif\0\0" + exif)
@@ -309,10 +309,10 @@ def write_tiff(pixels: np.ndarray, metadata: Metadata, icc: bytes | None) -> byt
             if inner := block.get_ifd(pointer):
                 tags[pointer] = {tag: _as_stored(value) for tag, value in inner.items()}
     kinds = {_ICC: TiffTags.UNDEFINED, _XMP: TiffTags.BYTE, _IPTC: TiffTags.UNDEFINED}
-    return _file(tags, kinds) + b"".join(strips)
+    return _make_file(tags, kinds) + b"".join(strips)
 
 
-def _packed(rows: np.ndarray) -> bytes:
+def _compress_rows(rows: np.ndarray) -> bytes:
     """Rows as differences between neighbours, deflated."""
     rows = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<"))
     steps = rows.copy()

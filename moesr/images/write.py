@@ -56,7 +56,7 @@ def write_image(
     if picture.rgb.dtype.kind == "f" and not np.isfinite(picture.rgb).all():
         raise NumericsError(f"{name}: the picture has NaN or infinite values; it was not written")
     colours = picture.metadata.colour_chunks
-    kept = translate.for_result(picture.metadata, width, height) if metadata else Metadata(colour_chunks=colours)
+    kept = translate.adapt_to_result(picture.metadata, width, height) if metadata else Metadata(colour_chunks=colours)
     try:
         data, notes = _encode(replace(picture, metadata=kept), kind, quality)
         if file is not None:
@@ -123,7 +123,7 @@ def _png(picture: Picture) -> bytes:
     info = translate.make_png_info(kept)
     if picture.icc and not same:
         info.add(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))
-    return png.insert(data, (chunks if same else b"") + png.join_chunks(info))
+    return png.insert(data, (chunks if same else b"") + png.join_chunks(chunk[:2] for chunk in info.chunks))
 
 
 def _save(image: Any, kind: str, options: dict[str, Any]) -> bytes:
