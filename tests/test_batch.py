@@ -167,7 +167,9 @@ def test_ray_gives_the_same_bytes_and_survives_a_killed_worker(
             killed.append(int(line["worker"].rpartition(":")[2]))
             os.kill(killed[0], signal.SIGKILL)
 
-    report = moesr.batch(photos, tmp_path / "out", engine="ray", workers=1, model=shift_model, steps=1, callback=kill_once)
+    report = moesr.batch(
+        photos, tmp_path / "out", engine="ray", workers=1, model=shift_model, steps=1, callback=kill_once
+    )
     assert killed
     assert report.failed == []
     assert hashes(tmp_path / "out") == undisturbed

@@ -138,16 +138,16 @@ def test_a_full_disk_ends_the_job_with_one_line(
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_model_that_cannot_load_is_one_line(
-    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_cannot_load_is_one_line(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "no.safetensors").write_bytes(b"no model")
     assert main(command(photos, tmp_path / "out", str(tmp_path / "no.safetensors"), "--workers", "2")) == 1
     assert len(errors(capfd.readouterr().err)) == 1
     assert hashes(tmp_path / "out") == {}
 
 
-def test_a_dry_run_writes_nothing(shift_model: str, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_writes_nothing(
+    shift_model: str, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     found = estimate(photos, tmp_path / "out", model=shift_model, steps=1)
     assert found.pictures == 8
     assert found.megapixels == pytest.approx(8 * 12 * 16 / 1e6)
