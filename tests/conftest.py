@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import moesr
+from tests.batch_jobs import draw, hashes
 from tests.small_models import PROCESSES, save_nano
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -17,3 +19,26 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 def nano(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with a model of random weights and the full structure, over either process."""
     return save_nano(request.param, tmp_path_factory.mktemp("nano"))
+
+
+@pytest.fixture(scope="session")
+def shift_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_nano("residual_shift", tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures in two folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(8):
+        draw(folder / "ab"[i % 2] / f"{i}.png", i)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(shift_model: str, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Hashes of the results of one worker that nothing happened to."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    report = moesr.batch(photos, out, workers=1, model=shift_model, steps=1)
+    assert (report.done, report.failed) == (8, [])
+    return hashes(out)

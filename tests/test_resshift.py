@@ -22,7 +22,6 @@ from moesr.diffusion.process import from_config
 from moesr.errors import SettingError
 from moesr.evaluation.published import Average, published_windows, upscale_published
 from moesr.images.condition import Condition, pad
-from moesr.images.files import Picture, read_image, write_image
 from moesr.images.windows import Window, plan_windows
 from moesr.model import SRModel
 from moesr.networks.autoencoder import Autoencoder
@@ -83,17 +82,6 @@ def test_any_size_gives_exactly_the_scaled_size(model: SRModel, height: int, wid
     assert out.shape == (height * 4, width * 4, 3)
 
 
-def test_a_large_image_gives_exactly_the_scaled_size() -> None:
-    model = model_of(SHIFT4, UNET, replace(VQ, ch=4, norm_groups=2))
-    # Attention over a tile of the first stage is nearly all of the time, and has no part in sizes.
-    for half in (model.autoencoder.encoder, model.autoencoder.decoder):
-        half.mid.attn_1 = torch.nn.Identity()
-    seen: list[Event] = []
-    out = moesr.upscale(model, photo(700, 500), steps=1, callback=seen.append)
-    assert out.shape == (2800, 2000, 3)
-    assert seen[-1].tiles > 1
-
-
 @pytest.mark.parametrize(("height", "width"), [(20, 20), (33, 100)])
 @pytest.mark.parametrize("halvings", [1, 2])
 def test_sizes_of_networks_that_see_more_than_the_latent(height: int, width: int, halvings: int) -> None:
@@ -113,35 +101,6 @@ def test_the_first_stage_of_faces_runs_too() -> None:
     preview = seen[-1].preview
     assert preview is not None
     assert preview().size == (9, 5)  # a latent cell is 8 x 8 pixels; padding is not shown
-
-
-def test_the_same_kind_comes_back(model: SRModel, tmp_path: Path) -> None:
-    pixels = photo(8, 9, 4)
-    for mode in ("RGB", "L", "RGBA", "LA", "P"):
-        out = moesr.upscale(model, Image.fromarray(pixels).convert(mode), steps=1)
-        assert (out.size, out.mode) == ((36, 32), {"P": "RGB"}.get(mode, mode))
-    assert moesr.upscale(model, pixels[..., 0], steps=1).shape == (32, 36)
-    grey = moesr.upscale(model, np.repeat(pixels[..., :1], 3, axis=2), steps=1)
-    assert (grey[..., 0] == grey[..., 2]).all()  # grey stays grey, also from a network of colours
-    for channels in (1, 3, 4):
-        out = moesr.upscale(model, torch.rand(2, 8, 9, channels), steps=1)
-        assert out.shape == (2, 32, 36, channels)
-        assert 0 <= out.min() <= out.max() <= 1
-    write_image(
-        tmp_path / "in.png", Picture(np.linspace(0.2, 0.8, 16 * 16 * 3, dtype=np.float32).reshape(16, 16, 3), bits=16)
-    )
-    write_image(tmp_path / "out.png", moesr.upscale(model, read_image(tmp_path / "in.png"), steps=1))
-    out = read_image(tmp_path / "out.png")
-    assert (out.bits, out.rgb.shape) == (16, (64, 64, 3))
-    assert len(np.unique(out.rgb)) > 256
-
-
-def test_alpha_is_kept_apart(model: SRModel) -> None:
-    image = photo(12, 12, 4)
-    image[..., 3] = 255
-    out = moesr.upscale(model, image)
-    assert (out[..., 3] == 255).all()
-    assert np.array_equal(out[..., :3], moesr.upscale(model, image[..., :3]))
 
 
 def test_defaults_are_the_published_run() -> None:
@@ -333,14 +292,6 @@ def test_a_mask_is_shown_to_the_network_as_its_last_channel(filler: SRModel) -> 
         assert torch.equal(shown[3, :30, :41], run_mask)
         assert (shown[:3, 3:9, 3:9] == 0).all()
         assert (shown[:3, 9:30, :41] != 0).float().mean() > 0.9
-
-
-def test_a_mask_of_another_model_limits_the_change(model: SRModel) -> None:
-    mask = np.zeros((16, 16), np.float32)
-    mask[:, 8:] = 1
-    out, full = (moesr.upscale(model, photo(16, 16), mask=m) for m in (mask, None))
-    assert np.array_equal(out[:, 40:], full[:, 40:])
-    assert not np.array_equal(out[:, :24], full[:, :24])
 
 
 def test_the_published_policy_averages_clamped_tiles(model: SRModel) -> None:

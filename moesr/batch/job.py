@@ -18,7 +18,7 @@ from .. import outputs
 from ..errors import SettingError
 from ..inputs import PassedOver
 from ..leftovers import open_new
-from ..settings import SETTINGS, check_settings
+from ..settings import RUN_SETTINGS, SETTINGS, check_settings
 from .journal import Journal, export_report, journal_name
 from .local import choose_workers, run_local
 from .lock import JobLock
@@ -32,8 +32,6 @@ ON_ERROR = ("skip", "fail")
 #: The folder in OUT that holds manifest, journals and locks.
 JOB_FOLDER = ".moesr-batch"
 MANIFEST = "manifest.jsonl"
-#: Settings of `moesr.upscale` that a job takes.
-JOB_SETTINGS = tuple(name for name, setting in SETTINGS.items() if setting.kind != "image" and name != "batch_seed")
 #: Options that are arguments of `moesr.load`.
 LOADING = ("dtype", "device", "residency", "model_scale", "model_timesteps")
 
@@ -301,14 +299,14 @@ def _prepare_work(options: Mapping[str, Any]) -> tuple[Options, Work]:
     names = {option.name for option in fields(Options)}
     settings = {name: value for name, value in options.items() if name not in names}
     for name in settings:
-        if name not in JOB_SETTINGS:
-            raise SettingError(f"{name}: no option of a batch job; choose from {', '.join((*names, *JOB_SETTINGS))}")
+        if name not in RUN_SETTINGS:
+            raise SettingError(f"{name}: no option of a batch job; choose from {', '.join((*names, *RUN_SETTINGS))}")
     check_settings(**settings)
     chosen = Options(**{name: value for name, value in options.items() if name in names})
     work = Work(
         model=os.path.abspath(chosen.model) if os.path.exists(chosen.model) else chosen.model,
         model_hash=compute_fingerprint(find(chosen.model)),
-        settings={**{name: SETTINGS[name].default for name in JOB_SETTINGS}, **settings},
+        settings={**{name: SETTINGS[name].default for name in RUN_SETTINGS}, **settings},
         loading={name.replace("model_", ""): getattr(chosen, name) for name in LOADING},
         threads=chosen.cpus_per_worker,
         **{name: getattr(chosen, name) for name in ("quality", "allow_truncated", "metadata")},

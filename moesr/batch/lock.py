@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,25 +40,19 @@ def _open_locked(path: Path) -> BinaryIO:
     except OSError as error:
         raise SettingError(f"{path}: cannot be written ({error.strerror}); check the folder") from error
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             file.seek(2**20)  # a place without text, so that others can read the name
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        return _refuse(path, file, error)
-    except PermissionError as error:  # Windows
-        return _refuse(path, file, error)
+    except (BlockingIOError, PermissionError) as error:  # the second on Windows
+        file.close()
+        owner = path.read_text(errors="replace").strip("\0") or "another process"
+        raise SettingError(f"{path}: {owner} is at work there; wait for its end, or give another OUT") from error
     except OSError:  # a file system without locks: write_new still replaces nothing
         pass
     return file
-
-
-def _refuse(path: Path, file: BinaryIO, error: OSError) -> BinaryIO:
-    file.close()
-    owner = path.read_text(errors="replace").strip("\0") or "another process"
-    raise SettingError(f"{path}: {owner} is at work there; wait for its end, or give another OUT") from error

@@ -99,7 +99,7 @@ def write_new(address: str, data: bytes) -> None:
             with open_new(Path(address)) as file:
                 file.write(data)
     except FileExistsError as error:
-        if Path(address).is_dir() if not is_remote(address) else False:
+        if not is_remote(address) and Path(address).is_dir():
             raise ImageError(f"{address}: is a folder; give another OUT") from error
         if read_bytes(address) != data:
             raise ImageError(f"{address}: another file has that name and stays; give another OUT") from error

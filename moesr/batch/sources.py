@@ -32,11 +32,6 @@ class Address(Source):
     #: Its length in bytes in the archive.
     size: int = 0
 
-    @property
-    def label(self) -> str:
-        """What messages call it."""
-        return self.address if self.offset < 0 else f"{self.address}!{self.path.as_posix()}"
-
 
 def list_addresses(
     names: Sequence[str], output: str, passed_over: PassedOver, *, column: str = "path"
@@ -164,12 +159,12 @@ def _list_members(name: str) -> Iterator[Address]:
     """The pictures in a tar archive, in its order; their places in it are their addresses."""
     with open_file(name) as file:
         try:
-            archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # it does not own the file
-            for member in archive:
-                setattr(archive, "members", [])  # noqa: B010  # it would keep them all
-                path = PurePosixPath(*[part for part in _split(member.name) if part not in (".", "..")])
-                if member.isreg() and not path.name.startswith(".") and path.name.lower().endswith(READ_SUFFIXES):
-                    folder = Path(PurePosixPath(name.replace("\\", "/")).stem, path.parent)
-                    yield Address(Path(path), folder, name, member.offset_data, member.size)
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                while member := archive.next():
+                    vars(archive)["members"] = []  # it would keep them all
+                    path = PurePosixPath(*[part for part in _split(member.name) if part not in (".", "..")])
+                    if member.isreg() and not path.name.startswith(".") and path.name.lower().endswith(READ_SUFFIXES):
+                        folder = Path(PurePosixPath(name.replace("\\", "/")).stem, path.parent)
+                        yield Address(Path(path), folder, name, member.offset_data, member.size)
         except tarfile.TarError as error:
             raise ImageError(f"{name}: not a whole tar archive ({error}); get it again") from error

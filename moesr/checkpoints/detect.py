@@ -29,6 +29,11 @@ def under(shapes: Shapes, prefix: str) -> Shapes:
     return {k[len(prefix) :]: v for k, v in shapes.items() if k.startswith(prefix)}
 
 
+def find_prefix(weights: Weights) -> str:
+    """What stands before the keys of the network in a file."""
+    return UNET if any(k.startswith(UNET) for k in weights) else ""
+
+
 def find_role(weights: Weights) -> str:
     """What a file can be in a model: "model" (converted, whole), "expert" or "autoencoder".
 

@@ -10,7 +10,7 @@ import math
 import pickle
 from collections.abc import Callable, Mapping
 from types import FunctionType, SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 from torch import Tensor
@@ -118,14 +118,14 @@ class _Bounded:
 
 
 #: The unpickler that is written in Python, whose operations can be replaced.
-_Base: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_Base: Any = pickle._Unpickler  # type: ignore[attr-defined]  # stubs leave it out
 
 
 class _Unpickler(_Base):
     """Makes plain values and tensors. It calls no function but those of `_FOUND`, and hashes nothing but text."""
 
     #: Of the base class, without what reserves as much memory as a file asks for.
-    dispatch = {code: run for code, run in _Base.dispatch.items() if code != pickle.BYTEARRAY8[0]}  # noqa: RUF012
+    dispatch: ClassVar[dict[int, Any]] = {c: run for c, run in _Base.dispatch.items() if c != pickle.BYTEARRAY8[0]}
 
     def find_class(self, module: str, name: str, /) -> Any:
         """What a name stands for here; nothing is imported."""

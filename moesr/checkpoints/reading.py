@@ -203,6 +203,7 @@ class Weights(Mapping[str, Tensor]):
                 _check_directory(file, size)
                 with zipfile.ZipFile(file) as archive:
                     members = archive.infolist()
+        # zipfile takes some damage for a newer format: NotImplementedError
         except (zipfile.BadZipFile, NotImplementedError, EOFError, IndexError) as error:
             raise CheckpointError(f"{self.path}: {describe_cut(size)}") from error
         names = [m.filename for m in members]

@@ -16,7 +16,7 @@ from ..config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConf
 from ..errors import CheckpointError, SettingError
 from ..library.catalogue import CATALOGUE
 from ..networks.swin_unet import SwinUNet
-from .detect import UNET, under
+from .detect import find_prefix, under
 from .parts import ModelFiles, expected_shapes, find_decoders, list_fitting, make_view
 from .reading import View, Weights
 from .swin import is_swin, read_swin_config, shift_mask
@@ -32,11 +32,6 @@ F4, FACE_F4, FACE_F8 = "autoencoder_vq_f4.pth", "celeba256_vq_f4_dim3_face.pth",
 _FIRST_STAGES = tuple(Path(name).stem for name in (F4, FACE_F4, FACE_F8))
 
 LICENCE = "ResShift's own weights: S-Lab License 1.0, non-commercial use only."
-
-
-def find_prefix(weights: Weights) -> str:
-    """What stands before the keys of the network in a file."""
-    return UNET if any(k.startswith(UNET) for k in weights) else ""
 
 
 def holds_swin(weights: Weights) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config import UNetConfig, averaged
 from ..errors import CheckpointError
 from ..networks.unet import UNet
-from .detect import EMA, UNET, check, compute_shapes, read_unet_config, under
+from .detect import EMA, check, compute_shapes, find_prefix, read_unet_config, under
 from .reading import View, Weights
 
 #: A released model has the stages 0 to 3, whose files carry these numbers behind "stage" in their names.
@@ -81,7 +81,7 @@ def open_stage(weights: Weights) -> tuple[UNetConfig, View, list[str]]:
     misshapen.
     """
     shapes = weights.shapes()
-    prefix = UNET if any(k.startswith(UNET) for k in shapes) else ""
+    prefix = find_prefix(weights)
     try:
         config = read_unet_config(under(shapes, prefix))
         expected = compute_shapes(UNet, averaged(config))

@@ -9,7 +9,8 @@ from dataclasses import fields
 from typing import Any
 
 from .. import outputs
-from ..batch.job import ENGINES, JOB_SETTINGS, ON_ERROR, Estimate, Options, Report, batch, estimate
+from ..batch.job import ENGINES, ON_ERROR, Estimate, Options, Report, batch, estimate
+from ..settings import RUN_SETTINGS
 from .common import add_model_options, add_settings, fail, positive, verbose
 
 
@@ -44,14 +45,14 @@ def add(commands: Any) -> None:
     ray.add_argument("--cpus-per-worker", type=positive, default=1, metavar="N", help="also threads (default: 1)")
     ray.add_argument("--gpus-per-worker", type=float, default=0, metavar="N", help="may be a fraction (default: 0)")
     ray.add_argument("--in-flight", type=positive, default=2, metavar="N", help="blocks that wait per worker")
-    add_settings(parser, "model", *JOB_SETTINGS, "dtype", "device", "residency")
+    add_settings(parser, "model", *RUN_SETTINGS, "dtype", "device", "residency")
     add_model_options(parser)
     verbose(parser)
     parser.set_defaults(run=_batch)
 
 
 def _batch(options: argparse.Namespace) -> int:
-    names = [*(option.name for option in fields(Options)), *JOB_SETTINGS]
+    names = [*(option.name for option in fields(Options)), *RUN_SETTINGS]
     chosen = {name: getattr(options, name) for name in names}
     if options.dry_run:
         return _print_estimate(estimate(options.inputs, options.output, **chosen))
