@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from .commands import ablate, batch, bench, check, data, demo, evaluate, models, train, upscale
 from .commands.common import fail
-from .commands.streams import tolerant_streams
+from .commands.standard_streams import tolerant_streams
 from .errors import MoESRError
 
 EXAMPLES = """examples:

@@ -56,7 +56,7 @@ class SwinUNetConfig:
     `in_channels` are those of the latent alone. The LR image is shown 2^lr_downsamples times as large as the latent,
     with a channel more if the network takes a `mask` of what it is to fill in. `latent_size` is the side of the latents
     in training: levels that were no larger than a window then are never shifted. `shift_mask` is "released" or
-    "textbook", see networks/swin.py. `attention_downsamples` as in UNetConfig; the middle always attends.
+    "textbook", see networks/swin_layers.py. `attention_downsamples` as in UNetConfig; the middle always attends.
     """
 
     kind: ClassVar[str] = "swin"

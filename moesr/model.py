@@ -13,8 +13,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from .checkpoints.files import ModelFiles, build, open_model
-from .checkpoints.reading import DTYPES
+from .checkpoints.model_files import ModelFiles, build, open_model
+from .checkpoints.weight_reading import DTYPES
 from .config import ModelConfig
 from .diffusion.experts import All, ExpertBank, Residency, Stream
 from .diffusion.process import Process, from_config

@@ -1,8 +1,8 @@
 """LR image -> condition -> latent -> experts -> decoder -> SR image: the three functions that every door stands on.
 
 `sample_latents` gives latents, `decode_latents` makes pictures of them, `upscale` does both for a few images at a time.
-Read from top to bottom, this is the way of the data; run.py has what happens to images that work together. The three
-spell their arguments out, so that editors, `help` and type checkers know them.
+Read from top to bottom, this is the way of the data; pipeline_run.py has what happens to images that work together.
+The three spell their arguments out, so that editors, `help` and type checkers know them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import scratch
+from . import canvas_memory
 from .errors import SettingError
-from .images import finish
-from .images.assembly import Store, resized_rows
+from .images import postprocess
 from .images.canvas import Canvas, as_canvas
+from .images.row_bands import Store, resized_rows
 from .model import SRModel
+from .pipeline_run import Run, is_finite, plan_run
 from .progress import Callback
-from .run import Run, is_finite, plan_run
 from .runtime import trim_memory
 from .settings import Resolved, resolve, result_size
 from .tiling import retry_smaller
@@ -62,7 +62,7 @@ def sample_latents(
             if len(z) == batch.images:
                 return z
             if latents is None:
-                latents = scratch.zeros((batch.images, *z.shape[1:]), torch.device("cpu"))
+                latents = canvas_memory.zeros((batch.images, *z.shape[1:]), torch.device("cpu"))
             latents[run.first : run.first + len(z)] = z.cpu()
     assert latents is not None  # a batch has an image
     return latents
@@ -147,7 +147,7 @@ class Batch:
         self.canvas = canvas
         self.images, _, self.height, self.width = canvas.rgb.shape
         self.plan = plan_run(model, self.height, self.width, wrap=wrap, **settings)
-        self._mask = None if mask is None else finish.read_mask(mask, self.images)
+        self._mask = None if mask is None else postprocess.read_mask(mask, self.images)
         if self._mask is not None and not model.config.unet.mask and not bool(self._mask.any()):
             self._mask = None
             self.plan.reporter.note("the mask is empty: it acts as none")
@@ -166,7 +166,9 @@ class Batch:
         canvas, mask = self.canvas.part(first, first + count), self._mask
         if mask is not None and len(mask) > 1:
             mask = mask[first : first + count]
-        return Run(self.plan, finish.read_colours(canvas, self.plan.model.device), mask, first=first, canvas=canvas)
+        return Run(
+            self.plan, postprocess.read_colours(canvas, self.plan.model.device), mask, first=first, canvas=canvas
+        )
 
 
 def _decode_into(out: Any, run: Run, z: Tensor, settings: Resolved) -> None:
@@ -184,12 +186,12 @@ def _finish(out: Any, run: Run, canvas: Canvas, image: int, decoded: Store, colo
     lr, mask, size = run.colours[image], run.mask_of(image), (out.shape[1], out.shape[2])
 
     def attempt(band: int) -> None:
-        fixed = finish.fix_colour(color_fix, decoded, 0, lr, run.wrap)
+        fixed = postprocess.fix_colour(color_fix, decoded, 0, lr, run.wrap)
         final = resized_rows(fixed, decoded.height, decoded.width, size, run.wrap)
-        finish.finish_image(canvas, image, lr, final, out, mask=mask, wrap=run.wrap, band=band)
+        postprocess.finish_image(canvas, image, lr, final, out, mask=mask, wrap=run.wrap, band=band)
 
-    band = finish.count_band_rows(size[1])
-    retry_smaller(run.model.runtime, band, finish.SMALLEST_BAND, attempt, "bands of rows")
+    band = postprocess.count_band_rows(size[1])
+    retry_smaller(run.model.runtime, band, postprocess.SMALLEST_BAND, attempt, "bands of rows")
 
 
 def _check_latents(latents: Tensor, run: Run, images: int) -> None:

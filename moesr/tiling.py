@@ -1,6 +1,6 @@
 """Tiles: how large, what they cost, predicting and decoding in them, and smaller ones where memory runs out.
 
-Geometry and blending are in images/windows.py. Sides are in output pixels or in latent cells, as each name says.
+Geometry and blending are in images/tile_windows.py. Sides are in output pixels or in latent cells, as each name says.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import scratch
+from . import canvas_memory
 from .config import AutoencoderConfig, NetworkConfig
 from .diffusion.samplers import Predict
 from .errors import SettingError
-from .images.windows import Blender, Window, crop, is_whole_canvas, plan_windows
+from .images.tile_windows import Blender, Window, crop, is_whole_canvas, plan_windows
 from .progress import Reporter
 from .runtime import Runtime
 
@@ -43,7 +43,7 @@ def estimate_tile_memory(config: AutoencoderConfig, device: torch.device, side: 
         return 256 * 2**20 + (25 * config.ch + 1250) * pixels
     if not config.refine:
         return ((24 + 3 * config.lr_fusion) * config.ch + 12) * pixels
-    # The wide features of the frequency U-Net exist in bands once they are large (networks/bands.py).
+    # The wide features of the frequency U-Net exist in bands once they are large (networks/inverted_residual.py).
     return int((21.5 * config.ch + 111) * pixels + min((72.5 * config.ch + 11) * pixels, 82 * 2**20))
 
 
@@ -139,7 +139,7 @@ def predict_in_tiles(
             return predict_tiles(z, t, [window for _, window in jobs], range(images)).to(z.device, z.dtype)
 
         blend = blender or Blender(windows, height, width)
-        x0 = scratch.zeros(z.shape, z.device)
+        x0 = canvas_memory.zeros(z.shape, z.device)
         for start in range(0, len(jobs), tile_batch):
             batch = jobs[start : start + tile_batch]
             advance(len(batch))
@@ -173,7 +173,7 @@ def decode_in_tiles(
     blender = blender or Blender([w.scaled(factor) for w in windows], height * factor, width * factor)
     starts = sorted({w.y0 for w in windows})
     tall = (height if wrap else windows[0].h) * factor
-    band = scratch.zeros((3, tall, width * factor), canvas_device)
+    band = canvas_memory.zeros((3, tall, width * factor), canvas_device)
     for start, after in zip(starts, [*starts[1:], None]):
         first = 0 if wrap else start * factor
         row = [w for w in windows if w.y0 == start]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import comfyui
 
 if TYPE_CHECKING:
-    from ..moesr.hosting.models import HostedModel
+    from ..moesr.hosting.hosted_model import HostedModel
 
 MODEL = comfyui.io.Custom("MOESR_MODEL")
 DTYPES = ("auto", "fp16", "bf16", "fp32")
@@ -67,7 +67,7 @@ def fingerprint(name: str) -> str:
 def load(name: str, dtype: str, residency: str) -> Model:
     """The model of that name, with its networks left to the host. Raises CheckpointError for a file that is none."""
     from ..moesr.errors import CheckpointError
-    from ..moesr.hosting.models import open_hosted
+    from ..moesr.hosting.hosted_model import open_hosted
 
     problem = find_problem(name)
     if problem:

@@ -62,7 +62,7 @@ class MoESRSampler(io.ComfyNode):
         fidelity: Any = "auto",
     ) -> Any:
         """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
-        from ..moesr.hosting.facts import plan_steps
+        from ..moesr.hosting.model_facts import plan_steps
         from ..moesr.pipeline import sample_latents
 
         widgets.check_choice("sampler", sampler, SETTINGS["sampler"].choices)

@@ -39,8 +39,8 @@ class MoESRExpertTimeline(io.ComfyNode):
         import torch
         from PIL import Image
 
-        from ..moesr.hosting.facts import plan_steps
-        from ..moesr.images.timeline import draw_timeline
+        from ..moesr.hosting.model_facts import plan_steps
+        from ..moesr.images.expert_timeline import draw_timeline
 
         widgets.check_choice("sampler", sampler, SETTINGS["sampler"].choices)
         plan = plan_steps(model.hosted.sr.config, steps=widgets.read("steps", steps), sampler=sampler)

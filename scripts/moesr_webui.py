@@ -9,8 +9,8 @@ LOADED = Path(moesr.__file__).resolve().parent.parent
 
 if HERE == LOADED:
     from moesr.webui.extras import MoESRExtras
-    from moesr.webui.generation import MoESRGeneration
-    from moesr.webui.start import start
+    from moesr.webui.generation_notes import MoESRGeneration
+    from moesr.webui.startup import start
     from moesr.webui.upscaler import UpscalerMoESR
 
     start()

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, _utils, nn
 
 from moesr.checkpoints.detect import EMA, FIRST_STAGE, UNET
-from moesr.checkpoints.files import open_model
+from moesr.checkpoints.model_files import open_model
 from moesr.config import AutoencoderConfig, SwinUNetConfig, UNetConfig
 from moesr.errors import MoESRError
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.layers import Upsample
-from moesr.networks.swin import SwinBlock, WindowAttention, compute_position_index, mask_apart
+from moesr.networks.swin_layers import SwinBlock, WindowAttention, compute_position_index, mask_apart
 from moesr.networks.swin_unet import SwinUNet
 from moesr.networks.unet import Downsample, UNet
 

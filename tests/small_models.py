@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from moesr.checkpoints.files import save_model
-from moesr.evaluation.nano import nano_config
+from moesr.checkpoints.model_files import save_model
+from moesr.evaluation.nano_models import nano_config
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.denoiser import denoiser
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import moesr
-from moesr.images import assembly, finish
-from moesr.images.assembly import Rows, Store, adain_rows, resized_rows, wavelet_rows
+from moesr.images import postprocess, row_bands
 from moesr.images.colour import adain
 from moesr.images.condition import Condition, periodic_resize
 from moesr.images.resize import resize
-from moesr.images.windows import Window
+from moesr.images.row_bands import Rows, Store, adain_rows, resized_rows, wavelet_rows
+from moesr.images.tile_windows import Window
 
 
 def noise(*shape: int) -> Tensor:
@@ -58,7 +58,7 @@ def test_colour_fixes(height: int) -> None:
 
 
 def test_large_pictures_are_stored_in_steps_no_eye_or_file_can_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assembly, "LARGE", 10)
+    monkeypatch.setattr(row_bands, "LARGE", 10)
     store, image = Store(1, 3, 8, 9, torch.device("cpu")), noise(3, 8, 9).clamp(-1.9, 1.9)
     store.put(0, 0, image)
     assert (store.rows(0)(0, 8) - image).abs().max() < 1e-4
@@ -73,8 +73,8 @@ def test_a_whole_run_in_bands(
     image = (np.random.default_rng(0).random((21, 26, 3)) * 255).astype(np.uint8)
     mask = np.linspace(0, 1, 21 * 26).reshape(21, 26)
     whole = moesr.upscale(model, image, mask=mask, steps=2, **settings)  # type: ignore[arg-type]
-    monkeypatch.setattr(finish, "BAND", 13)
-    monkeypatch.setattr(assembly, "LARGE", 100)
+    monkeypatch.setattr(postprocess, "BAND", 13)
+    monkeypatch.setattr(row_bands, "LARGE", 100)
     banded = moesr.upscale(model, image, mask=mask, steps=2, **settings)  # type: ignore[arg-type]
     assert np.abs(whole.astype(int) - banded.astype(int)).max() <= 1
     assert np.mean(whole == banded) > 0.99

@@ -19,7 +19,7 @@ from moesr.batch.manifest import plan_rows
 from moesr.batch.sources import Address, list_addresses
 from moesr.cli import main
 from moesr.errors import SettingError
-from moesr.inputs import PassedOver
+from moesr.input_files import PassedOver
 from tests.batch_jobs import ROOT, command, draw, hashes
 
 # ---- what a job is

@@ -16,7 +16,7 @@ from moesr.batch.manifest import plan_rows
 from moesr.batch.sources import list_addresses
 from moesr.cli import main
 from moesr.errors import SettingError
-from moesr.inputs import PassedOver
+from moesr.input_files import PassedOver
 from tests.batch_jobs import ROOT, command, errors, hashes, read_lines, start, wait_until_done
 
 

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 from moesr.cli import main
 from moesr.evaluation import selftest
-from moesr.evaluation.nano import build_nano
+from moesr.evaluation.nano_models import build_nano
 from moesr.evaluation.parity import largest_difference
 from moesr.evaluation.selftest import ROWS, SelfTest
 from moesr.library import find
-from moesr.networks import bands
+from moesr.networks import inverted_residual
 from moesr.settings import SAMPLERS
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def test_a_flipped_weight_fails_by_its_picture_or_its_hash(tmp_path: Path) -> No
 
 
 def test_a_wrong_kernel_and_a_sampler_gone_wrong_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bands, "SLOPE", 0.12)
+    monkeypatch.setattr(inverted_residual, "SLOPE", 0.12)
     found = run("parity")
     assert not found.passed
     assert found.summary.startswith("decoder in fp32 differs by")

@@ -17,8 +17,8 @@ from torch import nn
 
 from moesr.checkpoints.describe import describe
 from moesr.checkpoints.detect import UNET
-from moesr.checkpoints.files import open_model
-from moesr.checkpoints.reading import Weights
+from moesr.checkpoints.model_files import open_model
+from moesr.checkpoints.weight_reading import Weights
 from moesr.config import AutoencoderConfig
 from moesr.networks.autoencoder import Autoencoder
 from tests.checkpoint_files import (

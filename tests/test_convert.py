@@ -21,8 +21,8 @@ from safetensors import safe_open
 import moesr
 from moesr.checkpoints.convert import convert
 from moesr.checkpoints.describe import describe, format_facts
-from moesr.checkpoints.files import open_model
-from moesr.checkpoints.writing import Entry, write
+from moesr.checkpoints.model_files import open_model
+from moesr.checkpoints.weight_writing import Entry, write
 from moesr.cli import main
 from moesr.config import AutoencoderConfig, UNetConfig
 from moesr.errors import CheckpointError, MoESRError, SettingError

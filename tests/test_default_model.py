@@ -103,7 +103,7 @@ def test_tiles_agree_with_the_whole_and_have_no_seams(model: SRModel, demo: Tens
 
 def seam_energies(model: SRModel, image: Tensor, tile: int) -> list[tuple[float, float]]:
     """Gradient energy across the borders of tiles, and everywhere, for rows and columns."""
-    from moesr.images.windows import plan_windows
+    from moesr.images.tile_windows import plan_windows
 
     multiple = model.config.unet.multiple
     cells = [math.ceil(side / 4 / multiple) * multiple for side in image.shape[-2:]]

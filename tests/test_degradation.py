@@ -17,9 +17,9 @@ from torch import Tensor
 from moesr.errors import SettingError
 from moesr.images.resize import resize
 from moesr.training.data import resample as modes
-from moesr.training.data.defects import Noise, add_noise, compress_jpeg
 from moesr.training.data.degradation import FIRST, Blind, Degradation, Mild, degradation
 from moesr.training.data.kernels import GAUSSIAN, PLATEAU, SINC, Kernels, blur, draw_kernels
+from moesr.training.data.noise_and_jpeg import Noise, add_noise, compress_jpeg
 from moesr.training.data.resample import resample
 
 NAMES = ("bicubic", "mild", "web", "blind", "bicubic=1,mild=1,blind=2")

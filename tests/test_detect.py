@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from moesr.checkpoints.describe import describe, format_facts
 from moesr.checkpoints.detect import UNET, find_role
-from moesr.checkpoints.files import open_autoencoder, open_model, save_model
-from moesr.checkpoints.reading import Weights
+from moesr.checkpoints.model_files import open_autoencoder, open_model, save_model
+from moesr.checkpoints.weight_reading import Weights
 from moesr.config import AutoencoderConfig, ModelConfig, UNetConfig
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.unet import UNet

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 import moesr
-from moesr import run
+from moesr import pipeline_run
 from moesr.evaluation import selftest
-from moesr.evaluation.nano import NANO_KL, build_autoencoder, build_nano
+from moesr.evaluation.nano_models import NANO_KL, build_autoencoder, build_nano
 from moesr.evaluation.parity import synthetic_picture
 from moesr.evaluation.selftest import SelfTest
 from moesr.images.files import Picture
-from moesr.latent_decoder import LatentDecoder
 from moesr.networks import layers
 from moesr.runtime import PlainRuntime
+from moesr.sd15_decoder import LatentDecoder
 from moesr.tiling import estimate_tile_memory
 from tests.pretended_device import OnDevice, pretended_device
 from tests.small_models import save_nano
@@ -148,7 +148,7 @@ def test_memory_is_as_estimated(kind: str, side: int) -> None:
 
 def test_frames_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies on the device does not depend on the number of frames."""
-    monkeypatch.setattr(run, "GROUP_BYTES", 2**15)
+    monkeypatch.setattr(pipeline_run, "GROUP_BYTES", 2**15)
     frames, peaks = torch.from_numpy(np.stack([synthetic_picture(16)] * 10)).float() / 255, []
     with pretended_device() as device:
         model = build_nano("swin", CUDA)

@@ -16,7 +16,7 @@ import pytest
 from moesr.cli import main
 from moesr.errors import CheckpointError, SettingError
 from moesr.library import download as downloads
-from moesr.library import models as library
+from moesr.library import model_folders as library
 from moesr.library.catalogue import CATALOGUE, Entry, HubFile, RemoteFile
 from moesr.library.download import Downloaded, download, find_problem
 from tests.local_server import DATA, OTHER, Server, digest, isolate, running, serve, status, weights

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 import moesr
 from moesr.cli import main
-from moesr.evaluation.benchmark import Benchmark, match
+from moesr.evaluation.metric_suite import Suite
 from moesr.evaluation.metrics import psnr_y, ssim_y
+from moesr.evaluation.quality_benchmark import Benchmark, match
 from moesr.evaluation.report import CROP, most_different
-from moesr.evaluation.suite import Suite
 
 Shown = pytest.CaptureFixture[str]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from moesr.config import AutoencoderConfig, UNetConfig
-from moesr.evaluation.speed import plain
-from moesr.networks import bands
+from moesr.evaluation.speed import plain_networks
+from moesr.networks import inverted_residual
 from moesr.networks.autoencoder import AttnBlock, Autoencoder
 from moesr.networks.frequency import AdaptiveFrequencyFilter, AFFBlock, AFFUNet
 from moesr.networks.unet import UNet
@@ -50,8 +50,8 @@ def close(got: Tensor, want: Tensor, tolerance: float = 2e-5) -> None:
 def band(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bands as they are, and so small that every image has several."""
     if request.param == "tiny":
-        monkeypatch.setattr(bands, "CPU_BAND", 1)
-        monkeypatch.setattr(bands, "BATCH", 5)
+        monkeypatch.setattr(inverted_residual, "CPU_BAND", 1)
+        monkeypatch.setattr(inverted_residual, "BATCH", 5)
 
 
 @pytest.mark.usefixtures("band")
@@ -64,7 +64,7 @@ def test_a_frequency_block_is_the_plain_one(size: tuple[int, int], channels: int
     x = torch.randn(2, channels, *size)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     before = x.clone()
-    close(block(x), plain.frequency_block(block, x))
+    close(block(x), plain_networks.frequency_block(block, x))
     assert torch.equal(x, before)
 
 
@@ -74,7 +74,7 @@ def test_a_frequency_block_is_the_plain_one(size: tuple[int, int], channels: int
 def test_a_filter_block_by_block_is_the_plain_one(expansion: int) -> None:
     layer = AdaptiveFrequencyFilter(32, expansion)
     for x in (torch.randn(2, 32, 9, 12), torch.randn(1, 32, 6, 7).contiguous(memory_format=torch.channels_last)):
-        close(layer(x), plain.frequency_filter(layer, x))
+        close(layer(x), plain_networks.frequency_filter(layer, x))
 
 
 @pytest.mark.usefixtures("band")
@@ -82,7 +82,7 @@ def test_a_filter_block_by_block_is_the_plain_one(expansion: int) -> None:
 def test_the_frequency_unet_is_the_plain_one() -> None:
     network = lived_in(AFFUNet(32))
     x = torch.randn(1, 32, 24, 36)
-    close(network(x), plain.frequency_unet(network, x))
+    close(network(x), plain_networks.frequency_unet(network, x))
 
 
 @torch.no_grad()
@@ -90,20 +90,20 @@ def test_attention_features_and_decoding_are_the_plain_ones() -> None:
     network = Autoencoder(AUTOENCODER)
     lived_in(network)
     block, x = AttnBlock(32), torch.randn(1, 32, 9, 12)
-    close(block(x), plain.mid_attention(block, x))
+    close(block(x), plain_networks.mid_attention(block, x))
     z, lr = torch.randn(2, 3, 8, 12), torch.rand(2, 3, 32, 48) * 2 - 1
     features = network.features(lr)
     assert features is not None
-    close(features, plain.features(network, lr))
+    close(features, plain_networks.features(network, lr))
     for fidelity in (0.5, 1.0):
-        close(network.decode(z, features, fidelity), plain.decode(network, z, features, fidelity), 1e-4)
+        close(network.decode(z, features, fidelity), plain_networks.decode(network, z, features, fidelity), 1e-4)
 
 
 @torch.no_grad()
 def test_a_step_is_the_plain_one_and_its_time_may_be_embedded_before() -> None:
     network = UNet(UNET).eval()
     x, lr, t = torch.randn(2, 3, 16, 24), torch.randn(2, 3, 16, 24), torch.tensor([700, 700])
-    want = plain.step(network, x, t, lr)
+    want = plain_networks.step(network, x, t, lr)
     close(network(x, t, lr), want)
     close(network(x, network.embed(t[:1], x.dtype), lr), want)
 
@@ -112,14 +112,14 @@ def test_training_is_differentiable_and_uses_the_batch() -> None:
     block = AFFBlock(32, 32)
     x = torch.randn(2, 32, 8, 8, requires_grad=True)
     out = block(x)
-    close(out, plain.frequency_block(copy.deepcopy(block), x))
+    close(out, plain_networks.frequency_block(copy.deepcopy(block), x))
     out.square().sum().backward()
     assert x.grad is not None
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in block.parameters())
     norm = next(layer for layer in block.modules() if isinstance(layer, nn.BatchNorm2d))
     assert norm.num_batches_tracked == 1
     with torch.no_grad():  # still in training mode: statistics of the batch, as before, and they are kept
-        close(block(x), plain.frequency_block(copy.deepcopy(block), x))
+        close(block(x), plain_networks.frequency_block(copy.deepcopy(block), x))
     assert norm.num_batches_tracked == 2
 
 
@@ -127,7 +127,7 @@ def test_gradients_in_eval_mode_are_those_of_the_plain_one() -> None:
     block = lived_in(AFFBlock(32, 64))
     x = torch.randn(1, 32, 8, 8, requires_grad=True)
     (ours,) = torch.autograd.grad(block(x).square().sum(), x)
-    (want,) = torch.autograd.grad(plain.frequency_block(block, x).square().sum(), x)
+    (want,) = torch.autograd.grad(plain_networks.frequency_block(block, x).square().sum(), x)
     close(ours, want)
 
 
@@ -142,9 +142,9 @@ def test_nothing_is_older_than_the_weights() -> None:
     for name, parameter in list(network.named_parameters()):  # as hosts do, which put other parameters in place
         owner = network.get_submodule(name.rpartition(".")[0])
         setattr(owner, name.rpartition(".")[2], nn.Parameter(parameter * 1.1, requires_grad=False))
-    close(network(x), plain.frequency_unet(network, x))
+    close(network(x), plain_networks.frequency_unet(network, x))
     network.double()
-    close(network(x.double()), plain.frequency_unet(network, x.double()))
+    close(network(x.double()), plain_networks.frequency_unet(network, x.double()))
 
 
 @torch.no_grad()

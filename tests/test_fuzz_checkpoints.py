@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moesr.checkpoints.files import open_model, save_model
+from moesr.checkpoints.model_files import open_model, save_model
 from moesr.config import ModelConfig
 from moesr.errors import MoESRError
 from moesr.networks.autoencoder import Autoencoder

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from moesr.errors import MoESRError
-from moesr.hosting.facts import ModelFacts, plan_steps
+from moesr.hosting.model_facts import ModelFacts, plan_steps
 from moesr.hosting.networks import Keeper, Networks, NetworkSource, NetworkView
 
 SIZE = 100

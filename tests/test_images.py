@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from moesr.errors import ImageError, SettingError
 from moesr.images.alpha import fill_transparent
-from moesr.images.assembly import wavelet_rows
 from moesr.images.colour import Moments, adain, match_moments
 from moesr.images.resize import rescale_uint8, resize, resize_uint8
+from moesr.images.row_bands import wavelet_rows
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

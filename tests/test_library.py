@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moesr.errors import CheckpointError
-from moesr.library import models as library
+from moesr.library import model_folders as library
 
 
 @pytest.fixture(autouse=True)

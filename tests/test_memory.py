@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 import moesr
-from moesr import scratch
-from moesr.checkpoints import upload
+from moesr import canvas_memory
+from moesr.checkpoints import device_upload
 from moesr.config import ProcessConfig
 from moesr.diffusion.process import from_config
 from moesr.diffusion.samplers import sample
 from moesr.errors import SettingError
 from moesr.evaluation.speed.measure import peak
-from moesr.images import assembly, colour, finish
-from moesr.images.assembly import Store
+from moesr.images import colour, postprocess, row_bands
+from moesr.images.row_bands import Store
 from moesr.networks.autoencoder import Decoder, Encoder
 from moesr.networks.unet import UNet
 from moesr.pipeline import decode_latents, sample_latents
@@ -90,7 +90,7 @@ def test_a_failure_in_the_colour_fix_halves_its_bands(
     host = Counting()
     model = moesr.load(nano, residency="all", runtime=host)
     want = moesr.upscale(model, photo(40, 10), steps=1, color_fix=color_fix)
-    low_pass, put = colour.low_pass, finish.Canvas.put
+    low_pass, put = colour.low_pass, postprocess.Canvas.put
 
     def limited(plane: Tensor) -> Tensor:
         if len(plane) > 120:
@@ -102,11 +102,11 @@ def test_a_failure_in_the_colour_fix_halves_its_bands(
             raise MemoryError
         put(self, out, image, start, rgb, alpha)
 
-    monkeypatch.setattr(assembly, "low_pass", limited)
-    monkeypatch.setattr(finish.Canvas, "put", limited_put)
+    monkeypatch.setattr(row_bands, "low_pass", limited)
+    monkeypatch.setattr(postprocess.Canvas, "put", limited_put)
     assert np.array_equal(moesr.upscale(model, photo(40, 10), steps=1, color_fix=color_fix), want)
     assert host.released > 0
-    monkeypatch.setattr(assembly, "low_pass", lambda plane: limited(plane.repeat(99, 1)))
+    monkeypatch.setattr(row_bands, "low_pass", lambda plane: limited(plane.repeat(99, 1)))
     if color_fix == "wavelet":
         with pytest.raises(SettingError, match="out of memory even with bands of rows of 16"):
             moesr.upscale(model, photo(40, 10), steps=1, color_fix=color_fix)
@@ -217,8 +217,8 @@ def mapped_below(folder: Path) -> int:
 def test_large_pictures_lie_in_a_file_that_is_never_left_over(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, steps: int
 ) -> None:
-    monkeypatch.setattr(assembly, "LARGE", steps)  # in 16 bits, and in float32
-    monkeypatch.setattr(scratch, "MAPPED", 100)
+    monkeypatch.setattr(row_bands, "LARGE", steps)  # in 16 bits, and in float32
+    monkeypatch.setattr(canvas_memory, "MAPPED", 100)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     image = torch.rand(3, 8, 9) * 2 - 1
     store = Store(1, 3, 8, 9, torch.device("cpu"))
@@ -236,11 +236,11 @@ def test_a_full_disk_is_one_line_where_memory_cannot_help(monkeypatch: pytest.Mo
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(scratch, "MAPPED", 10)
-    monkeypatch.setattr(scratch, "_reserve", full)
+    monkeypatch.setattr(canvas_memory, "MAPPED", 10)
+    monkeypatch.setattr(canvas_memory, "_reserve", full)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert not scratch.zeros((3, 8, 9), torch.device("cpu")).any()  # in memory
-    monkeypatch.setattr(scratch, "HUGE", 100)
+    assert not canvas_memory.zeros((3, 8, 9), torch.device("cpu")).any()  # in memory
+    monkeypatch.setattr(canvas_memory, "HUGE", 100)
     with pytest.raises(SettingError, match=r"no room for the .* GiB .*No space left on device.*TMPDIR"):
         Store(1, 3, 8, 9, torch.device("cpu"))
     assert not list(tmp_path.iterdir())
@@ -249,9 +249,9 @@ def test_a_full_disk_is_one_line_where_memory_cannot_help(monkeypatch: pytest.Mo
 def test_a_whole_run_through_a_file(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = moesr.load(nano, residency="all")
     want = moesr.upscale(model, photo(40, 30), tile=96, steps=1)
-    monkeypatch.setattr(scratch, "MAPPED", 10)
+    monkeypatch.setattr(canvas_memory, "MAPPED", 10)
     assert np.array_equal(moesr.upscale(model, photo(40, 30), tile=96, steps=1), want)
-    monkeypatch.setattr(assembly, "LARGE", 10)
+    monkeypatch.setattr(row_bands, "LARGE", 10)
     got = moesr.upscale(model, photo(40, 30), tile=96, steps=1)
     assert np.abs(got.astype(int) - want).max() <= 1
 
@@ -265,19 +265,21 @@ def test_a_step_takes_no_canvas_beyond_the_four_it_is_made_of(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     shape = (1, 24, 600, 600)  # 33 MiB
     process = from_config(ProcessConfig(kind="residual_shift", predict="residual"))
-    y, seen = scratch.zeros(shape, torch.device("cpu")), []
+    y, seen = canvas_memory.zeros(shape, torch.device("cpu")), []
 
     def predict(z: Tensor, t: int) -> Tensor:
         seen.append(mapped_below(tmp_path))
-        return scratch.zeros_like(z)
+        return canvas_memory.zeros_like(z)
 
     def noise(_: int) -> Tensor:
-        return scratch.zeros(shape, torch.device("cpu"))
+        return canvas_memory.zeros(shape, torch.device("cpu"))
 
     timesteps = process.timesteps(4)
-    rest = {"noise": noise, "y": y, "allocate": scratch.zeros_like}
+    rest = {"noise": noise, "y": y, "allocate": canvas_memory.zeros_like}
     with peak(torch.device("cpu")) as taken:
-        z = sample(sampler, predict, process, timesteps, process.prior(noise(-1), y, out=scratch.zeros_like(y)), **rest)
+        z = sample(
+            sampler, predict, process, timesteps, process.prior(noise(-1), y, out=canvas_memory.zeros_like(y)), **rest
+        )
     assert taken.bytes is not None
     assert taken.bytes < 8 * 2**20
     assert max(seen) <= 5
@@ -319,17 +321,17 @@ class Late:
 
 @pytest.mark.parametrize("entries", [1, 7, 64, 10_000])
 def test_buffers_are_not_filled_again_before_they_were_read(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
-    monkeypatch.setattr(upload, "BUFFER", 2 * entries)
+    monkeypatch.setattr(device_upload, "BUFFER", 2 * entries)
     state = {
         "a": torch.randn(5, 13), "none": torch.zeros(0, 4), "one": torch.tensor(3.0), "b": torch.randn(8, 4).t(),
         "count": torch.tensor(12), "half": torch.randn(31).half(),
     }  # fmt: skip
     lane = Late()
-    out = upload.copy_through(lane, state, state, torch.bfloat16)
+    out = device_upload.copy_through(lane, state, state, torch.bfloat16)
     assert not lane.pending
     assert lane.most <= 2
     for name, value in state.items():
         want = value.bfloat16() if value.is_floating_point() else value
         assert torch.equal(out[name], want)
         assert out[name].dtype == want.dtype
-    assert upload.copy_to_device(state, ["a"], torch.float32, torch.device("cpu"))["a"] is state["a"]
+    assert device_upload.copy_to_device(state, ["a"], torch.float32, torch.device("cpu"))["a"] is state["a"]

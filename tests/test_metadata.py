@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from moesr.images import exif, metadata, profile
+from moesr.images import colour_profile, exif, metadata
 from moesr.images.files import Picture, read_image, read_text, write_image
 from tests.image_files import png_chunk, saved, scene
 
@@ -179,7 +179,7 @@ def test_primaries_and_hdr() -> None:
 
 def test_a_profile_that_does_not_fit_is_converted_or_left_out() -> None:
     grey = Image.fromarray(scene()).convert("L")
-    icc = profile._build_profile(profile._SRGB, lambda x: x, True)  # linear light
+    icc = colour_profile._build_profile(colour_profile._SRGB, lambda x: x, True)  # linear light
     shown = in_srgb(saved(grey, "JPEG", icc_profile=icc, quality=95)).mean()
     source = read_image(saved(grey, "JPEG", icc_profile=icc, quality=95))
     assert shown > np.asarray(grey).mean() + 30

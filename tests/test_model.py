@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import moesr
-from moesr.checkpoints.files import save_model
+from moesr.checkpoints.model_files import save_model
 from moesr.config import AutoencoderConfig, ModelConfig, UNetConfig
 from moesr.errors import CheckpointError, SettingError
 from moesr.networks.autoencoder import Autoencoder

@@ -18,13 +18,13 @@ import pytest
 from PIL import Image
 
 from moesr import pipeline
+from moesr.atomic_files import TemporaryFolder, open_new, remove_abandoned_parts
 from moesr.cli import main
 from moesr.images.files import Picture
-from moesr.inputs import Source
-from moesr.leftovers import TemporaryFolder, open_new, remove_abandoned_parts
+from moesr.input_files import Source
 from moesr.model import load
-from moesr.outputs import plan_targets, save_new
-from moesr.record import digest_file, read_record
+from moesr.result_files import plan_targets, save_new
+from moesr.settings_record import digest_file, read_record
 from tests.small_models import save_nano
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -296,7 +296,7 @@ def test_no_original_changes_whatever_the_tree(
 KILLER = """
 import os, random, signal, sys, time
 from moesr.cli import main
-import torch, moesr.pipeline, moesr.commands.upscale, moesr.images.compare
+import torch, moesr.pipeline, moesr.commands.upscale, moesr.images.comparison
 torch.set_num_threads(1)
 random.seed(0)
 for moment in range(30):
@@ -336,7 +336,7 @@ def test_killed_thirty_times_all_is_done_in_the_end(model: str, tmp_path: Path) 
 
 HOLDER = """
 import time
-from moesr.leftovers import Path, TemporaryFolder, create_part
+from moesr.atomic_files import Path, TemporaryFolder, create_part
 folder = TemporaryFolder('moesr-t-', Path({0!r}))
 part = create_part(Path({0!r}))
 print(flush=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from moesr.page import guard as module
-from moesr.page.guard import Guard
+from moesr.page import request_guard as module
 from moesr.page.limits import Limits
+from moesr.page.request_guard import Guard
 
 
 def request(path: str, query: str = "", headers: dict[str, str] | None = None) -> dict[str, Any]:

@@ -16,17 +16,17 @@ from PIL import Image
 
 import moesr
 from moesr.errors import SettingError
-from moesr.hosting.runner import Stopped
+from moesr.hosting.model_runner import Stopped
 from moesr.images.files import read_image
-from moesr.page import jobs as jobs_module
+from moesr.page import job as jobs_module
 from moesr.page import worker
-from moesr.page.fragments import outcome
-from moesr.page.host import StandaloneHost
+from moesr.page.html import outcome
+from moesr.page.job import Job
 from moesr.page.job_queue import JobQueue
-from moesr.page.jobs import Job
 from moesr.page.limits import Limits
+from moesr.page.page_host import StandaloneHost
 from moesr.page.uploads import Upload, accept
-from moesr.record import read_run
+from moesr.settings_record import read_run
 
 pytestmark = pytest.mark.parametrize("nano", ["residual_shift"], indirect=True)
 
@@ -299,7 +299,7 @@ def test_a_job_that_breaks_is_said_and_the_next_one_runs(
         raise KeyError("secret")
 
     for place, message in (
-        ("moesr.hosting.runner.upscale", "a.png: something went wrong (KeyError); the log says more"),
+        ("moesr.hosting.model_runner.upscale", "a.png: something went wrong (KeyError); the log says more"),
         ("moesr.page.worker.new_folder", "something went wrong (KeyError); the page's log says more"),
     ):
         with monkeypatch.context() as patch:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import moesr
 from moesr.checkpoints.detect import EMA, FIRST_STAGE, UNET
-from moesr.checkpoints.files import open_model
+from moesr.checkpoints.model_files import open_model
 from moesr.config import AutoencoderConfig, UNetConfig
 from moesr.errors import CheckpointError
 from moesr.networks.autoencoder import Autoencoder

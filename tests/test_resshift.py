@@ -14,21 +14,21 @@ from PIL import Image
 from torch import Tensor
 
 import moesr
-from moesr.checkpoints.files import save_model
+from moesr.checkpoints.model_files import save_model
 from moesr.cli import main
 from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConfig
 from moesr.diffusion.experts import All, ExpertBank
 from moesr.diffusion.process import from_config
 from moesr.errors import SettingError
-from moesr.evaluation.published import Average, published_windows, upscale_published
+from moesr.evaluation.published_tiling import Average, published_windows, upscale_published
 from moesr.images.condition import Condition, pad
-from moesr.images.windows import Window, plan_windows
+from moesr.images.tile_windows import Window, plan_windows
 from moesr.model import SRModel
 from moesr.networks.autoencoder import Autoencoder
-from moesr.networks.swin import APART, MASKS, WindowAttention, compute_position_index, mask_apart
+from moesr.networks.swin_layers import APART, MASKS, WindowAttention, compute_position_index, mask_apart
 from moesr.networks.swin_unet import SwinUNet
+from moesr.pipeline_run import Run, plan_run
 from moesr.progress import Event
-from moesr.run import Run, plan_run
 from moesr.runtime import PlainRuntime
 from moesr.settings import resolve
 
@@ -333,7 +333,7 @@ def test_published_tiles_overlap_by_what_belongs_to_their_size(
         seen.append(sizes)
         return published_windows(height, width, *sizes)
 
-    monkeypatch.setattr("moesr.evaluation.published.published_windows", windows)
+    monkeypatch.setattr("moesr.evaluation.published_tiling.published_windows", windows)
     upscale_published(model_of(SHIFT4, replace(UNET, lr_downsamples=halvings)), photo(4, 4), chop=chop, steps=1)
     assert seen == [(tile, stride)]
 

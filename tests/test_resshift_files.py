@@ -14,7 +14,7 @@ import torch
 import moesr
 from moesr.checkpoints.convert import convert
 from moesr.checkpoints.describe import describe, format_facts
-from moesr.checkpoints.files import open_model, save_model
+from moesr.checkpoints.model_files import open_model, save_model
 from moesr.checkpoints.resshift import F4, FACE_F4, FACE_F8, read_named_timesteps
 from moesr.checkpoints.swin import BUFFERS, read_swin_config
 from moesr.cli import main

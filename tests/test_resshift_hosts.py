@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 
 import moesr
-from moesr.checkpoints.files import save_model
+from moesr.checkpoints.model_files import save_model
 from moesr.checkpoints.resshift import F4
 from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConfig
 from moesr.errors import SettingError
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_unet import SwinUNet
-from moesr.page.host import StandaloneHost
+from moesr.page.job import Job
 from moesr.page.job_queue import JobQueue
-from moesr.page.jobs import Job
+from moesr.page.page_host import StandaloneHost
 from moesr.page.uploads import Upload, accept
 from tests.checkpoint_files import SWIN, random_state, resshift_state
 

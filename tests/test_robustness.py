@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import moesr
-from moesr.images import assembly, finish
+from moesr.images import postprocess, row_bands
 from moesr.images.files import Picture, read_image, write_image
 from moesr.images.resize import resize_uint8
 from moesr.model import SRModel
@@ -185,8 +185,8 @@ class Pictures(TorchDispatchMode):
 
 
 def test_a_large_result_needs_no_floats_of_itself(model: SRModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assembly, "LARGE", 0)
-    monkeypatch.setattr(finish, "BAND", 32)
+    monkeypatch.setattr(row_bands, "LARGE", 0)
+    monkeypatch.setattr(postprocess, "BAND", 32)
     with Pictures() as seen:
         out = moesr.upscale(model, np.full((128, 48, 3), 99, np.uint8), steps=1, tile=64)
     assert out.shape == (512, 192, 3)

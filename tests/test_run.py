@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import moesr
-from moesr import run as runs
+from moesr import pipeline_run as runs
+from moesr.canvas_memory import place_canvases
 from moesr.config import SwinUNetConfig, UNetConfig
-from moesr.images.windows import Blender, Window, crop
+from moesr.images.tile_windows import Blender, Window, crop
 from moesr.model import SRModel
+from moesr.pipeline_run import plan_run
 from moesr.progress import Event, Reporter
-from moesr.run import plan_run
 from moesr.runtime import PlainRuntime
-from moesr.scratch import place_canvases
 from moesr.tiling import Layout, TileSize, find_masked_cells
 from tests.test_pipeline import photo
 

@@ -16,10 +16,10 @@ from moesr import model as model_module
 from moesr.cli import main
 from moesr.config import AutoencoderConfig, UNetConfig
 from moesr.errors import SettingError
-from moesr.evaluation.speed import bench, measure, parts
+from moesr.evaluation.speed import bench, measure, network_parts
 from moesr.evaluation.speed.bench import Bench, Plan
 from moesr.evaluation.speed.measure import Row, Stopwatch, peak, ratio, tmac
-from moesr.evaluation.speed.parts import Part
+from moesr.evaluation.speed.network_parts import Part
 from tests.pretended_device import pretended_device
 from tests.small_models import nano_config, save_nano
 
@@ -48,7 +48,7 @@ def test_cpu_time_is_for_the_cpu() -> None:
 def test_products_of_the_full_size_are_those_counted_by_hand() -> None:
     """Spec: a step 0.16632, decoding 2.591, features of the LR image 0.303 (all in 10^12)."""
     with torch.device("meta"):
-        unet, vae = parts.UNet(UNetConfig()).eval(), parts.Autoencoder(AutoencoderConfig()).eval()
+        unet, vae = network_parts.UNet(UNetConfig()).eval(), network_parts.Autoencoder(AutoencoderConfig()).eval()
     x, t = torch.zeros(1, 6, 128, 128, device="meta"), torch.zeros(1, device="meta")
     z, image = torch.zeros(1, 3, 128, 128, device="meta"), torch.zeros(1, 3, 512, 512, device="meta")
     assert tmac(lambda: unet(x, t)) == pytest.approx(0.16632, abs=1e-5)
@@ -96,11 +96,11 @@ def test_a_row_has_its_columns_and_compares_with_the_plain_twin() -> None:
 
 
 def test_the_reference_is_the_packages_own_or_a_file(tmp_path: Path) -> None:
-    assert callable(parts.read_reference(None).features_and_decode)
+    assert callable(network_parts.read_reference(None).features_and_decode)
     (tmp_path / "own.py").write_text("def step(*_): return 1")
-    assert parts.read_reference(tmp_path / "own.py").step() == 1
+    assert network_parts.read_reference(tmp_path / "own.py").step() == 1
     with pytest.raises(SettingError, match="no such Python file"):
-        parts.read_reference(tmp_path / "none.py")
+        network_parts.read_reference(tmp_path / "none.py")
 
 
 @pytest.fixture
@@ -110,9 +110,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "MATRIX", 64)
     # Rows of low precision are computed in fp32: CPUs without units for bf16 take a hundred times as long.
     monkeypatch.setattr(bench, "DTYPES", dict.fromkeys(bench.DTYPES, torch.float32))
-    monkeypatch.setattr(parts, "UNetConfig", lambda: config.unet)
-    monkeypatch.setattr(parts, "SwinUNetConfig", lambda: nano_config("swin").unet)
-    monkeypatch.setattr(parts, "AutoencoderConfig", lambda: config.autoencoder)
+    monkeypatch.setattr(network_parts, "UNetConfig", lambda: config.unet)
+    monkeypatch.setattr(network_parts, "SwinUNetConfig", lambda: nano_config("swin").unet)
+    monkeypatch.setattr(network_parts, "AutoencoderConfig", lambda: config.autoencoder)
 
 
 @pytest.mark.usefixtures("small")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moesr.errors import SettingError
-from moesr.images.windows import Blender, Window, crop, plan_windows
+from moesr.images.tile_windows import Blender, Window, crop, plan_windows
 from moesr.tiling import predict_in_tiles
 
 # height, width, tile, overlap, multiple

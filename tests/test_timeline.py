@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from moesr.images.timeline import draw_timeline, palette
+from moesr.images.expert_timeline import draw_timeline, palette
 
 EXPERTS, NOISE, TIMESTEPS = [3, 3, 2, 2, 1, 0], [1.0, 0.8, 0.6, 0.45, 0.3, 0.1], [999, 800, 700, 510, 300, 100]
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import moesr
 from moesr.cli import main
-from moesr.training import parts
+from moesr.training import file_parts
 from tests.training_setup import values, write_metrics, write_photos
 
 
@@ -83,8 +83,8 @@ def test_at_fidelity_1_seeds_do_not_matter_and_restore_does(trained: Path) -> No
 def test_the_same_command_goes_on_and_parts_are_a_start(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "LARGEST", 2**18 + 2**17)
-    pieces = parts.split_file(trained / "seed.safetensors", tmp_path / "parts")
+    monkeypatch.setattr(file_parts, "LARGEST", 2**18 + 2**17)
+    pieces = file_parts.split_file(trained / "seed.safetensors", tmp_path / "parts")
     assert len(pieces) > 1
     config, folder = write_plan(tmp_path / "nano.json", 1), trained.parent
     command = ["train", str(config), "--pack", str(folder / "photos"), "--metrics", str(folder / "metrics")]

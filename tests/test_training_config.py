@@ -17,7 +17,7 @@ from moesr.errors import SettingError
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.denoiser import denoiser
 from moesr.training import config as configs
-from moesr.training import samples
+from moesr.training import latent_samples
 from moesr.training.stages import export, train
 from tests import training_setup as setup
 
@@ -156,7 +156,7 @@ def test_experts_one_by_one_are_the_experts_of_one_run(photos: Path, metrics: Pa
 def test_samples_are_made_once_and_only_with_one_recipe(
     photos: Path, metrics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(samples, "FILE", 2)
+    monkeypatch.setattr(latent_samples, "FILE", 2)
     config = setup.config()
     for stage in ("first-stage", "experts", "decoder"):
         train(stage, config, photos, tmp_path, metrics)

@@ -15,7 +15,7 @@ from moesr.errors import ImageError, SettingError
 from moesr.training.data import BatchSource, Pack
 from moesr.training.data.pack import find_sharp_size, write_pack
 from moesr.training.data.photos import open_photos
-from moesr.training.data.sets import VALIDATION, read_names, split_validation
+from moesr.training.data.validation_sets import VALIDATION, read_names, split_validation
 
 TABLE = "file\tsource\tpath\tauthor\tlicence\tkind\n"
 

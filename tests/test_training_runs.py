@@ -22,10 +22,10 @@ from torch import Tensor
 
 from moesr.cli import main
 from moesr.errors import NumericsError, SettingError
-from moesr.training.batches import Items, Loader
 from moesr.training.config import TrainingConfig
 from moesr.training.config import load as load_config
 from moesr.training.engine import LaunchedEngine
+from moesr.training.loader import Items, Loader
 from moesr.training.loop import run
 from moesr.training.stages import train
 from tests import training_setup as setup

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from moesr.checkpoints.reading import Weights
+from moesr.checkpoints.weight_reading import Weights
 from tests.checkpoint_files import CANARY, PAYLOADS, Pretended, legacy, listing, pickled, refused, zipped
 
 

@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from moesr.config import AutoencoderConfig
 from moesr.evaluation.lpips import _vgg16
 from moesr.networks.autoencoder import Autoencoder
-from moesr.training.batches import Items, Loader
 from moesr.training.config import TrainingConfig, from_dict
 from moesr.training.decoder import FCD
 from moesr.training.engine import Engine, LaunchedEngine
 from moesr.training.experts import Expert
 from moesr.training.first_stage import FirstStage
+from moesr.training.loader import Items, Loader
 from moesr.training.loop import Batch, LoopConfig, run
 
 #: Stages by name, with the config that they are tested with.

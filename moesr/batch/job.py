@@ -14,17 +14,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Union, cast
 
-from .. import outputs
+from .. import result_files
+from ..atomic_files import open_new
 from ..errors import SettingError
-from ..inputs import PassedOver
-from ..leftovers import open_new
+from ..input_files import PassedOver
 from ..settings import RUN_SETTINGS, SETTINGS, check_settings
 from .journal import Journal, export_report, journal_name
-from .local import choose_workers, run_local
+from .local_engine import choose_workers, run_local
 from .lock import JobLock
 from .manifest import Row, read_manifest, write_manifest
-from .places import find_size, is_remote
 from .sources import list_addresses
+from .storage import find_size, is_remote
 from .worker import Work
 
 ENGINES = ("local", "ray")
@@ -120,7 +120,7 @@ class Options:
     model_timesteps: int | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("engine", ENGINES), ("on_error", ON_ERROR), ("format", tuple(outputs.FORMATS))):
+        for name, choices in (("engine", ENGINES), ("on_error", ON_ERROR), ("format", tuple(result_files.FORMATS))):
             if getattr(self, name) not in choices:
                 raise SettingError(f"{name} {getattr(self, name)}: choose one of {', '.join(choices)}")
         for name in ("attempts", "cpus_per_worker", "in_flight"):
@@ -203,7 +203,7 @@ def estimate(inputs: Inputs, output: str | os.PathLike[str], **options: Any) -> 
     """
     from PIL import Image
 
-    from .places import open_file
+    from .storage import open_file
     from .worker import Worker
 
     chosen, work = _prepare_work(options)
@@ -211,7 +211,7 @@ def estimate(inputs: Inputs, output: str | os.PathLike[str], **options: Any) -> 
     with tempfile.TemporaryDirectory(prefix="moesr-") as folder:
         path = Path(folder, "manifest.jsonl")
         found = list_addresses(_read_names(inputs), out, passed_over, column=chosen.column)
-        count = write_manifest(path, found, out, outputs.FORMATS[chosen.format])
+        count = write_manifest(path, found, out, result_files.FORMATS[chosen.format])
         sample = list(islice(read_manifest(path, (0, max(1, count // 100))), 100))
     sizes: list[tuple[float, Row]] = []
     for row in sample:
@@ -284,7 +284,7 @@ def _prepare_manifest(
         if options.cut[1] > 1 and before["inputs"] == names and (folder / MANIFEST).exists():
             return int(before["count"])
     found = list_addresses(names, out, passed_over, column=options.column)
-    count = write_manifest(folder / MANIFEST, found, out, outputs.FORMATS[options.format])
+    count = write_manifest(folder / MANIFEST, found, out, result_files.FORMATS[options.format])
     if not count:
         raise SettingError(f"{', '.join(names)[:200]}: no pictures in there")
     with open_new(folder / "job.json", replaces=True) as file:

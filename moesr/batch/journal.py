@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..atomic_files import open_new
 from ..errors import SettingError
-from ..leftovers import open_new
 
 #: Seconds between writes that survive a power cut. What such a cut takes away is repeated.
 _SYNC_SECONDS = 1.0

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..leftovers import open_new
-from ..outputs import plan_targets
-from .places import is_remote
+from ..atomic_files import open_new
+from ..result_files import plan_targets
 from .sources import Address
+from .storage import is_remote
 
 
 @dataclass(frozen=True)

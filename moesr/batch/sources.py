@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import ImageError, SettingError
 from ..images.files import READ_SUFFIXES
-from ..inputs import PassedOver, Source, list_folder
-from ..record import read_record
-from .places import ask, is_remote, open_file, open_filesystem
+from ..input_files import PassedOver, Source, list_folder
+from ..settings_record import read_record
+from .storage import ask, is_remote, open_file, open_filesystem
 
 _LISTS = (".txt", ".lst", ".list")
 _TABLES = (".parquet", ".pq")

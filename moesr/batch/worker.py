@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import ImageError, MoESRError, SettingError
 from .manifest import Row
-from .places import PlaceError, exists, read_bytes, write_new
+from .storage import PlaceError, exists, read_bytes, write_new
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Worker:
 
         from ..library import compute_fingerprint, find
         from ..model import load
-        from ..record import describe_settings
+        from ..settings_record import describe_settings
 
         torch.set_num_threads(work.threads)
         path = find(work.model)
@@ -88,8 +88,8 @@ class Worker:
         from ..images.files import WRITE_SUFFIXES, read_image, write_image
         from ..images.write import check_size
         from ..pipeline import upscale
-        from ..record import digest_bytes, to_texts
         from ..settings import result_size
+        from ..settings_record import digest_bytes, to_texts
 
         data = read_bytes(row.source, row.offset, row.size)
         try:

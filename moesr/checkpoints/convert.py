@@ -15,12 +15,12 @@ from ..config import SwinUNetConfig
 from ..errors import CheckpointError, SettingError
 from ..library import find
 from .detect import FIRST_STAGE
-from .files import ModelFiles, open_model
 from .header import LICENCE, LICENCE_NOTE, NOTES, Source, make_header, read_sources
-from .reading import DTYPES, View
+from .model_files import ModelFiles, open_model
 from .resshift import make_published_process
-from .writing import Entry, write
-from .wrong import one_line
+from .unknown_files import one_line
+from .weight_reading import DTYPES, View
+from .weight_writing import Entry, write
 
 #: progress(bytes done, bytes in all, what is being done)
 Progress = Callable[[int, int, str], None]

@@ -16,12 +16,12 @@ from ..networks.autoencoder import Autoencoder
 from ..networks.denoiser import denoiser
 from ..networks.unet import UNet
 from .detect import EMA, find_role
-from .files import open_autoencoder, open_model
 from .header import LICENCE, read_sources
-from .reading import Weights
+from .model_files import open_autoencoder, open_model
 from .resshift import find_network, holds_swin, schedule
-from .stages import open_stage, read_stage_number
-from .wrong import one_line
+from .stage_files import open_stage, read_stage_number
+from .unknown_files import one_line
+from .weight_reading import Weights
 
 Facts = dict[str, Any]
 

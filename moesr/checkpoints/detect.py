@@ -11,8 +11,8 @@ from torch import nn
 
 from ..config import AutoencoderConfig, UNetConfig
 from ..errors import CheckpointError
-from .reading import Shapes, Weights
-from .wrong import describe_keys, find_other_network, one_line
+from .unknown_files import describe_keys, find_other_network, one_line
+from .weight_reading import Shapes, Weights
 
 #: Where a Lightning checkpoint of the release keeps its UNet, its EMA copy and its first stage.
 UNET = "model.diffusion_model."

@@ -12,10 +12,10 @@ from ..config import ModelConfig, SwinUNetConfig
 from ..diffusion.process import PREDICTIONS
 from ..errors import CheckpointError, MoESRError
 from ..images.condition import RESIZES
-from ..networks.swin import MASKS
+from ..networks.swin_layers import MASKS
 from .detect import HEADER
-from .reading import Weights
-from .wrong import one_line
+from .unknown_files import one_line
+from .weight_reading import Weights
 
 SOURCES = "moesr.sources"
 LICENCE = "moesr.licence"

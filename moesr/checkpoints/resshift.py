@@ -17,9 +17,9 @@ from ..errors import CheckpointError, SettingError
 from ..library.catalogue import CATALOGUE
 from ..networks.swin_unet import SwinUNet
 from .detect import find_prefix, under
-from .parts import ModelFiles, expected_shapes, find_decoders, list_fitting, make_view
-from .reading import View, Weights
+from .model_parts import ModelFiles, expected_shapes, find_decoders, list_fitting, make_view
 from .swin import is_swin, read_swin_config, shift_mask
+from .weight_reading import View, Weights
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..config import SwinUNetConfig
 from ..errors import CheckpointError
-from ..networks.swin import mask_apart
+from ..networks.swin_layers import mask_apart
 from .detect import bounded, count, reason
-from .reading import Shapes
+from .weight_reading import Shapes
 
 #: Ends of keys that follow from the config: networks here make these tensors themselves, for any size of image.
 BUFFERS = (".attn_mask", ".relative_position_index")

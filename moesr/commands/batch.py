@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from .. import outputs
+from .. import result_files
 from ..batch.job import ENGINES, ON_ERROR, Estimate, Options, Report, batch, estimate
 from ..settings import RUN_SETTINGS
 from .common import add_model_options, add_settings, fail, positive, verbose
@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
     faults.add_argument("--max-errors", type=positive, metavar="N", help="end the job after so many")
     faults.add_argument("--attempts", type=positive, default=3, help="per picture whose worker dies (default: 3)")
     files = parser.add_argument_group("files")
-    files.add_argument("--format", choices=outputs.FORMATS, default="png", help="of results")
+    files.add_argument("--format", choices=result_files.FORMATS, default="png", help="of results")
     files.add_argument("--quality", type=positive, metavar="Q", help="of JPEG and WebP results, 1 to 100 (default: 95)")
     files.add_argument("--strip-metadata", action="store_false", dest="metadata", help="pixels and colours only")
     files.add_argument("--allow-truncated", action="store_true", help="read files that are cut short")

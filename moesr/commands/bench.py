@@ -33,9 +33,9 @@ def _bench(options: argparse.Namespace) -> int:
     import torch
 
     from ..errors import SettingError
-    from ..evaluation.machine import check_device, device_name
+    from ..evaluation.selftest_device import check_device, device_name
     from ..evaluation.speed.bench import SECTIONS, Bench, Plan, choose_sections
-    from ..evaluation.speed.parts import read_reference
+    from ..evaluation.speed.network_parts import read_reference
 
     device = check_device(options.device)
     sections = choose_parts(options.only, SECTIONS) if options.only else choose_sections(device, options.quick)

@@ -23,8 +23,8 @@ def add(commands: Any) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from ..evaluation.machine import check_device, describe_machine
     from ..evaluation.selftest import ROWS, SelfTest
+    from ..evaluation.selftest_device import check_device, describe_machine
 
     rows = choose_parts(options.only, ROWS)
     if options.record:
@@ -51,10 +51,10 @@ def _check(options: argparse.Namespace) -> int:
 
 def _record(source: str) -> int:
     """Record the model's result as the one that the test expects."""
-    from ..evaluation import recorded
+    from ..evaluation import recorded_result
     from ..model import load
     from ..pipeline import upscale
 
     model = load(source, dtype="fp32", device="cpu")
-    recorded.write_record(upscale(model, recorded.read_input()), model.paths[0])
+    recorded_result.write_record(upscale(model, recorded_result.read_input()), model.paths[0])
     return 0

@@ -41,12 +41,12 @@ def add(commands: Any) -> None:
 def _data(options: argparse.Namespace) -> int:
     from ..errors import SettingError
     from ..images.files import write_image
-    from ..outputs import save_new
-    from ..training.data.notice import credit_photographs
+    from ..result_files import save_new
+    from ..training.data.contact_sheet import draw_sheet
+    from ..training.data.notice_table import credit_photographs
     from ..training.data.pack import write_pack
     from ..training.data.photos import open_photos, read_images
-    from ..training.data.preview import draw_sheet
-    from ..training.data.sets import read_names, read_table, split_validation, write_sets
+    from ..training.data.validation_sets import read_names, read_table, split_validation, write_sets
 
     left_out = read_names(Path(options.leave_out)) if options.leave_out else []
     if options.split or options.notice:
@@ -85,7 +85,7 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _open_source(source: Any, options: argparse.Namespace) -> Any:
-    from ..training.data.source import BatchSource
+    from ..training.data.batch_source import BatchSource
 
     return BatchSource(
         source, crop=options.crop, scale=options.scale, batch=options.batch, recipe=options.degradation,

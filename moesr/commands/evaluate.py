@@ -36,9 +36,9 @@ def add(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from ..evaluation.benchmark import Benchmark, as_json, match, table_row
+    from ..evaluation.metric_suite import Suite
+    from ..evaluation.quality_benchmark import Benchmark, as_json, match, table_row
     from ..evaluation.report import Report
-    from ..evaluation.suite import Suite
 
     check_new(options.html, options)
     lr, results = (Path(folder) if folder else None for folder in (options.lr, options.results))
@@ -77,7 +77,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _contestant(options: argparse.Namespace) -> tuple[str, dict[str, Any], Any]:
     """Who is evaluated: a name, the settings that count, and what makes an image (None for ready results)."""
     from ..evaluation.ablation import without
-    from ..evaluation.benchmark import bicubic
+    from ..evaluation.quality_benchmark import bicubic
     from ..pipeline import upscale
     from ..settings import resolve
 

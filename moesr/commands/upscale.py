@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .. import inputs, outputs
+from .. import input_files, result_files
 from ..errors import ImageError, MoESRError, SettingError
-from ..outputs import Target
+from ..result_files import Target
 from .common import Bar, add_model_options, add_settings, fail, open_model, verbose
 
 #: Settings that have an option each.
@@ -46,8 +46,8 @@ def add(commands: Any) -> None:
     up.add_argument("--compile", action="store_true", help="torch.compile the experts: for many pictures on a GPU")
     files = up.add_argument_group("files")
     files.add_argument(
-        "--format", choices=outputs.FORMATS, metavar="KIND",
-        help=f"of results in a folder: {', '.join(outputs.FORMATS)} (as the input); default png",
+        "--format", choices=result_files.FORMATS, metavar="KIND",
+        help=f"of results in a folder: {', '.join(result_files.FORMATS)} (as the input); default png",
     )  # fmt: skip
     files.add_argument("--quality", type=int, metavar="Q", help="of JPEG and WebP results, 1 to 100 (default: 95)")
     files.add_argument("--bits", type=int, choices=(8, 16), help="bits per sample of a PNG (default: as in the input)")
@@ -60,12 +60,12 @@ def add(commands: Any) -> None:
 
 def _upscale(options: argparse.Namespace) -> int:
     from ..images.files import READ_SUFFIXES, WRITE_SUFFIXES
-    from ..record import read_record
+    from ..settings_record import read_record
 
-    to_stream, output = options.output == inputs.STREAM, Path(options.output)
-    to_file = not to_stream and outputs.is_picture_name(options.output, WRITE_SUFFIXES)
-    passed_over = inputs.PassedOver()
-    sources, missing = inputs.find_sources(
+    to_stream, output = options.output == input_files.STREAM, Path(options.output)
+    to_file = not to_stream and result_files.is_picture_name(options.output, WRITE_SUFFIXES)
+    passed_over = input_files.PassedOver()
+    sources, missing = input_files.find_sources(
         options.inputs,
         None if to_stream or to_file else output,
         recursive=options.recursive,
@@ -100,12 +100,12 @@ def _upscale(options: argparse.Namespace) -> int:
 
 
 def _plan(
-    options: argparse.Namespace, sources: list[inputs.Source], output: Path, to_file: bool, to_stream: bool
+    options: argparse.Namespace, sources: list[input_files.Source], output: Path, to_file: bool, to_stream: bool
 ) -> list[Target]:
     """Where each result goes. Raises SettingError for options that contradict each other."""
     from ..images.files import WRITE_SUFFIXES
 
-    suffix = outputs.FORMATS[options.format or "png"]
+    suffix = result_files.FORMATS[options.format or "png"]
     if to_stream:
         if options.side_by_side or options.format == "same":
             raise SettingError("-: standard output takes one result; choose --format png, jpg or webp and nothing else")
@@ -113,16 +113,16 @@ def _plan(
             raise SettingError("-: standard output is closed; give a file or a folder")
         if sys.stdout.isatty():
             raise SettingError("-: standard output is a terminal; send it to a file or a program")
-        targets = [Target(source, Path(inputs.STREAM + suffix)) for source in sources]
+        targets = [Target(source, Path(input_files.STREAM + suffix)) for source in sources]
     elif to_file:
         if options.format not in (None, "same") and WRITE_SUFFIXES[suffix] != WRITE_SUFFIXES[output.suffix.lower()]:
             raise SettingError(f"{output}: not a file of --format {options.format}; leave one of them out")
-        compare = outputs.name_compare(output) if options.side_by_side else None
+        compare = result_files.name_compare(output) if options.side_by_side else None
         targets = [Target(source, output, compare) for source in sources]
     else:
         folders = {source.folder for source in sources}
         targets = list(
-            outputs.plan_targets(sources, output, suffix=suffix, compare=options.side_by_side, folders=folders)
+            result_files.plan_targets(sources, output, suffix=suffix, compare=options.side_by_side, folders=folders)
         )
     suffixes = {target.path.suffix.lower() for target in targets}
     kinds = {WRITE_SUFFIXES[suffix] for suffix in suffixes}
@@ -136,7 +136,7 @@ def _plan(
 class _Run:
     """The pictures of one command, with one model and the same settings."""
 
-    def __init__(self, options: argparse.Namespace, sources: list[inputs.Source], targets: list[Target]) -> None:
+    def __init__(self, options: argparse.Namespace, sources: list[input_files.Source], targets: list[Target]) -> None:
         self.options = options
         self.todo = targets
         self.finished: list[Target] = []
@@ -146,19 +146,19 @@ class _Run:
         """Everything that can be wrong before the first picture; `folder` is where results go. Raises MoESRError."""
         options = self.options
         if folder is not None:
-            outputs.clean_folders(self.todo)
+            result_files.clean_folders(self.todo)
             find_difference = self._find_difference if options.skip_existing else None
-            self.todo, self.finished = outputs.check_targets(
+            self.todo, self.finished = result_files.check_targets(
                 self.todo, overwrite=options.overwrite, find_difference=find_difference
             )
-            outputs.check_writable(folder)
-            outputs.check_space(self.todo, folder, self._record["scale"])
+            result_files.check_writable(folder)
+            result_files.check_space(self.todo, folder, self._record["scale"])
         if self.todo:
             _ = self._model, self._mask
 
     def upscale_one(self, target: Target) -> str | None:
         """Upscale a file; the line that says what went wrong, or None. Raises what is wrong for all: settings."""
-        from ..images.compare import draw_comparison
+        from ..images.comparison import draw_comparison
         from ..images.files import WRITE_SUFFIXES
         from ..images.write import check_size
         from ..pipeline import upscale
@@ -169,7 +169,7 @@ class _Run:
             picture, digest = _read(target.source, options.allow_truncated)
             for note in picture.notes:
                 _say(f"{target.source.path}: {note}")
-            if options.output != inputs.STREAM:
+            if options.output != input_files.STREAM:
                 height, width = picture.rgb.shape[:2]
                 height, width = result_size(height, width, self._record["scale"])
                 check_size(target.path, WRITE_SUFFIXES[target.path.suffix.lower()], height, width)
@@ -194,7 +194,7 @@ class _Run:
 
     def _save(self, target: Target, path: Path, picture: Any, digest: str) -> None:
         from ..images.files import WRITE_SUFFIXES, write_image
-        from ..record import to_texts
+        from ..settings_record import to_texts
 
         strip, buffer = self.options.strip_metadata, io.BytesIO()
         kind = WRITE_SUFFIXES[path.suffix.lower()]
@@ -203,11 +203,11 @@ class _Run:
         for line in write_image(buffer, picture, format=kind, quality=self.options.quality, metadata=not strip):
             _say(f"{path}: {line}")
         data = buffer.getvalue()
-        if self.options.output == inputs.STREAM:
+        if self.options.output == input_files.STREAM:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
             return
-        saved = outputs.save_new(path, lambda file: file.write(data), replaces=target.replaces)
+        saved = result_files.save_new(path, lambda file: file.write(data), replaces=target.replaces)
         height, width = picture.rgb.shape[:2]
         note = "" if saved == path else f" ({path.name} was taken by another file meanwhile)"
         what = ", input, bicubic and result side by side" if path == target.compare else ""
@@ -231,7 +231,7 @@ class _Run:
     def _record(self) -> dict[str, Any]:
         """What makes the result what it is, but for the input."""
         from ..library import find
-        from ..record import describe_settings
+        from ..settings_record import describe_settings
 
         mask = Path(self.options.mask) if self.options.mask else None
         path = find(self.options.model)
@@ -246,8 +246,8 @@ class _Run:
         from PIL import Image
 
         from ..images.read import is_cut_short
-        from ..record import digest_file, find_difference, read_record
         from ..settings import result_size
+        from ..settings_record import digest_file, find_difference, read_record
 
         try:
             found = read_record(path)
@@ -267,10 +267,10 @@ class _Run:
         return None
 
 
-def _read(source: inputs.Source, allow_truncated: bool) -> tuple[Any, str]:
+def _read(source: input_files.Source, allow_truncated: bool) -> tuple[Any, str]:
     """The picture of a source, and the digest of its bytes."""
     from ..images.files import read_image
-    from ..record import digest_bytes, digest_file
+    from ..settings_record import digest_bytes, digest_file
 
     if not source.is_stream:
         return read_image(source.path, allow_truncated=allow_truncated), digest_file(source.path)

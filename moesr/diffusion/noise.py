@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import scratch
+from .. import canvas_memory
 
 
 def make_generators(seed: int, batch_seed: str, images: Sequence[int]) -> list[torch.Generator]:
@@ -22,7 +22,7 @@ def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int], canv
     """Standard normal noise of that shape for each generator, [B, *shape], on `canvas_device`."""
     size = (len(generators), *shape)
     pinned = canvas_device.type == "cuda"  # so that the copy to the device waits for nothing
-    noise = torch.empty(size, pin_memory=True) if pinned else scratch.zeros(size, torch.device("cpu"))
+    noise = torch.empty(size, pin_memory=True) if pinned else canvas_memory.zeros(size, torch.device("cpu"))
     for image, generator in zip(noise, generators):
         torch.randn(image.shape, generator=generator, out=image)
     return noise.to(canvas_device, non_blocking=pinned)

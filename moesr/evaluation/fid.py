@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.reading import Weights
+from ..checkpoints.weight_reading import Weights
 from ..errors import ImageError, SettingError
-from .files import find, metrics_folder
+from .metric_files import find, metrics_folder
 
 
 class FID:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoints.reading import Weights
-from .files import bare_keys, fill, find, metrics_folder
+from ..checkpoints.weight_reading import Weights
+from .metric_files import bare_keys, fill, find, metrics_folder
 
 _PATCH, _GRID, _WIDTH, _HEADS, _LAYERS, _MLP = 32, 10, 384, 6, 14, 1152
 #: Longer sides of the reduced copies that are looked at beside the image itself.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ImageError
 from ..images.resize import resize
-from .files import metrics_folder
+from .metric_files import metrics_folder
 from .metrics import luma
 
 FILE = "niqe_pris_params.npz"

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .nano import NANO_KL, build_autoencoder, build_denoiser, nano_config
-from .speed import plain
+from .nano_models import NANO_KL, build_autoencoder, build_denoiser, nano_config
+from .speed import plain_networks
 
 
 def parity_cases() -> Iterator[tuple[str, Tensor, Callable[[torch.device, torch.dtype], Tensor]]]:
@@ -44,9 +44,9 @@ def parity_cases() -> Iterator[tuple[str, Tensor, Callable[[torch.device, torch.
         return build_autoencoder(NANO_KL).to(device, dtype).decode(latent.to(device, dtype))
 
     early = torch.tensor([2])
-    yield "expert", plain.step(unet, x, t, lr), expert(lambda: build_denoiser(config.unet), t)
+    yield "expert", plain_networks.step(unet, x, t, lr), expert(lambda: build_denoiser(config.unet), t)
     yield "swin", as_written(lambda: swin(x, early, lr)), expert(lambda: build_denoiser(swin_config), early)
-    yield "decoder", plain.features_and_decode(vq, codes, picture), decode_vq
+    yield "decoder", plain_networks.features_and_decode(vq, codes, picture), decode_vq
     yield "kl decoder", as_written(lambda: kl.decode(latent)), decode_kl
 
 

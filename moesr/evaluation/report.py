@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..errors import SettingError
-from .benchmark import Benchmark, Row, Trio, shown
-from .suite import COLUMNS, Column
+from .metric_suite import COLUMNS, Column
+from .quality_benchmark import Benchmark, Row, Trio, shown
 
 #: Largest side of a panel; larger images are shown reduced. Crops always show the very pixels.
 PANEL = 640

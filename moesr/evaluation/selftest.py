@@ -26,12 +26,12 @@ from ..pipeline import sample_latents, upscale
 from ..progress import Event
 from ..runtime import PlainRuntime
 from ..settings import SAMPLERS
-from . import recorded
-from .machine import exact_numerics, release
-from .nano import build_nano
+from . import recorded_result
+from .nano_models import build_nano
 from .parity import largest_difference, parity_cases, psnr, share_within_a_level, synthetic_picture
+from .selftest_device import exact_numerics, release
 from .speed.measure import Stopwatch, allocated_bytes, peak, wait_for
-from .speed.parts import step
+from .speed.network_parts import step
 
 ROWS = ("parity", "tiny", "samplers", "residency", "memory", "cancel", "throughput")
 #: Largest difference to the plain networks in float32, as a part of their largest value.
@@ -120,12 +120,12 @@ class SelfTest:
         """The model in float32 against its recorded result (tiny), or against the CPU."""
         model = self._load("fp32")
         lines = []
-        if model.config.name == recorded.NAME:
-            expected = recorded.read_expected()
-            values["near"] = near = share_within_a_level(upscale(model, recorded.read_input()), expected)
+        if model.config.name == recorded_result.NAME:
+            expected = recorded_result.read_expected()
+            values["near"] = near = share_within_a_level(upscale(model, recorded_result.read_input()), expected)
             if near < NEAR:
                 raise Failure(f"{near:.2%} of the samples are within a level of the recorded result, not {NEAR:.1%}")
-            if not recorded.has_recorded_weights(model.paths[0]):
+            if not recorded_result.has_recorded_weights(model.paths[0]):
                 raise Failure(f"{model.paths[0]}: its weights are not those of the released model; get the file again")
             lines.append(f"{near:.2%} within a level of the recorded result")
         if not self.is_cpu and not (lines and self.quick):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .resize import Matrices, resize
-from .windows import Window, crop
+from .tile_windows import Window, crop
 
 #: LR pixels around a window that a bicubic kernel can see.
 _MARGIN = 8

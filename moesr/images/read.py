@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ImageError, MoESRError
-from . import exif, png, profile
+from . import colour_profile, exif, png
 from .metadata import get_exif, read_metadata
 from .picture import Picture, make_picture, round_samples
 from .tiff import find_white, has_all_samples, is_tiff, read_texts, read_tiff
@@ -159,9 +159,9 @@ def from_pil(image: Image.Image, data: bytes = b"") -> Picture:
     if b"HasExtendedXMP" in metadata.xmp:
         notes.append("of its long XMP the first part travels alone")
     chunks = metadata.colour_chunks
-    icc = icc if profile.is_usable(icc, grey) else None  # no program uses one of another kind
+    icc = icc if colour_profile.is_usable(icc, grey) else None  # no program uses one of another kind
     if chunks and (icc is None or b"cICP" in chunks):
-        icc = profile.build_from_chunks(chunks, grey) or (icc if profile.is_hdr(chunks) else None)
+        icc = colour_profile.build_from_chunks(chunks, grey) or (icc if colour_profile.is_hdr(chunks) else None)
     return make_picture(values, grey, orientation, icc=icc, bits=bits, metadata=metadata, notes=tuple(notes))
 
 
@@ -231,7 +231,7 @@ def _to_rgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes |
     """The image in mode L, LA, RGB or RGBA, and its profile if that still applies."""
     alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     if image.mode in ("CMYK", "LAB"):
-        return _keep_info(image, profile.to_srgb(image, icc)), None
+        return _keep_info(image, colour_profile.to_srgb(image, icc)), None
     mode = ("LA" if alpha else "L") if image.mode in ("1", "L", "LA", "La") else "RGBA" if alpha else "RGB"
     return _keep_info(image, image.convert(mode)), icc
 

@@ -11,10 +11,10 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from ..atomic_files import open_new
 from ..errors import ImageError, NumericsError, SettingError
-from ..leftovers import open_new
+from . import colour_profile, png
 from . import metadata as translate
-from . import png, profile
 from .picture import Metadata, Picture, lay_on_white, round_samples
 from .read import reason, to_pil
 from .tiff import write_tiff
@@ -92,13 +92,13 @@ def _encode(picture: Picture, kind: str, quality: int) -> tuple[bytes, list[str]
     kept = picture.metadata
     if kind == "PNG":
         return _png(picture), []
-    if profile.is_hdr(kept.colour_chunks):
-        picture = profile.hdr_to_srgb(picture)
+    if colour_profile.is_hdr(kept.colour_chunks):
+        picture = colour_profile.hdr_to_srgb(picture)
     if kind == "TIFF":
         data = write_tiff(round_samples(picture, picture.bits), kept, picture.icc)
         return data, translate.name_lost_texts(kept, kind)
     if kind == "WEBP" and picture.grey and picture.icc:  # WebP has no grey, and a grey profile no place in it
-        picture = profile.grey_to_srgb(picture)
+        picture = colour_profile.grey_to_srgb(picture)
     image = to_pil(lay_on_white(picture) if kind == "JPEG" else picture)
     image.info.clear()
     options, notes = translate.make_pillow_options(kept, kind)
@@ -119,7 +119,7 @@ def _png(picture: Picture) -> bytes:
         data = _save(image, "PNG", {})
     kept = picture.metadata
     chunks = kept.colour_chunks
-    same = profile.build_from_chunks(chunks, picture.grey) == picture.icc or profile.is_hdr(chunks)
+    same = colour_profile.build_from_chunks(chunks, picture.grey) == picture.icc or colour_profile.is_hdr(chunks)
     info = translate.make_png_info(kept)
     if picture.icc and not same:
         info.add(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))

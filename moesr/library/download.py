@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..checkpoints.reading import Weights
+from ..checkpoints.weight_reading import Weights
 from ..errors import CheckpointError, SettingError
-from . import models as library
+from . import model_folders as library
 from .catalogue import CATALOGUE, Entry, HubFile, RemoteFile
 
 log = logging.getLogger(__name__)

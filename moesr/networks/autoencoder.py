@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import AutoencoderConfig
-from .estimator import RestoreEstimator
 from .frequency import AFFUNet
 from .fusion import LRFusion
 from .layers import NormResBlock, Upsample, add_residual, arrange_channels, attention, full_precision, group_norm, silu
+from .restore_estimator import RestoreEstimator
 
 #: Distances to codes that exist at a time (64 MiB of float32), whatever the size of the latent.
 DISTANCE_ENTRIES = 2**24

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .bands import band_bytes, can_fold, fold_norm, inverted_residual
+from .inverted_residual import band_bytes, can_fold, fold_norm, inverted_residual
 from .layers import arrange_channels, full_precision, group_norm, leaky_relu
 
 
@@ -95,7 +95,7 @@ class InvertedResidual(nn.Module):
     """1 x 1 to four times the width, 3 x 3 depthwise, 1 x 1 back, leaky ReLU 0.1 between; skip if in == out.
 
     forward adds the convolution `short` of `source`, the block's other branch. As it is used, batch norms are folded
-    and the wide features exist in bands only (bands.py).
+    and the wide features exist in bands only (inverted_residual.py).
     """
 
     def __init__(self, channels: int, out_channels: int, expansion: int = 4) -> None:
@@ -140,7 +140,7 @@ class AFFBlock(nn.Module):
 
 
 def find_folded_layers(network: nn.Module) -> list[nn.Module]:
-    """The layers whose weights are read where they are used instead of by a forward of their own (bands.py)."""
+    """The layers whose weights are read where they are used, and not by a forward of their own."""
     blocks = [block for block in network.modules() if isinstance(block, AFFBlock)]
     return [layer for block in blocks for layer in (*block.mlp.modules(), block.up_dim)]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 ATTENTION_ENTRIES = 2**25
 #: Heads from this width on are faster as two convolutions on a CPU than in its fused kernel, from so many queries on.
 WIDE_HEAD, WIDE_QUERIES = 256, 1024
-#: oneDNN's kernels for 1 x 1 convolutions want a batch, see bands.py.
+#: oneDNN's kernels for 1 x 1 convolutions want a batch, see inverted_residual.py.
 _BATCH = 32
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..config import SwinUNetConfig
 from .layers import Upsample, group_norm, timestep_embedding
-from .swin import SwinLayer
+from .swin_layers import SwinLayer
 from .unet import Block, Downsample, ResBlock
 
 #: Channels of the LR image's features before they are halved for the first time; each halving doubles them.

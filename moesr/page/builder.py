@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..outputs import FORMATS
+from ..result_files import FORMATS
 from ..settings import SETTINGS
-from . import fragments
-from .compat import by_index, gradio, gradio_version, make, on, with_client
+from . import html
 from .controls import CONTROLS, PRESETS, make_control, own_values
+from .gradio_versions import by_index, gradio, gradio_version, make, on, with_client
 from .handlers import Handlers
 from .job_queue import JobQueue
-from .sizes import BUTTONS, KINDS, choose_button
+from .result_sizes import BUTTONS, KINDS, choose_button
 
 _HERE = Path(__file__).parent
 CSS = (_HERE / "page.css", _HERE / "standalone.css")  # a host takes the first, by style.css
@@ -58,7 +58,7 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
     look = looks() if host.standalone and gradio_version() < (6, 0) else {}
     with make(gr.Blocks, title=title, analytics_enabled=False, delete_cache=None, **look) as blocks:
         if host.standalone:
-            _html(gr, fragments.HEADER)
+            _html(gr, html.HEADER)
         with make(gr.Row, elem_id="moesr-page"):
             with make(gr.Column, scale=4, min_width=300, elem_id="moesr-left"):
                 built = Built(blocks, handlers, _drop_zone(gr))
@@ -87,11 +87,11 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
                 gallery = _gallery(gr, handlers)
             with make(gr.Column, scale=6, min_width=300, elem_id="moesr-right"):
                 progress = _html(gr, "", elem_id="moesr-progress")
-                results = _html(gr, fragments.EMPTY, elem_id="moesr-results")
+                results = _html(gr, html.EMPTY, elem_id="moesr-results")
                 with make(gr.Row, elem_id="moesr-after") as built.after:
                     again = make(gr.Button, "Use as input", size="sm", elem_id="moesr-again", min_width=90)
         if host.standalone:
-            _html(gr, fragments.FOOTER)
+            _html(gr, html.FOOTER)
         job = make(gr.Textbox, "", visible=False, elem_id="moesr-job")
         address = make(gr.Textbox, "", visible=False)
         values = [model, choice, size, format_, *controls.values()]

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config import ModelConfig
 from ..settings import ANY_SEED, SETTINGS, read_settings
-from .compat import gradio, make
+from .gradio_versions import gradio, make
 
 #: Controls of the page after model, size and format, in the order in which handlers get and give their values.
 CONTROLS = ("steps", "fidelity", "color_fix", "seed", "tile", "wrap", "sampler", "eta", "restore", "spacing")

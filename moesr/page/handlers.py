@@ -9,15 +9,15 @@ from typing import Any
 from urllib.parse import unquote
 
 from ..errors import MoESRError
-from ..hosting.facts import Plan, plan_steps
-from ..record import RunRecord, read_run
+from ..hosting.model_facts import Plan, plan_steps
 from ..settings import SETTINGS, result_size
-from . import fragments
-from .compat import list_uploads, make_refusal, update
+from ..settings_record import RunRecord, read_run
+from . import html
 from .controls import CONTROLS, list_preset, own_values, read_controls, read_form
+from .gradio_versions import list_uploads, make_refusal, update
+from .job import Job
 from .job_queue import JobQueue
-from .jobs import Job
-from .sizes import BUTTONS, KINDS, choose_button, read_size
+from .result_sizes import BUTTONS, KINDS, choose_button, read_size
 from .uploads import Upload, accept, draw_thumbnail
 from .uploads import read_size as read_upload_size
 
@@ -49,22 +49,22 @@ class Handlers:
             uploads = self._accept_all(files)
             job = self.queue.submit(Job(uploads, model, settings, size=size, format=format, client=client))
         except MoESRError as error:
-            yield fragments.message(str(error)), update(), update(interactive=True), update(interactive=False), ""
+            yield html.message(str(error)), update(), update(interactive=True), update(interactive=False), ""
             return
         try:
-            yield fragments.waiting(0, None), "", update(interactive=False), update(interactive=True), job.id
+            yield html.waiting(0, None), "", update(interactive=False), update(interactive=True), job.id
             yield from ((*parts, update(), update(), update()) for parts in self._follow(job))
         finally:
             job.cancel()  # if the client went away; a finished job does not mind
-        results = fragments.results(job, self.host.url)
-        yield fragments.outcome(job), results, update(interactive=True), update(interactive=False), ""
+        results = html.results(job, self.host.url)
+        yield html.outcome(job), results, update(interactive=True), update(interactive=False), ""
 
     def reopen(self, job_id: str) -> tuple[Any, Any]:
         """The page was loaded again: (progress, results) of the job that it showed last, if that is still there."""
         job = self.queue.find(str(job_id or ""))
         if job is None or not job.is_finished or not all(result.path.is_file() for result in job.results):
             return update(), update()
-        return fragments.outcome(job), fragments.results(job, self.host.url) or fragments.EMPTY
+        return html.outcome(job), html.results(job, self.host.url) or html.EMPTY
 
     def use_again(self, address: str) -> Any:
         """The result at an address of the page, as what to upscale next."""
@@ -128,7 +128,7 @@ class Handlers:
             self.queue.limits.check_files(len(found))
             target = read_size(choice, value)
         except MoESRError as error:
-            return fragments.message(str(error))
+            return html.message(str(error))
         for paths in found:
             try:
                 upload = self._accept(paths)
@@ -142,7 +142,7 @@ class Handlers:
             except MoESRError as error:
                 wrong.append(str(error))
         more = [f"and {len(wrong) - 8} more that cannot be used"] if len(wrong) > 8 else []
-        return fragments.files(rows, len(found) - len(wrong)) + fragments.messages([*wrong[:8], *more])
+        return html.files(rows, len(found) - len(wrong)) + html.messages([*wrong[:8], *more])
 
     def restore_settings(self, files: Any) -> tuple[Any, ...]:
         """The settings inside the first picture, if any: (note, timeline, model, choice, size, *controls)."""
@@ -167,15 +167,15 @@ class Handlers:
             size = update(value=scale, visible=choice not in BUTTONS)
             return plan, update(value=choice), size, *(update(**change) for change in own.values())
         except MoESRError as error:
-            return fragments.message(str(error)), *[update()] * 5
+            return html.message(str(error)), *[update()] * 5
 
     def draw_plan(self, model: str, steps: float, sampler: str = "auto") -> str:
         """Which expert works at which step, and what had to be assumed about the model's files."""
         try:
             plan = plan_steps(self.facts.read_config(model), steps=int(steps), sampler=sampler)
-            return fragments.draw_plan(plan) + fragments.messages(self.facts.list_notes(model), "note")
+            return html.draw_plan(plan) + html.messages(self.facts.list_notes(model), "note")
         except (MoESRError, TypeError, ValueError) as error:
-            return fragments.message(str(error))
+            return html.message(str(error))
 
     def choose_example(self, index: int) -> tuple[Any, ...]:
         """An example: (files, preset, *controls)."""
@@ -191,14 +191,14 @@ class Handlers:
         version, done, plan = -1, 0, self._plan(job)
         while not job.is_finished:
             if job.is_cancelled:
-                progress = fragments.cancelling(job.progress)
+                progress = html.cancelling(job.progress)
             elif job.state == "waiting":
-                progress = fragments.waiting(self.queue.count_ahead(job), self.queue.estimate_wait(job))
+                progress = html.waiting(self.queue.count_ahead(job), self.queue.estimate_wait(job))
             else:
-                progress = fragments.running(job.progress, plan)
+                progress = html.running(job.progress, plan)
             has_more = len(job.results) > done
             done = len(job.results)
-            yield progress, fragments.results(job, self.host.url) if has_more else update()
+            yield progress, html.results(job, self.host.url) if has_more else update()
             if not job.is_cancelled:
                 job.wait(TICK)
             version = job.wait(TICK, version)
@@ -237,7 +237,7 @@ class Handlers:
             button, scale = choose_button(run.settings["scale"])
             choice, size = update(value=button), update(value=scale, visible=button not in BUTTONS)
         model_change = update(value=model) if model else update()
-        return fragments.message(text, "note"), plan, model_change, choice, size, *changes
+        return html.message(text, "note"), plan, model_change, choice, size, *changes
 
 
 def describe_result(job: Job) -> dict[str, Any]:

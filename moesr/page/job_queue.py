@@ -9,11 +9,11 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 from ..errors import MoESRError, SettingError
-from ..hosting.runner import Stopped
+from ..hosting.model_runner import Stopped
 from ..settings import resolve
-from .host import PageHost
-from .jobs import Job
+from .job import Job
 from .limits import LOCAL, Limits
+from .page_host import PageHost
 from .results import delete_old
 from .uploads import read_size
 from .worker import Worker

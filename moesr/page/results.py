@@ -11,9 +11,9 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..inputs import Source
-from ..leftovers import open_new
-from ..outputs import FORMATS, Target, plan_targets
+from ..atomic_files import open_new
+from ..input_files import Source
+from ..result_files import FORMATS, Target, plan_targets
 from .uploads import safe_stem
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ from importlib import import_module
 from ..errors import SettingError
 from ..library import DEFAULT
 from .builder import Built, build, looks
-from .compat import file_prefix, keep_known, require_gradio, silence_refusals
-from .guard import Guard
-from .host import StandaloneHost
+from .gradio_versions import file_prefix, keep_known, require_gradio, silence_refusals
 from .job_queue import JobQueue
 from .limits import LOCAL, Limits
+from .page_host import StandaloneHost
+from .request_guard import Guard
 
 log = logging.getLogger(__name__)
 

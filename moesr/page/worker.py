@@ -12,18 +12,18 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import ImageError, MoESRError, SettingError
-from ..hosting.runner import OpenModel, Progress, Result, Runner, Stopped
+from ..hosting.model_runner import OpenModel, Progress, Result, Runner, Stopped
 from ..images.files import WRITE_SUFFIXES, Picture, to_pil, write_image
 from ..images.write import check_size
-from ..outputs import Target
-from ..record import to_texts
+from ..result_files import Target
 from ..settings import result_size
+from ..settings_record import to_texts
 from ..tiling import LARGEST_TILE
-from .host import PageHost
-from .jobs import FinishedPicture, Job, JobProgress
+from .job import FinishedPicture, Job, JobProgress
 from .limits import Limits
+from .page_host import PageHost
+from .result_sizes import TargetSize
 from .results import new_folder, pack, plan_results
-from .sizes import TargetSize
 from .uploads import open_picture, read_size
 
 log = logging.getLogger(__name__)

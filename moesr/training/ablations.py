@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image
 
 from ..errors import SettingError
-from ..evaluation.benchmark import Benchmark, match
-from ..evaluation.suite import COLUMNS, Suite
+from ..evaluation.metric_suite import COLUMNS, Suite
+from ..evaluation.quality_benchmark import Benchmark, match
 from ..model import load as load_model
 from ..pipeline import upscale
 from . import config as configs
-from . import weights
+from . import weight_files
 from .config import TrainingConfig
 from .stages import export, train
 
@@ -113,7 +113,7 @@ class Ablations:
             if benchmark.failed:
                 raise SettingError(f"{name}: {benchmark.failed[0]}")
             self.results.setdefault(table, {})[name] = benchmark.mean().values
-            weights.write_json(self.file, self.results)
+            weight_files.write_json(self.file, self.results)
         yield table, name
 
     def _train_row(self, row: Variant) -> Path:

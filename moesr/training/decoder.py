@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from ..config import AutoencoderConfig
 from ..evaluation.lpips import LPIPS
 from ..networks.autoencoder import Autoencoder
-from . import losses, weights
+from . import losses, weight_files
 from .adversary import PatchDiscriminator
-from .board import join_images
 from .engine import Engine
 from .first_stage import enlarge
 from .loop import Batch, LoopConfig, Task, autocast
+from .run_log import join_images
 
 #: What stage 2 adds to a first stage's decoder, by the names of the modules; a config may leave either out.
 LR_PARTS = ("fusion_layer_1", "unet_1")
@@ -122,7 +122,7 @@ class FCD(Task):
         return join_images(batch, self.predict(batch))
 
     def export(self, folder: Path) -> None:
-        weights.save(self.ema.weights(self.network), folder / "decoder.safetensors")
+        weight_files.save(self.ema.weights(self.network), folder / "decoder.safetensors")
 
 
 def freeze_norms(network: nn.Module) -> None:

@@ -13,7 +13,7 @@ from ..diffusion.experts import ExpertBank
 from ..diffusion.process import Process, from_config
 from ..networks.denoiser import denoiser
 from ..networks.space_moe import average_experts, repeat_expert
-from . import draws, weights
+from . import random_draws, weight_files
 from .engine import Engine
 from .loop import Batch, LoopConfig, Task, autocast
 
@@ -67,8 +67,8 @@ class Expert(Task):
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error between the network's output and its target, one random timestep per item."""
         x0, seed = batch["x0"], self.loop.seed
-        t = draws.draw_integers(*self.span, batch, x0, seed, "t")
-        return self.errors(batch, t, draws.draw_normal(x0, batch, seed, "noise")).mean()
+        t = random_draws.draw_integers(*self.span, batch, x0, seed, "t")
+        return self.errors(batch, t, random_draws.draw_normal(x0, batch, seed, "noise")).mean()
 
     def errors(self, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
         """The mean squared error of every item [B] at its timestep, with its noise."""
@@ -83,8 +83,8 @@ class Expert(Task):
     def export(self, folder: Path) -> None:
         """The grouped network, to branch from, and its averaged form, to sample with."""
         grouped = self.ema.weights(self.network)
-        weights.save(grouped, folder / f"{self.name}_grouped.safetensors")
-        weights.save(average_experts(grouped), folder / f"{self.name}.safetensors")
+        weight_files.save(grouped, folder / f"{self.name}_grouped.safetensors")
+        weight_files.save(average_experts(grouped), folder / f"{self.name}.safetensors")
 
 
 def predict_x0(

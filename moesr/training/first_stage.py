@@ -13,11 +13,11 @@ from ..config import AutoencoderConfig
 from ..evaluation.lpips import LPIPS
 from ..images.resize import resize
 from ..networks.autoencoder import Autoencoder
-from . import draws, losses, weights
+from . import losses, random_draws, weight_files
 from .adversary import PatchDiscriminator
-from .board import join_images
 from .engine import Engine
 from .loop import Batch, LoopConfig, Task, autocast
+from .run_log import join_images
 
 #: Weight of the encoder's distance from its codes (VQ-GAN's beta).
 COMMITMENT = 0.25
@@ -119,7 +119,7 @@ class FirstStage(Task):
         mean, log_variance = moments.chunk(2, dim=1)
         log_variance = log_variance.clamp(-30, 20)
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
-        z = mean + (log_variance / 2).exp() * draws.draw_normal(mean, batch, self.config.loop.seed, "posterior")
+        z = mean + (log_variance / 2).exp() * random_draws.draw_normal(mean, batch, self.config.loop.seed, "posterior")
         return z, self.config.kl_weight * divergence
 
     def _quantise(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,7 @@ class FirstStage(Task):
         return join_images(batch, self.reconstruct(batch)[0])
 
     def export(self, folder: Path) -> None:
-        weights.save(self.ema.weights(self.network), folder / "first_stage.safetensors")
+        weight_files.save(self.ema.weights(self.network), folder / "first_stage.safetensors")
 
 
 def enlarge(lr: Tensor, hr: Tensor) -> Tensor:

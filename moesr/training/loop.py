@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from ..errors import NumericsError, SettingError
 from ..networks.space_moe import exchange_weights
-from . import draws, losses
-from .board import Board
+from . import losses, random_draws
 from .ema import EMA
 from .engine import Engine
+from .run_log import Board
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +237,9 @@ def run(task: Task, next_batch: NextBatch, loop: LoopConfig, folder: Path, budge
             parts = [_move(part, engine.device) for part in next_batch(step)]
             engine.synchronise()
             data_seconds += time.monotonic() - began
-            for name, value in engine.average_numbers(_step(task, parts, at, draws.make_seed(loop.seed, step))).items():
+            for name, value in engine.average_numbers(
+                _step(task, parts, at, random_draws.make_seed(loop.seed, step))
+            ).items():
                 if not math.isfinite(value):
                     raise NumericsError(f"step {step}: loss {name} is {value}; last good state is {path}")
                 sums = totals.setdefault(name, [0.0, 0])

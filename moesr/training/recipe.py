@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.files import open_model
+from ..checkpoints.model_files import open_model
 from ..config import ModelConfig
 from ..errors import SettingError
 from ..library import find
 from ..model import find_device
-from . import weights
+from . import weight_files
 from .config import TrainingConfig
 from .engine import Engine
+from .file_parts import PARTS, find_parts, join_parts, split_file
 from .loop import Budget, Done, LoopConfig
-from .parts import PARTS, find_parts, join_parts, split_file
 from .restore_estimator import EstimatorTask
 from .stages import TRUNK, Stages, write_model
 from .unrolled import Unrolled
@@ -71,8 +71,8 @@ class Recipe(Stages):
             share -= stage.first_stage_share + stage.experts_share
             self.train_first_stage(self._budget(stage.first_stage_share))
             self.train_expert(TRUNK, self._budget(stage.experts_share))
-            model, autoencoder = self.model, weights.load(self.out / "first_stage" / "first_stage.safetensors")
-            experts = [weights.load(self.out / TRUNK / f"{TRUNK}.safetensors")] * len(model.stages)
+            model, autoencoder = self.model, weight_files.load(self.out / "first_stage" / "first_stage.safetensors")
+            experts = [weight_files.load(self.out / TRUNK / f"{TRUNK}.safetensors")] * len(model.stages)
         loop, engine = self.adapt_loop(stage.loop, stage.batch_gpu), Engine(self.device)
         task = Unrolled(
             model, replace(stage, loop=loop), engine, experts=experts, autoencoder=autoencoder, estimator=estimator,
@@ -100,7 +100,7 @@ class Recipe(Stages):
         task = EstimatorTask(loop, Engine(self.device))
         source = self.open_source(self.expert_crop, loop)
         self.run(task, self.batches(source, loop, task.engine), "estimator", budget)
-        return weights.load(self.out / "estimator" / "estimator.safetensors")
+        return weight_files.load(self.out / "estimator" / "estimator.safetensors")
 
     def _open_start(self, start: str) -> tuple[ModelConfig, list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
         """The model's config with the latents' factor of `start`, and the weights of its experts and autoencoder."""

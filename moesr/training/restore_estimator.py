@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..networks.estimator import RestoreEstimator
-from . import weights
+from ..networks.restore_estimator import RestoreEstimator
+from . import weight_files
 from .engine import Engine
 from .loop import Batch, LoopConfig, Task
 
@@ -28,4 +28,4 @@ class EstimatorTask(Task):
         return {"l2": error.item()}
 
     def export(self, folder: Path) -> None:
-        weights.save(self.ema.weights(self.network), folder / "estimator.safetensors")
+        weight_files.save(self.ema.weights(self.network), folder / "estimator.safetensors")

@@ -11,20 +11,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoints.files import save_model
+from ..checkpoints.model_files import save_model
 from ..config import AutoencoderConfig, ModelConfig, UNetConfig
 from ..errors import NumericsError, SettingError
 from ..networks.autoencoder import Autoencoder
-from . import weights
-from .batches import Items, Loader
+from . import weight_files
 from .config import TrainingConfig, apply_launcher, to_dict
 from .data import BatchSource, Images, read_images
 from .decoder import FCD
 from .engine import Engine, LaunchedEngine
 from .experts import Expert
 from .first_stage import FirstStage, detail_components, enlarge, resize_condition
+from .latent_samples import Draw, Sampler, Samples, digest_files, make_samples
+from .loader import Items, Loader
 from .loop import Batch, Budget, Done, LoopConfig, NextBatch, Task, autocast, run
-from .samples import Draw, Sampler, Samples, digest_files, make_samples
 
 STAGES = ("first-stage", "experts", "decoder")
 TRUNK = "trunk"
@@ -102,7 +102,7 @@ class Stages:
         folder = self.out / name
         if task.engine.main:
             folder.mkdir(parents=True, exist_ok=True)
-            weights.write_json(folder / "config.json", to_dict(self.config))
+            weight_files.write_json(folder / "config.json", to_dict(self.config))
         return run(task, batches, task.loop, folder, budget)
 
     def train_first_stage(self, budget: Budget | None = None) -> None:
@@ -120,7 +120,7 @@ class Stages:
             with torch.inference_mode():
                 latents = torch.cat([network.encode(image[None]).flatten() for image in some])
             facts = {"scale_factor": round(1 / latents.std().item(), 4)}
-            weights.write_json(self.out / "first_stage" / "facts.json", facts)
+            weight_files.write_json(self.out / "first_stage" / "facts.json", facts)
         engine.wait()
 
     def train_experts(self, experts: Sequence[str] = ()) -> None:
@@ -147,7 +147,7 @@ class Stages:
             loop = self.adapt_loop(replace(stage.loop, seed=stage.loop.seed + 1 + int(name)))
             label, span = f"stage{name}", (starts[int(name)], model.stages[int(name)])
         branches = stage.trunk is not None and name != TRUNK
-        trunk = weights.load(self.out / TRUNK / f"{TRUNK}_grouped.safetensors") if branches else None
+        trunk = weight_files.load(self.out / TRUNK / f"{TRUNK}_grouped.safetensors") if branches else None
         engine = self.make_engine(loop)
         task = Expert(model, stage, loop, engine, span=span, name=label, trunk=trunk)
         batches = self.batches(self.open_source(self.expert_crop, loop), loop, engine)
@@ -179,7 +179,7 @@ class Stages:
         stage, model = self.config.decoder, self.model
         engine = self.make_engine(stage.loop)
         samples = self._sample(model, engine)
-        state = weights.load(self.out / "first_stage" / "first_stage.safetensors")
+        state = weight_files.load(self.out / "first_stage" / "first_stage.safetensors")
         task = FCD(
             model.autoencoder, stage, engine, first_stage=state, metrics=self.metrics,
             skipped=self.config.first_stage.skip,
@@ -217,7 +217,7 @@ class Stages:
 
     def load_first_stage(self, autoencoder: AutoencoderConfig) -> Autoencoder:
         """The first stage that was trained, as it encodes; the config's scale factor counts."""
-        state = weights.load(self._first_stage_file)
+        state = weight_files.load(self._first_stage_file)
         refine = any(k.startswith("decoder.unet_1.") for k in state)
         alone = replace(autoencoder, lr_fusion=False, lr_skip=False, refine=refine, estimator=False)
         network = Autoencoder(alone)
@@ -234,8 +234,8 @@ class Stages:
 def export(config: TrainingConfig, folder: Path, path: Path) -> Path:
     """Write a run's averaged experts and its decoder as a fp16 safetensors file that `moesr.load` opens."""
     model = Stages(without_restore(config), None, folder).model
-    experts = [weights.load(folder / f"stage{i}" / f"stage{i}.safetensors") for i in range(len(model.stages))]
-    return write_model(path, model, experts, weights.load(folder / "decoder" / "decoder.safetensors"))
+    experts = [weight_files.load(folder / f"stage{i}" / f"stage{i}.safetensors") for i in range(len(model.stages))]
+    return write_model(path, model, experts, weight_files.load(folder / "decoder" / "decoder.safetensors"))
 
 
 def write_model(
@@ -243,7 +243,7 @@ def write_model(
     facts: Mapping[str, str] | None = None,
 ) -> Path:  # fmt: skip
     """Write a model in fp16, with `facts` in its header. Raises NumericsError for weights that are no numbers."""
-    if not all(weights.are_finite(part) for part in (*experts, autoencoder)):
+    if not all(weight_files.are_finite(part) for part in (*experts, autoencoder)):
         raise NumericsError(f"{path}: weights that are not numbers; train from the last good state again")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_model(path, model, experts, autoencoder, torch.float16, facts)

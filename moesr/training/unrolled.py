@@ -22,12 +22,12 @@ from ..networks.denoiser import denoiser
 from ..networks.space_moe import average_experts, repeat_expert
 from . import losses
 from .adversary import FeatureDiscriminator, augment_pair
-from .board import join_images
 from .decoder import freeze_norms
 from .engine import Engine
 from .experts import predict_x0
 from .first_stage import enlarge, resize_condition
 from .loop import Batch, LoopConfig, Task, autocast
+from .run_log import join_images
 
 #: Taps of LPIPS's VGG whose features the adversary judges, at 1/2 to 1/8 of the resolution, and their widths.
 TAPS, VGG_WIDTHS = slice(1, 4), (128, 256, 512)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..hosting.runner import Stopped
-from ..page.compat import gradio, make
+from ..hosting.model_runner import Stopped
 from ..page.controls import make_control, own_values, read_form
+from ..page.gradio_versions import gradio, make
 from . import webui_api
-from .engine import engine, list_models
 from .infotext import list_facts
-from .run import upscale_now
+from .opened_models import engine, list_models
+from .run_in_job import upscale_now
 
 log = logging.getLogger(__name__)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..page.compat import gradio
 from ..page.controls import NUMBERS, describe_control
+from ..page.gradio_versions import gradio
 from ..settings import LOADING
 from . import webui_api
-from .engine import engine, list_decoders, list_models
+from .opened_models import engine, list_decoders, list_models
 
 SECTION = ("moesr", "MoESR", "postprocessing")
 CHECKPOINT = ("when memory is short", "always", "never")

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..errors import MoESRError
 from ..page.builder import build
-from ..page.compat import gradio, make, on, update
+from ..page.gradio_versions import gradio, make, on, update
 from ..page.job_queue import JobQueue
 from ..page.uploads import accept
 from . import webui_api

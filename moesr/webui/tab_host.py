@@ -1,4 +1,4 @@
-"""A1111 and Forge as the host of the tab's jobs: see moesr/page/host.py."""
+"""A1111 and Forge as the host of the tab's jobs: see moesr/page/page_host.py."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from ..hosting.runner import Runner
-from ..leftovers import TemporaryFolder
-from ..page.jobs import FinishedPicture, Job
-from ..record import KEYWORD, to_texts
+from ..atomic_files import TemporaryFolder
+from ..hosting.model_runner import Runner
+from ..page.job import FinishedPicture, Job
+from ..settings_record import KEYWORD, to_texts
 from . import webui_api
-from .engine import engine, runner
 from .infotext import join_facts, list_facts
+from .opened_models import engine, runner
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from typing import Any
 from PIL import Image
 
 from ..errors import SettingError
-from ..hosting.runner import Stopped
+from ..hosting.model_runner import Stopped
 from ..settings import result_size
 from . import webui_api
-from .engine import engine, list_models
 from .infotext import list_facts
-from .run import read_options, upscale_now
+from .opened_models import engine, list_models
+from .run_in_job import read_options, upscale_now
 
 log = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from modules import (
 )
 from PIL import Image
 
-from ..hosting.runner import Stopped
+from ..hosting.model_runner import Stopped
 from ..images.files import read_text
 from ..settings import LOADING, SETTINGS
 

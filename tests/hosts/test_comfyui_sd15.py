@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moesr.latent_decoder import LatentDecoder, open_decoder
 from moesr.runtime import PlainRuntime
+from moesr.sd15_decoder import LatentDecoder, open_decoder
 from tests.hosts.comfyui import Comfy
 from tests.hosts.packs import ROOT
 from tests.hosts.prompts import Prompt

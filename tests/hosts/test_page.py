@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moesr.record import read_run
+from moesr.settings_record import read_run
 from tests.hosts.page import Served, serving, slowness
 from tests.hosts.setup_page import gradio_version, install_package
 from tests.hosts.visitor import AT_WORK, browser, percents, visiting

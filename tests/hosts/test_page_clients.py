@@ -239,7 +239,10 @@ def test_import_without_gradio_is_one_line(nano: Path, site: Path, tmp_path: Pat
             if not entry.name.startswith(("gradio", "__pycache__")) and not (tmp_path / entry.name).exists():
                 os.symlink(entry, tmp_path / entry.name)
     surroundings = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{tmp_path}"}
-    for what in (["-c", "from moesr.page.compat import gradio; gradio()"], ["-m", "moesr", "demo", "--no-browser"]):
+    for what in (
+        ["-c", "from moesr.page.gradio_versions import gradio; gradio()"],
+        ["-m", "moesr", "demo", "--no-browser"],
+    ):
         command = [page_python(), "-S", *what]
         done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)
         assert done.returncode == 1

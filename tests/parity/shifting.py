@@ -14,11 +14,11 @@ from torch import Tensor
 from moesr.config import ModelConfig
 from moesr.diffusion.experts import All, ExpertBank
 from moesr.diffusion.samplers import Noise, ddim, ddpm
-from moesr.evaluation.published import Average, published_windows, starts, upscale_published
+from moesr.evaluation.published_tiling import Average, published_windows, starts, upscale_published
 from moesr.images import resize
 from moesr.images.canvas import as_canvas
 from moesr.images.condition import RESIZES, Condition
-from moesr.images.windows import Window
+from moesr.images.tile_windows import Window
 from moesr.model import SRModel
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_unet import SwinUNet

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moesr.checkpoints.swin import BUFFERS, read_swin_config, shift_mask
 from moesr.config import SwinUNetConfig
-from moesr.networks.swin import SwinBlock, WindowAttention, compute_position_index
+from moesr.networks.swin_layers import SwinBlock, WindowAttention, compute_position_index
 from moesr.networks.swin_unet import SwinUNet
 from tests.checkpoint_files import window_masks
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from moesr.library import models as library
+from moesr.library import model_folders as library
 from tests.small_models import save_nano
 from tests.webui.standins import SCRIPT, Host
 

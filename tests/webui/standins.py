@@ -201,7 +201,7 @@ class Host:
             parent, _, child = name.rpartition(".")
             if parent:
                 setattr(made[parent], child, module)
-        compat: Any = import_module("moesr.page.compat")
+        compat: Any = import_module("moesr.page.gradio_versions")
         compat.keep_known = forbid_unknown(compat.keep_known)  # of this import only: see below
         try:
             yield self

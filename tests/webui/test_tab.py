@@ -37,7 +37,7 @@ def receive(tab: Any, image: Image.Image, text: str = "") -> Path:
 
 
 def submit(tab: Any, path: Path, **settings: Any) -> Any:
-    api, queue = import_ours("api"), tab.job_queue()
+    api, queue = import_ours("http_api"), tab.job_queue()
     return queue.submit(api.Job([api.accept(path, queue.host.upload_folders)], "nano", {"steps": 1, **settings}))
 
 
@@ -107,7 +107,7 @@ def test_the_queue_is_the_hosts_and_its_interrupt_ends_one_job(host: Host, tab: 
 
 @both_hosts
 def test_the_model_is_one_for_tab_and_upscaler(host: Host, tab: Any) -> None:
-    path, engine = receive(tab, draw_picture()), import_ours("engine").engine()
+    path, engine = receive(tab, draw_picture()), import_ours("opened_models").engine()
     finish(submit(tab, path))
     networks = engine.networks
     for data in reversed(host.upscalers):
@@ -133,7 +133,7 @@ def test_options_reach_events_that_forge_has_wrapped(loaded: ModuleType) -> None
     def click(fn: Any, inputs: Any = None, outputs: Any = None, *, js: Any = None, queue: bool = True) -> None:
         given.update(js=js, queue=queue)
 
-    compat = import_module("moesr.page.compat")
+    compat = import_module("moesr.page.gradio_versions")
     compat.on(EventWrapper(click), None, js="f", queue=False)
     assert given == {"js": "f", "queue": False}
     with pytest.raises(AssertionError, match="visibel"):  # these stand-ins find typing errors
@@ -178,7 +178,7 @@ class Request:
 
 
 def post(tab: Any, body: Any, **more: Any) -> dict[str, Any]:
-    return asyncio.run(import_ours("api").answer(tab.job_queue(), Request(body, **more)))
+    return asyncio.run(import_ours("http_api").answer(tab.job_queue(), Request(body, **more)))
 
 
 def test_api(host: Host, tab: Any) -> None:
@@ -190,7 +190,7 @@ def test_api(host: Host, tab: Any) -> None:
     assert 0 <= answer["settings"]["seed"] < 2**32
     assert host.saved == [], "a program has its answer"
     assert list(tab.job_queue().host.received.iterdir()) == []
-    assert {"name": "nano", "scale": 4, "steps": 4} in import_ours("api").describe_models()
+    assert {"name": "nano", "scale": 4, "steps": 4} in import_ours("http_api").describe_models()
 
 
 PICTURE = {"image": encode(draw_picture())}
@@ -213,7 +213,7 @@ PICTURE = {"image": encode(draw_picture())}
 def test_what_the_api_cannot_do_is_said(tab: Any, body: Any, message: str) -> None:
     with pytest.raises(MoESRError, match=message) as raised:
         post(tab, body)
-    assert import_ours("api").find_status(raised.value) == 422
+    assert import_ours("http_api").find_status(raised.value) == 422
 
 
 def test_a_client_of_the_api_that_leaves_or_is_interrupted_ends_its_job(host: Host, tab: Any) -> None:
@@ -225,12 +225,12 @@ def test_a_client_of_the_api_that_leaves_or_is_interrupted_ends_its_job(host: Ho
         with pytest.raises(MoESRError) as raised:
             post(tab, slow, **more)
         assert time.monotonic() - began < 30
-        assert import_ours("api").find_status(raised.value) == 409
+        assert import_ours("http_api").find_status(raised.value) == 409
         assert not tab.job_queue()._running
 
 
 def test_the_api_describes_its_fields_and_is_there_with_the_flag_only(host: Host, loaded: ModuleType) -> None:
-    fields = import_ours("api").describe_request()["properties"]
+    fields = import_ours("http_api").describe_request()["properties"]
     scale = {"type": "number", "minimum": 0.1, "maximum": 64, "default": None}
     assert fields["scale"] == {**scale, "description": SETTINGS["scale"].sentence}
     assert set(fields) == {"image", "model", *RUN_SETTINGS}
@@ -239,7 +239,7 @@ def test_the_api_describes_its_fields_and_is_there_with_the_flag_only(host: Host
 
 
 def test_the_api_asks_for_the_hosts_password(loaded: ModuleType) -> None:
-    is_permitted = import_ours("api").is_permitted
+    is_permitted = import_ours("http_api").is_permitted
 
     def encode_header(text: str) -> str:
         return "Basic " + base64.b64encode(text.encode()).decode()

@@ -66,7 +66,7 @@ def test_models_of_the_flag_come_first(host: Host, nano: Path, tmp_path: Path) -
         shutil.copy(nano, given / f"{name}.safetensors")
     host.flags.moesr_models_path = str(given)
     host.load_script(SCRIPT)
-    facts = import_ours("engine").engine().facts
+    facts = import_ours("opened_models").engine().facts
     assert {"more", "nano", "tiny"} <= set(facts.list_names())
     assert facts.find_path("nano").parent == given
 
@@ -95,7 +95,7 @@ def test_settings(host: Host, loaded: ModuleType) -> None:
 
 
 def test_sizes_are_exact_and_made_in_one_run(host: Host, loaded: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, runs = import_module("moesr.hosting.runner"), []
+    run, runs = import_module("moesr.hosting.model_runner"), []
     monkeypatch.setattr(run, "upscale", lambda *a, before=run.upscale, **k: runs.append(k["steps"]) or before(*a, **k))
     sizes = (((7, 5), 2.5, (18, 13)), ((7, 5), 1.0, (7, 5)), ((1, 1), 32, (32, 32)), ((7, 5), 0.5, (4, 3)))
     for before, scale, after in sizes:
@@ -211,7 +211,7 @@ def test_networks_are_loaded_once_by_forges_patchers_and_kept_or_not(host: Host,
     loads = [move for move in host.moves if move.startswith("load")]
     # The encoder, which is the decoder too, and an expert for each of two steps.
     assert loads == (["load Autoencoder", "load UNet", "load UNet"] if host.forge else [])
-    networks = import_ours("engine").engine().networks
+    networks = import_ours("opened_models").engine().networks
     assert networks.handles()
     host.opts.data["moesr_keep"] = False
     upscale(host, draw_picture())
@@ -228,7 +228,7 @@ def test_networks_leave_a_small_card_for_others(loaded: ModuleType, monkeypatch:
             there.append(id(self)) if device.type == "meta" else there.remove(id(self))
             return self
 
-    keeper = import_ours("keepers").A1111Keeper(torch.device("meta"))
+    keeper = import_ours("memory_keepers").A1111Keeper(torch.device("meta"))
     monkeypatch.setattr(keeper, "measure_free_memory", lambda: 120 * (2 - len(there)))
     networks = [Network(25, 1, bias=False) for _ in range(3)]
     first, second, third = map(id, networks)
@@ -257,7 +257,7 @@ def test_extras(host: Host, loaded: ModuleType) -> None:
     pp = run_extras(loaded, draw_picture(), **{**values, "enabled": True, "scale": 3, "steps": 1, "seed": 5})
     assert pp.image.size == (21, 15)
     assert (pp.shared.target_width, pp.shared.target_height) == (21, 15)
-    digest = import_ours("engine").engine().facts.compute_hash("nano")
+    digest = import_ours("opened_models").engine().facts.compute_hash("nano")
     assert pp.info == {
         "MoESR model": "nano", "MoESR model hash": digest, "MoESR scale": "3", "MoESR steps": 1, "MoESR seed": 5,
         "MoESR fidelity": "1", "MoESR colour fix": "adain", "MoESR sampler": "ddim",
@@ -324,7 +324,7 @@ def test_a_generation_is_decoded_as_the_setting_says(host: Host, loaded: ModuleT
     pictures = sd15.decode_first_stage(latents)
     assert pictures.shape == (1, 3, 16, 16)
     assert -1 <= pictures.min() < pictures.max() <= 1
-    expected = import_ours("engine").engine().decoder(decoder).decode(latents / 0.18215)
+    expected = import_ours("opened_models").engine().decoder(decoder).decode(latents / 0.18215)
     assert torch.allclose(pictures, expected.movedim(-1, 1) * 2 - 1)
     assert (sdxl.decode_first_stage(latents) == 7).all()
     host.opts.data["moesr_decoder"] = "gone"
@@ -338,8 +338,8 @@ def test_generation_parameters(host: Host, loaded: ModuleType, decoder: str) -> 
         loaded.MoESRGeneration().process(p)
         return p.extra_generation_params
 
-    assert import_ours("engine").list_decoders() == ["None", decoder]
-    assert decoder not in import_ours("engine").list_models()
+    assert import_ours("opened_models").list_decoders() == ["None", decoder]
+    assert decoder not in import_ours("opened_models").list_models()
     assert list_parameters("Latent") == {}
     assert list_parameters("MoESR nano x4") == {"MoESR hires": "steps: 2, seed: 0, fidelity: auto, colour fix: adain"}
     host.opts.data["moesr_decoder"] = decoder

@@ -24,7 +24,7 @@ const WORDS = {
     done: "完了", stopped: "中断", left: (seconds) => `残り ${seconds} 秒`,
   },
 };
-// As moesr/images/timeline.py has them: pale blue for least noise, red for most.
+// As moesr/images/expert_timeline.py has them: pale blue for least noise, red for most.
 const SCALE = [
   [146, 190, 224],
   [84, 132, 192],

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ...checkpoints.reading import DTYPES
+from ...checkpoints.weight_reading import DTYPES
 from ..parity import synthetic_picture
 from .measure import DEVICE_MATRIX, MATRIX, Row, Run, Stopwatch, matrix_product, peak, ratio, tmac
-from .parts import Decoder, Part, count_run, full_size_model, plain_run, step
+from .network_parts import Decoder, Part, count_run, full_size_model, plain_run, step
 
 #: Of square outputs, in pixels, from one tile to many.
 SIDES = (512, 1024, 2048, 4096)

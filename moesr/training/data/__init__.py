@@ -1,7 +1,7 @@
 """Training data: photographs, packs, batches of crops, and the degradations that make LR images of them."""
 
+from .batch_source import BatchSource
 from .pack import Pack
 from .photos import Images, read_images
-from .source import BatchSource
 
 __all__ = ["BatchSource", "Images", "Pack", "read_images"]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ...errors import SettingError
-from .defects import Noise, add_noise, compress_jpeg, draw_noise, quantise
 from .kernels import Kernels, Range, blur, draw_gaussians, draw_kernels, draw_sincs
+from .noise_and_jpeg import Noise, add_noise, compress_jpeg, draw_noise, quantise
 from .resample import AREA, BICUBIC, SMOOTH_BICUBIC, SMOOTH_BILINEAR, resample
-from .restore import Survival
+from .restore_value import Survival
 
 NAMES = "bicubic, mild, web, blind, or a mixture like bicubic=1,mild=1,blind=2"
 
@@ -59,7 +59,7 @@ class Degradation(ABC):
 
     @abstractmethod
     def restore(self, numbers: Any) -> np.ndarray:
-        """How degraded each LR image is, float32 [n] in [0, 1]; 0: by nothing but the reduction. See restore.py."""
+        """How degraded each LR image is, float32 [n] in [0, 1]; 0: only reduced. See restore_value.py."""
 
     def size(self, hr: Tensor) -> tuple[int, int]:
         """Height and width of the LR."""

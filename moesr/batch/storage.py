@@ -1,0 +1,163 @@
+"""Files by address: paths of this machine, and whatever fsspec opens (s3://, gs://, https://)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..atomic_files import open_new
+from ..errors import ImageError, MoESRError, SettingError
+
+#: Protocols whose files appear whole when their upload ends, so that no temporary name is needed.
+_ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oss", "r2", "memory"})
+#: Errors of one name, not of the whole place.
+_OF_ONE_NAME = frozenset({errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.EILSEQ})
+
+
+class PlaceError(MoESRError):
+    """OUT takes no more files: the disk is full, or a bucket refuses. Further pictures would fail as well."""
+
+
+def is_remote(address: str) -> bool:
+    """True for an address of fsspec, False for a path."""
+    return "://" in address
+
+
+@lru_cache(maxsize=32)
+def _open_protocol(protocol: str) -> Any:
+    import fsspec
+
+    return fsspec.filesystem(protocol)
+
+
+def open_filesystem(address: str) -> tuple[Any, str]:
+    """The file system of an address, and the path in it. Raises SettingError where a package is missing."""
+    protocol = address.partition("://")[0]
+    try:
+        system = _open_protocol(protocol)
+        return system, str(system._strip_protocol(address))
+    except ImportError as error:
+        raise SettingError(f"{address}: {_reason(error)}; run: pip install 'moesr[cluster]'") from error
+    except ValueError as error:
+        raise SettingError(f"{address}: {_reason(error)}; give a path, or an address such as s3://x/y") from error
+
+
+def open_file(address: str) -> BinaryIO:
+    """A file open for reading, seekable. Raises ImageError."""
+    try:
+        if not is_remote(address):
+            return open(address, "rb")
+        system, path = open_filesystem(address)
+        return system.open(path, "rb")
+    except MoESRError:
+        raise
+    except Exception as error:  # each file system has errors of its own
+        raise ImageError(f"{address}: cannot be read ({_reason(error)}); check the address") from error
+
+
+def read_bytes(address: str, offset: int = -1, size: int = 0) -> bytes:
+    """The bytes of a file, or `size` of them from `offset` on. Raises ImageError, one line."""
+    with open_file(address) as file:
+        try:
+            if offset < 0:
+                return file.read()
+            file.seek(offset)
+            data = file.read(size)
+        except Exception as error:  # each file system has errors of its own
+            raise ImageError(f"{address}: cannot be read ({_reason(error)}); check the address") from error
+    if len(data) < size:
+        raise ImageError(f"{address}: ends before its picture does; get the archive again")
+    return data
+
+
+def exists(address: str) -> bool:
+    """Whether a file, folder or broken link has that address. Raises PlaceError if that cannot be found out."""
+    if not is_remote(address):
+        return os.path.lexists(address)
+    system, path = open_filesystem(address)
+    try:
+        system.invalidate_cache()
+        return bool(system.exists(path))
+    except Exception as error:
+        raise PlaceError(_cannot_write(address, error)) from error
+
+
+def write_new(address: str, data: bytes) -> None:
+    """A new file, which appears whole. A file of the same bytes that is there already counts as written.
+
+    Raises ImageError if another file has that name, which stays, and PlaceError if OUT takes no files.
+    """
+    try:
+        if is_remote(address):
+            _upload_new(address, data)
+        else:
+            with open_new(Path(address)) as file:
+                file.write(data)
+    except FileExistsError as error:
+        if not is_remote(address) and Path(address).is_dir():
+            raise ImageError(f"{address}: is a folder; give another OUT") from error
+        if read_bytes(address) != data:
+            raise ImageError(f"{address}: another file has that name and stays; give another OUT") from error
+    except MoESRError:
+        raise
+    except Exception as error:
+        kind = ImageError if getattr(error, "errno", None) in _OF_ONE_NAME else PlaceError
+        raise kind(_cannot_write(address, error)) from error
+
+
+def _upload_new(address: str, data: bytes) -> None:
+    system, path = open_filesystem(address)
+    if exists(address):
+        raise FileExistsError(path)
+    if address.partition("://")[0] in _ATOMIC:
+        system.pipe_file(path, data)
+        return
+    folder, _, _ = path.rpartition("/")
+    part = f"{folder}/.moesr-{secrets.token_hex(8)}.part"
+    system.makedirs(folder, exist_ok=True)
+    try:
+        system.pipe_file(part, data)
+        system.mv(part, path)
+    finally:
+        if system.exists(part):
+            system.rm(part)
+
+
+def find_size(address: str) -> int:
+    """The size of a file in bytes, -1 if there is none. Folders of file systems behind fsspec are listed once."""
+    if not is_remote(address):
+        try:
+            return os.stat(address).st_size
+        except OSError:
+            return -1
+    folder, _, name = address.rpartition("/")
+    return _list_sizes(folder).get(name, -1)
+
+
+@lru_cache(maxsize=4)
+def _list_sizes(folder: str) -> dict[str, int]:
+    system, path = open_filesystem(folder)
+    entries = ask(folder, lambda: system.ls(path, detail=True, refresh=True) if system.exists(path) else [])
+    return {str(entry["name"]).rpartition("/")[2]: int(entry["size"] or 0) for entry in entries}
+
+
+def ask(address: str, list_entries: Callable[[], Any]) -> Any:
+    """What a file system lists. Raises SettingError, one line, whatever its own error is."""
+    try:
+        return list_entries()
+    except Exception as error:
+        raise SettingError(f"{address}: cannot be listed ({_reason(error)}); check it and its permissions") from error
+
+
+def _cannot_write(address: str, error: Exception) -> str:
+    return f"{address}: cannot be written ({_reason(error)}); check the place and its room, then --resume"
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,115 @@
+"""One safetensors file, written tensor by tensor: it appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .unknown_files import one_line
+from .weight_reading import SAFETENSORS
+
+_NAMES = {dtype: code for code, dtype in SAFETENSORS.items()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to write: its name, shape and dtype in the file, and where to get it when its turn comes."""
+
+    name: str
+    shape: Sequence[int]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def write(
+    path: Path,
+    entries: Sequence[Entry],
+    metadata: dict[str, str],
+    *,
+    late: Callable[[], dict[str, str]] | None = None,
+    room: int = 4096,
+    written: Callable[[Entry], None] | None = None,
+) -> None:
+    """Write the entries as one safetensors file, with one tensor in memory at a time.
+
+    Whatever interrupts it, `path` is either as before or the whole new file, which is on the disk when this returns.
+    late: more of the header, asked for when all tensors have been read; `room` bytes are kept for it. written: called
+    after each tensor. Raises CheckpointError if the disk is full or the file cannot be written.
+    """
+    path = Path(os.path.realpath(path))  # a link keeps pointing to the file it names
+    ordered = sorted(entries, key=lambda e: -e.dtype.itemsize)  # so that every tensor is aligned to its numbers
+    room = room if late else 0
+    length = -(-(8 + len(_header(ordered, metadata)) + room) // 64) * 64 - 8  # tensors begin at a multiple of 64
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _room_for(path.parent, sum(e.size for e in entries) + length)
+        with partial.open("wb") as file:
+            file.write(b"\0" * (8 + length))
+            for entry in ordered:
+                _write_tensor(file, entry)
+                if written:
+                    written(entry)
+            header = _header(ordered, {**metadata, **(late() if late else {})})
+            if len(header) > length:
+                raise ValueError("the notes of the file do not fit into its header")
+            file.seek(0)
+            file.write(length.to_bytes(8, "little") + header.ljust(length))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise CheckpointError(f"{path}: cannot be written ({reason}); check the folder and its space") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def _header(entries: Sequence[Entry], metadata: dict[str, str]) -> bytes:
+    table: dict[str, object] = {"__metadata__": metadata}
+    at = 0
+    for e in entries:
+        table[e.name] = {"dtype": _NAMES[e.dtype], "shape": list(e.shape), "data_offsets": [at, at + e.size]}
+        at += e.size
+    return json.dumps(table, separators=(",", ":")).encode()
+
+
+def _write_tensor(file: BinaryIO, entry: Entry) -> None:
+    tensor = entry.read().detach().to("cpu", entry.dtype)
+    if tuple(tensor.shape) != tuple(entry.shape):
+        raise ValueError(f"{entry.name} has shape {list(tensor.shape)} instead of {list(entry.shape)}")
+    if tensor.numel():
+        file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _room_for(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise CheckpointError(f"{folder}: {size / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last, where the system has that: without it a power cut could bring the old file back."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,126 @@
+"""A run on a model that is asked for by name, with its progress, its stop and its result: for every door of a host."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from ..errors import MoESRError
+from ..model import SRModel
+from ..pipeline import upscale
+from ..progress import Event
+from ..settings import resolve, result_size
+from ..settings_record import describe_run
+from .model_facts import ModelFacts
+from .time_left import RunClock, TimeEstimate
+
+
+class Stopped(MoESRError):
+    """The run ends here: it was cancelled, its client has left, or its time is up. The message says which."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run of one picture is."""
+
+    #: What the pipeline is about to do.
+    event: Event
+    #: Fraction of the run that is done, 0 to 1.
+    fraction: float
+    #: Seconds to go; None while it is too early to tell.
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A picture that is finished, and how it was made."""
+
+    #: In the kind that was given.
+    picture: Any
+    #: Name and hash of the model, and every setting as it was used: see record.describe_run.
+    record: dict[str, Any]
+
+
+class ModelSource(Protocol):
+    """Where models come from: a process of its own, or a host's memory manager."""
+
+    facts: ModelFacts
+
+    def use(self, name: str, *, side: int) -> AbstractContextManager[SRModel]:
+        """The model of that name, inside the block. side: the longest side of its results, in pixels."""
+        ...
+
+    def close(self) -> None:
+        """Let go of all models."""
+        ...
+
+
+class Runner:
+    """Runs pictures on one device, one at a time. Stops between two layers: on a slow machine a tile takes long."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self.source = source
+        self._estimate = TimeEstimate()
+
+    @contextmanager
+    def open(self, name: str, *, side: int, check: Callable[[], None]) -> Iterator[OpenModel]:
+        """The model of that name, ready to run inside the block. side: the longest side of its results, in pixels.
+
+        check: called before every layer that this thread runs; what it raises ends the run. Raises MoESRError for a
+        model that is not there, or broken.
+        """
+        check()
+        with self.source.use(name, side=side) as model, _check_layers(check):
+            yield OpenModel(name, self.source.facts.compute_hash(name), model, self._estimate)
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model that is ready to run."""
+
+    #: Its name in the library.
+    name: str
+    #: The fingerprint of its files.
+    hash: str
+    model: SRModel
+    estimate: TimeEstimate
+
+    def start_clock(self, width: int, height: int, settings: Mapping[str, Any]) -> RunClock:
+        """The clock of a picture of that size in pixels."""
+        used = resolve(self.model.config, **settings)
+        rows, columns = result_size(height, width, used.scale)
+        return self.estimate.begin(self.name, rows * columns, used.steps)
+
+    def upscale(
+        self, picture: Any, settings: Mapping[str, Any], *, clock: RunClock, show: Callable[[Progress], None]
+    ) -> Result:
+        """The picture, larger, and how it was made. settings: see settings.read_settings. Raises MoESRError."""
+
+        def report(event: Event) -> None:
+            fraction = clock.fraction(event)
+            show(Progress(event, fraction, clock.seconds_left(fraction)))
+
+        larger = upscale(self.model, picture, **settings, callback=report)
+        report(Event("save"))
+        return Result(larger, describe_run(self.name, self.hash, self.model.config, settings))
+
+
+@contextmanager
+def _check_layers(check: Callable[[], None]) -> Iterator[None]:
+    """Inside, every layer of a network that this thread runs calls `check` first."""
+    thread = threading.get_ident()
+
+    def before(*_: object) -> None:
+        if threading.get_ident() == thread:
+            check()
+
+    handle = register_module_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,184 @@
+"""The page's own HTML: uploads, progress, results, messages. Everything that comes from outside is escaped."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+
+from ..hosting.model_facts import Plan
+from ..images.expert_timeline import palette
+from .job import FinishedPicture, Job, JobProgress
+
+Url = Callable[[Path], str]
+
+WORDS = {
+    "load": "Loading the model", "encode": "Reading", "sample": "Sharpening", "decode": "Drawing", "save": "Saving",
+}  # fmt: skip
+#: Bars of a plan; a run of more steps shows some of them.
+BARS = 100
+
+HEADER = """<header class="moesr-head"><h1>MoESR</h1>
+<p>Diffusion super-resolution. Drop pictures, they come back larger: any size in, exact size out.</p></header>"""
+EMPTY = """<div class="moesr-empty"><p>The result appears here, to compare with what you sent.</p></div>"""
+FOOTER = """<footer class="moesr-foot"><p>A diffusion model invents detail. Where it matters whether a detail was really
+there, do not use one; <em>fidelity</em> 1 holds the result to the input as far as it goes. Nothing leaves this page's
+own server, and uploads and results are deleted after a while.</p></footer>"""
+
+
+def message(text: str, kind: str = "error") -> str:
+    """A line that tells something: error, note or done."""
+    role = "alert" if kind == "error" else "status"
+    return f'<p class="moesr-message moesr-{kind}" role="{role}">{escape(text)}</p>' if text else ""
+
+
+def messages(texts: Sequence[str], kind: str = "error") -> str:
+    """A line for each."""
+    return "".join(message(text, kind) for text in texts)
+
+
+def waiting(ahead: int, seconds: float | None) -> str:
+    """Where a job is in the queue."""
+    if not ahead:
+        return _bar(0.0, "Starting")
+    others = "1 job is" if ahead == 1 else f"{ahead} jobs are"
+    about = "" if seconds is None else f"about {duration(seconds)}"
+    return _bar(0.0, f"You are number {ahead + 1} in line: {others} before yours", about)
+
+
+def running(progress: JobProgress, plan: Plan | None) -> str:
+    """How far a job is: bar, words, seconds left, the expert at work, and the picture so far."""
+    event, details = progress.event, []
+    if progress.pictures > 1:
+        details.append(f"picture {progress.picture} of {progress.pictures}")
+    if event.phase == "sample":
+        details += [f"step {event.step} of {event.steps}", f"expert {event.expert}"]
+    if event.tiles > 1:
+        details.append(f"tile {event.tile} of {event.tiles}")
+    left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
+    drawn = ""
+    if plan is not None and event.phase in ("sample", "decode", "save"):
+        drawn = draw_plan(plan, event.step if event.phase == "sample" else None)
+    preview = ""
+    if progress.preview:
+        preview = f'<img class="moesr-preview" alt="The picture so far" src="{_as_data(progress.preview)}">'
+    return _bar(progress.fraction, WORDS[event.phase] + left, " · ".join(details)) + drawn + preview
+
+
+def cancelling(progress: JobProgress) -> str:
+    """The job was cancelled, and ends with the layer that is at work."""
+    return _bar(progress.fraction, "Cancelling")
+
+
+def draw_plan(plan: Plan, current: int | None = None) -> str:
+    """Which expert works at which step: bars as high as the noise, grouped by expert. current: step at work, from 1."""
+    count = len(plan.experts)
+    colours = palette(max(plan.experts) + 1)
+    order = list(dict.fromkeys(plan.experts))
+    words = f"{count} steps; experts in the order in which they work: {', '.join(map(str, order))}"
+    groups, stride = [], max(1, -(-count // BARS))
+    for expert, steps in itertools.groupby(range(count), key=lambda i: plan.experts[i]):
+        bars, numbers = [], list(steps)
+        for i in numbers[::stride]:
+            state = "" if current is None or i + 1 < current else "now" if i + 1 < current + stride else "next"
+            bars.append(f'<i class="{state}" style="height:{max(4, round(100 * plan.noise[i]))}%"></i>')
+        colour = "rgb({},{},{})".format(*colours[expert])
+        groups.append(
+            f'<div style="flex:{len(numbers)};--expert:{colour}"><div class="moesr-bars">{"".join(bars)}</div>'
+            f"<span>expert {expert}</span></div>"
+        )
+    return f'<div class="moesr-plan" role="img" aria-label="{escape(words)}">{"".join(groups)}</div>'
+
+
+def outcome(job: Job) -> str:
+    """What became of a job that has ended."""
+    count = len(job.results)
+    pictures = "1 picture" if count == 1 else f"{count} pictures"
+    if job.state == "done" and count:
+        late = " It was finished before it could be cancelled." if job.is_cancelled else ""
+        seed = job.results[0].record["seed"]
+        text = f"Done: {pictures} in {duration(job.seconds)}, seed {seed}.{late}"
+        return message(text, "done") + messages(job.failures)
+    kept = f"; {pictures} finished before {'is' if count == 1 else 'are'} kept" if count else ""
+    if job.error == "cancelled":
+        return message(f"Cancelled{kept}", "note") + messages(job.failures)
+    return message(job.error + kept) + messages([line for line in job.failures if line != job.error])
+
+
+def results(job: Job, url: Url) -> str:
+    """The comparison and the downloads of what is finished so far; nothing if nothing is."""
+    done = list(job.results)
+    if not done:
+        return ""
+    pairs = [
+        {
+            "name": result.path.name,
+            "source": result.source.name,
+            "before": url(result.before),
+            "after": url(result.view),
+            "file": url(result.path),
+            "width": result.size[0],
+            "height": result.size[1],
+            "from": f"{result.before_size[0]} x {result.before_size[1]}",
+            "to": f"{result.size[0]} x {result.size[1]}",
+        }
+        for result in done
+    ]
+    links = [_download(url(result.path), result.path.name, _describe_file(result)) for result in done]
+    if job.archive is not None:
+        text = f"All {len(done)} as a zip"
+        link = _download(url(job.archive), text, _count_bytes(job.archive), name=job.archive.name, kind="moesr-all")
+        links.insert(0, link)
+    compare = f'<moesr-compare job="{job.id}" pairs="{escape(json.dumps(pairs))}"></moesr-compare>'
+    return f'{compare}<ul class="moesr-downloads">{"".join(links)}</ul>'
+
+
+def files(rows: Sequence[tuple[str, str, bytes]], count: int) -> str:
+    """What was dropped: thumbnail, name, sizes before and after. count: of all files, of which these are the first."""
+    items = "".join(
+        f'<li><img alt="" src="{_as_data(thumbnail)}"><span>{escape(name)}</span><span>{escape(size)}</span></li>'
+        for name, size, thumbnail in rows
+    )
+    more = f"<li><span>and {count - len(rows)} more</span></li>" if count > len(rows) else ""
+    return f'<ul class="moesr-picked">{items}{more}</ul>' if rows else ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 4 s, 2 min, 1 h 5 min."""
+    whole = round(seconds)
+    if whole < 90:
+        return f"{max(whole, 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _bar(fraction: float, words: str, details: str = "") -> str:
+    percent = round(100 * fraction)
+    return (
+        f'<div class="moesr-progress" role="progressbar" aria-valuemin="0" aria-valuemax="100"'
+        f' aria-valuenow="{percent}" aria-label="Progress"><div style="width:{percent}%"></div></div>'
+        f'<p class="moesr-where" role="status"><span>{escape(words)}</span><span>{escape(details)}</span></p>'
+    )
+
+
+def _as_data(jpeg: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
+def _download(link: str, text: str, details: str, *, name: str | None = None, kind: str = "") -> str:
+    return (
+        f'<li class="{kind}"><a href="{escape(link)}" download="{escape(name or text)}">'
+        f"<span>{escape(text)}</span><span>{escape(details)}</span></a></li>"
+    )
+
+
+def _describe_file(result: FinishedPicture) -> str:
+    return f"{result.size[0]} x {result.size[1]}, {_count_bytes(result.path)}"
+
+
+def _count_bytes(path: Path) -> str:
+    count = path.stat().st_size
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB"

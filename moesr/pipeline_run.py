@@ -1,0 +1,345 @@
+"""One run of a model: what all images of a call share (Plan), and those that are on the device together (Run)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import canvas_memory
+from .diffusion.noise import draw_noise, make_generators
+from .diffusion.samplers import Noise, sample
+from .errors import NumericsError
+from .images.canvas import Canvas
+from .images.condition import Condition, compute_latent_size
+from .images.postprocess import hide_masked
+from .images.preview import decode_preview, draw_preview
+from .images.row_bands import Store
+from .images.tile_windows import Window, crop
+from .model import SRModel
+from .networks.autoencoder import Autoencoder
+from .progress import Callback, Reporter
+from .runtime import trim_memory
+from .settings import Resolved, check_settings
+from .tiling import SMALLEST_TILE, Layout, TileSize, decode_in_tiles, find_masked_cells, predict_in_tiles
+
+log = logging.getLogger(__name__)
+
+#: Bytes that images which work together may take on the device, beside tiles and networks. A constant, so that the same
+#: images work together wherever they run.
+GROUP_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What all images of a call share, decided once: tiles, where canvases lie, who hears of it."""
+
+    model: SRModel
+    #: Opposite borders are neighbours.
+    wrap: bool
+    #: Side of the tiles; shared, since a tile that was too large is too large for all.
+    tiles: TileSize
+    #: Tiles at a time.
+    tile_batch: int
+    #: Images that are on the device together.
+    group: int
+    #: The device that latents and decoded pictures lie on.
+    canvas_device: torch.device
+    reporter: Reporter
+
+
+def plan_run(
+    model: SRModel,
+    height: int,
+    width: int,
+    *,
+    tile: int | str = "auto",
+    tile_batch: int | str = "auto",
+    wrap: bool = False,
+    callback: Callback | None = None,
+) -> Plan:
+    """The plan for LR images of that size; the settings are those of `upscale`. Raises SettingError."""
+    check_settings(tile=tile, tile_batch=tile_batch, wrap=wrap)
+    config, unet, reporter = model.config.autoencoder, model.config.unet, Reporter(callback)
+    free = model.runtime.free_memory(model.device)
+    cells = compute_latent_size(height, width, scale=model.scale, factor=config.factor, multiple=unet.multiple)
+    tiles = TileSize(
+        tile,
+        whole=max(cells),
+        smallest=max(SMALLEST_TILE // config.factor, 2 * unet.alignment, unet.multiple),
+        multiple=unet.multiple,
+        config=config,
+        device=model.device,
+        runtime=model.runtime,
+        free=free,
+        reporter=reporter,
+    )
+    # float32: LR image twice and its condition; state, y, prediction, noise and one more latent; decoded picture
+    image = 4 * (6 * height * width + math.prod(cells) * (4 * unet.detail**2 + 5 * unet.out_channels))
+    group = max(1, GROUP_BYTES // image)
+    canvas_device = canvas_memory.place_canvases(
+        group * image + 12 * height * width * model.scale**2, model.device, free
+    )
+    batch = tiles.batch() if tile_batch == "auto" else int(tile_batch)
+    return Plan(model, wrap, tiles, batch, group, canvas_device, reporter)
+
+
+class Run:
+    """Images that work together: their condition, what is computed of it in tiles, and what the callback is told.
+
+    colours: LR images [B, 3, H, W] in [-1, 1] on the model's device. mask: from `read_mask`. first: their number in the
+    call's batch. canvas: where they come from.
+    """
+
+    def __init__(
+        self, plan: Plan, colours: Tensor, mask: Tensor | None = None, *, first: int = 0, canvas: Canvas | None = None
+    ) -> None:
+        model, unet = plan.model, plan.model.config.unet
+        self.plan, self.model, self.colours, self.first = plan, model, colours, first
+        self.wrap, self.canvas_device = plan.wrap, plan.canvas_device
+        self._canvas = canvas
+        self._mask = None if mask is None else mask.to(model.device)
+        self.lr = hide_masked(colours, mask) if unet.mask else colours  # as networks see it
+        self.factor = model.config.autoencoder.factor
+        self.condition = Condition(
+            self.lr, model.scale, self.factor, unet.multiple, plan.wrap, unet.detail, model.config.lr_resize
+        )
+        cells = self.condition.cells
+        inside = None if mask is None else find_masked_cells(mask, self.condition.size, self.condition.filled, cells)
+        self.layout = Layout(cells, unet, plan.wrap, inside=inside)
+        self._latest: Tensor | None = None  # predicted x0 of the whole canvas
+        self._settings: Tensor | None = None  # restore and fidelity [B, 2], for networks that take them
+
+    def __len__(self) -> int:
+        return len(self.colours)
+
+    @property
+    def canvas(self) -> Canvas:
+        """The caller's images."""
+        assert self._canvas is not None
+        return self._canvas
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the latents, [B, C, h, w]."""
+        return (len(self), self.model.config.unet.out_channels, *self.condition.cells)
+
+    def mask_of(self, image: int) -> Tensor | None:
+        """The mask [1, h, w] of one image; None without one."""
+        return None if self._mask is None else self._mask[image % len(self._mask)]
+
+    # ---- from LR images to latents
+
+    def sample(self, settings: Resolved) -> Tensor:
+        """Clean latents [B, C, h, w].
+
+        Networks that take settings are given `restore` and the fidelity. Their noise is weaker by the fidelity: at 1
+        there is none, and the seed does not matter.
+        """
+        indices, strength = range(self.first, self.first + len(self)), 1.0
+        if self.model.config.unet.restore:
+            fidelity = min(settings.fidelity, 1.0)
+            degraded = self._estimate_restore(settings.restore)
+            self._settings = torch.stack([degraded, torch.full_like(degraded, fidelity)], dim=1)
+            strength = 1 - fidelity
+        noise = self.noise(make_generators(settings.seed, settings.batch_seed, indices), strength)
+        return self.denoise(self.encode(), settings, noise=noise)
+
+    def encode(self) -> Tensor | None:
+        """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]; None if it has no use."""
+        if self.model.process.kind != "residual_shift":
+            return None
+        height, width = self.condition.cells
+        shape = (len(self), self.model.config.autoencoder.embed_dim, height, width)
+
+        def attempt(side: int) -> Tensor:
+            windows = self.layout.windows(side)
+            out = canvas_memory.zeros(shape, self.canvas_device)
+            if not windows:
+                return out
+            self.plan.reporter.begin("encode", tiles=len(windows) * len(self), preview=self._preview)
+            blender = self.layout.blender(side)
+            with self.model.decoder() as autoencoder:
+                for image in range(len(self)):
+                    for window in windows:
+                        self._advance(1)
+                        latent = autoencoder.encode(self.condition.upsampled(image, window).to(self.model.dtype))
+                        blender.add(out[image], latent[0].float(), window)
+            return out
+
+        return self.plan.tiles.attempt(attempt)
+
+    def noise(self, generators: Sequence[torch.Generator], strength: float = 1.0) -> Noise:
+        """Noise of the whole canvas times `strength`, drawn anew at every call, with one generator per image."""
+        return lambda _: draw_noise(generators, self.shape[1:], self.canvas_device).mul_(strength)
+
+    def denoise(self, y: Tensor | None, settings: Resolved, *, noise: Noise) -> Tensor:
+        """A clean latent [B, C, h, w], denoised by the experts in turn (paper, section 3.1).
+
+        noise(-1) is what the start is made of, noise(i) that of step i.
+        """
+        process, bank, plan = self.model.process, self.model.bank, self.plan
+        timesteps = process.timesteps(settings.steps, settings.spacing)
+        bank.start(timesteps)
+        trim_memory()  # encoding took memory in other pieces, which this phase could not use
+        times = torch.tensor(timesteps, device=self.model.device)
+        embedded: dict[int, Tensor] = {}  # the time of the step at work, for all tiles
+
+        def predict_tiles(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]) -> Tensor:
+            z = z.to(self.model.device)
+            cond = torch.cat([self.condition.crop(i, w) for i, w in zip(images, windows)])
+            shift = None if y is None else torch.cat([_crop(y, i, w) for i, w in zip(images, windows)]).to(z.device)
+            x, cond = process.scale_input(z, t).to(self.model.dtype), cond.to(self.model.dtype)
+            with bank.stage(t) as expert:
+                if t not in embedded:
+                    embedded.clear()
+                    step = timesteps.index(t)
+                    more = () if self._settings is None else (self._settings,)
+                    embedded[t] = cast(Any, expert).embed(times[step : step + 1], x.dtype, *more)
+                time = embedded[t]
+                if self._settings is not None:
+                    time = torch.cat([time[i : i + 1] for i in images])
+                out = expert(x, time, cond)
+            return process.x0(out.float(), z, t, shift)
+
+        def predict(z: Tensor, t: int) -> Tensor:
+            def attempt(side: int) -> Tensor:
+                windows, batch = self.layout.windows(side), plan.tile_batch
+                if not windows:
+                    return canvas_memory.zeros_like(z)
+                plan.reporter.begin(
+                    "sample", step=timesteps.index(t) + 1, steps=settings.steps, t=t, expert=bank.index(t),
+                    tiles=len(windows) * len(z), preview=self._preview,
+                )  # fmt: skip
+                blender = self.layout.blender(side)
+                return predict_in_tiles(predict_tiles, windows, batch, blender=blender, advance=self._advance)(z, t)
+
+            self._latest = plan.tiles.attempt(attempt)
+            return self._latest
+
+        start = noise(-1)
+        z = process.prior(start, y, timesteps[0], out=None if y is None else canvas_memory.zeros_like(start))
+        z = sample(
+            settings.sampler, predict, process, timesteps, z, eta=settings.eta, noise=noise, y=y,
+            allocate=canvas_memory.zeros_like, last=process.last(settings.steps, settings.spacing),
+        )  # fmt: skip
+        if not is_finite(z):
+            raise NumericsError(_NOT_FINITE.format("the sampled latent"))
+        return z
+
+    # ---- from latents to pictures
+
+    def decode(self, z: Tensor, image: int, fidelity: float) -> Store:
+        """One image in about [-1, 1], at the model's scale, of the latents of all (paper, section 3.3).
+
+        Where a mask leaves tiles out it is the LR image, resized: cheap, and colours are counted over the whole.
+        """
+        self._latest = z
+        trim_memory()
+        store = Store(1, 3, *self.condition.size, self.model.device, self.canvas_device)
+
+        def attempt(side: int) -> Store:
+            store.reset()
+            windows, finite = self.layout.windows(side), []
+            self.plan.reporter.begin(
+                "decode", tile=image * len(windows), tiles=len(windows) * len(self), preview=self._preview
+            )
+            with self.model.decoder() as autoencoder:
+                for start, band in self._decoded_rows(autoencoder, z, image, fidelity, side):
+                    rows = self.condition.finish(band)
+                    finite.extend(torch.isfinite(plane).all() for plane in rows)
+                    store.put(0, start, rows)
+            if not bool(torch.stack(finite).all()):
+                raise NumericsError(_NOT_FINITE.format("the decoded image"))
+            return store
+
+        return self.plan.tiles.attempt(attempt)
+
+    def _decoded_rows(
+        self, autoencoder: Autoencoder, z: Tensor, image: int, fidelity: float, side: int
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows [3, h, W]) of the decoded image from the top, with the padding of the condition."""
+        active = set(self.layout.windows(side))
+        grid = self.layout.grid(side)
+        if not active:
+            yield from self._resized_rows(image, 0, self.condition.cells[0], side)
+            return
+
+        def decode(windows: Sequence[Window]) -> Sequence[Tensor]:
+            wanted = [w for w in windows if w in active]
+            self._advance(len(wanted))
+            pictures: dict[Window, Tensor] = {}
+            if wanted:
+                features = None
+                if fidelity or autoencoder.config.lr_skip:
+                    large = torch.cat([self.condition.upsampled(image, w) for w in wanted])
+                    features = autoencoder.window_features(large.to(self.model.dtype))
+                latents = torch.cat([_crop(z, image, w) for w in wanted]).to(self.model.device)
+                pictures = dict(zip(wanted, autoencoder.decode(latents, features, fidelity)))
+            return [pictures[w] if w in pictures else self.condition.upsampled(image, w)[0] for w in windows]
+
+        height, width = self.condition.cells
+        top, bottom = min(w.y0 for w in grid), max(w.y0 + w.h for w in grid)
+        left, right = (edge * self.factor for edge in (min(w.x0 for w in grid), max(w.x0 + w.w for w in grid)))
+        yield from self._resized_rows(image, 0, top, side)
+        for start, band in decode_in_tiles(
+            decode, grid, height=height, width=width, wrap=self.wrap, tile_batch=self.plan.tile_batch,
+            factor=self.factor, canvas_device=self.canvas_device, blender=self.layout.blender(side, self.factor),
+        ):  # fmt: skip
+            if right - left < width * self.factor and not self.wrap:
+                rows = Window(start // self.factor, 0, band.shape[1] // self.factor, width)
+                wide = self.condition.upsampled(image, rows)[0].to(band)
+                wide[..., left:right] = band[..., left:right]
+                band = wide
+            yield start, band
+        yield from self._resized_rows(image, bottom, height, side)
+
+    def _resized_rows(self, image: int, top: int, bottom: int, side: int) -> Iterator[tuple[int, Tensor]]:
+        """Rows of the LR image at output size, between two rows of cells, a band of at most `side` cells at a time."""
+        for start in range(top, bottom, side):
+            window = Window(start, 0, min(side, bottom - start), self.condition.cells[1])
+            yield start * self.factor, self.condition.upsampled(image, window)[0].to(self.canvas_device)
+
+    # ---- tiles
+
+    def _advance(self, tiles: int) -> None:
+        self.model.runtime.check()
+        if tiles:
+            self.plan.reporter.advance(tiles)
+
+    def _preview(self) -> Image.Image:
+        """The first image so far, small."""
+        height, width = self.condition.filled
+        colours = self.condition.thumbnail(0)[:, :height, :width]
+        latest = None if self._latest is None else self._latest[0, :, :height, :width]
+        if latest is None or not self.model.config.autoencoder.lr_skip:
+            return draw_preview(latest, colours)
+        with self.model.decoder() as autoencoder:
+            return decode_preview(autoencoder, latest, colours)
+
+    def _estimate_restore(self, restore: float | str) -> Tensor:
+        """How degraded each image is, float32 [B]."""
+        if restore != "auto":
+            return torch.full((len(self),), float(restore), device=self.model.device)
+        with self.model.decoder() as autoencoder:
+            found = torch.cat([autoencoder.estimate_restore(lr[None, :3].to(self.model.dtype)) for lr in self.lr])
+        log.info("restore: %s", ", ".join(f"{value:.2f}" for value in found.tolist()))
+        return found
+
+
+_NOT_FINITE = "{} is not a number everywhere: use --dtype fp32 or bf16, or check the model's files"
+
+
+def is_finite(values: Tensor) -> bool:
+    """True if all values [..., C, h, w] are numbers. Plane by plane, since isfinite copies what it is given."""
+    return bool(torch.stack([torch.isfinite(plane).all() for plane in values.flatten(0, -3)]).all())
+
+
+def _crop(canvas: Tensor, image: int, window: Window) -> Tensor:
+    return crop(canvas[image : image + 1], window)
