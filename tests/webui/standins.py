@@ -209,6 +209,10 @@ class Host:
             for name in [name for name in sys.modules if _replaced(name)]:
                 del sys.modules[name]
             sys.modules.update(before)
+            for name, module in before.items():  # a package's attribute is the module that was imported last
+                parent, _, child = name.rpartition(".")
+                if parent in sys.modules:
+                    setattr(sys.modules[parent], child, module)
 
     def load_script(self, path: Path) -> ModuleType:
         """As scripts.py and script_loading.py do: the folder is on sys.path meanwhile, the script in no module."""
