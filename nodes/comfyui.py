@@ -253,7 +253,11 @@ def make_schema(
     advanced: names of inputs that are rarely touched.
     """
     words = _read_words()[node_id]
+    # An input whose choice decides about others has their words as size_width, which is how the page looks them up.
     described = [(put, words["inputs"][put.id]) for put in inputs]
+    for put in inputs:
+        inner = [each for option in getattr(put, "options", ()) for each in getattr(option, "inputs", ())]
+        described += [(each, words["inputs"][f"{put.id}_{each.id}"]) for each in inner]
     described += [(put, words["outputs"][str(i)]) for i, put in enumerate(outputs)]
     for put, text in described:
         put.display_name, put.tooltip = text["name"], text["tooltip"]

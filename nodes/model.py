@@ -37,27 +37,29 @@ class Model:
 
 
 def list_models() -> list[str]:
-    """Models that can be chosen: the embedded default, then all in the host's folders and the library's, by name."""
-    first, *others = _installed()
-    return [first, *sorted(others, key=str.lower)]
+    """Models that can be chosen: the embedded default, then all in the host's folders and the library's, by name.
+
+    Files are listed with their extension, by which the host's page knows a model that a workflow needs and lacks.
+    """
+    first, *others = _installed().items()
+    return [first[0], *sorted((path.name for _, path in others), key=str.lower)]
 
 
 def find_problem(name: str) -> str | None:
     """Why a model cannot be chosen, with the way out; None if it can."""
-    known = _installed()
-    if isinstance(name, str) and name in known:
+    if isinstance(name, str) and _find_path(name) is not None:
         return None
     from ..moesr.library import suggest
 
     if not name:
         return "model: none is chosen; choose one of the list"
     folder = comfyui.find_model_folders()[0]
-    return f"model: there is no {name}{suggest(str(name), known)}; put it into {folder} and press R"
+    return f"model: there is no {name}{suggest(str(name), list_models())}; put it into {folder} and press R"
 
 
 def fingerprint(name: str) -> str:
     """Changes when a file of the model does."""
-    path = _installed().get(name)
+    path = _find_path(name)
     if path is None:
         return "missing"
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -69,11 +71,16 @@ def load(name: str, dtype: str, residency: str) -> Model:
     from ..moesr.errors import CheckpointError
     from ..moesr.hosting.hosted_model import open_hosted
 
-    problem = find_problem(name)
-    if problem:
-        raise CheckpointError(problem)
-    keeper = comfyui.ComfyKeeper()
-    return Model(open_hosted(name, _installed()[name], keeper, dtype=dtype, residency=residency))
+    path = _find_path(name)
+    if path is None:
+        raise CheckpointError(str(find_problem(name)))
+    return Model(open_hosted(name, path, comfyui.ComfyKeeper(), dtype=dtype, residency=residency))
+
+
+def _find_path(name: str) -> Path | None:
+    """The file or folder of a model: of its name in the list, or without extension as older versions listed it."""
+    known = _installed()
+    return known.get(name) or next((path for path in known.values() if path.name == name), None)
 
 
 def _installed() -> dict[str, Path]:

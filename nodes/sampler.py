@@ -33,17 +33,18 @@ class MoESRSampler(io.ComfyNode):
                 io.Mask.Input("mask", optional=True),
                 widgets.automatic("tile_batch", optional=True),
                 widgets.automatic("fidelity", optional=True),
+                widgets.automatic("restore", optional=True),
             ],
-            advanced=(*ADVANCED, "fidelity"),
+            advanced=(*ADVANCED, "fidelity", "restore"),
             outputs=[io.Latent.Output("samples"), io.String.Output("plan")],
         )
 
     @classmethod
     def validate_inputs(
-        cls, steps: Any = None, tile: Any = None, tile_batch: Any = None, fidelity: Any = None
+        cls, steps: Any = None, tile: Any = None, tile_batch: Any = None, fidelity: Any = None, restore: Any = None
     ) -> bool | str:
         """Says before anything is sampled what is wrong."""
-        return widgets.check(steps=steps, tile=tile, tile_batch=tile_batch, fidelity=fidelity)
+        return widgets.check(steps=steps, tile=tile, tile_batch=tile_batch, fidelity=fidelity, restore=restore)
 
     @classmethod
     def execute(
@@ -60,6 +61,7 @@ class MoESRSampler(io.ComfyNode):
         mask: Any = None,
         tile_batch: Any = "auto",
         fidelity: Any = "auto",
+        restore: Any = "auto",
     ) -> Any:
         """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
         from ..moesr.hosting.model_facts import plan_steps
@@ -85,6 +87,7 @@ class MoESRSampler(io.ComfyNode):
             tile=tile,
             tile_batch=widgets.read("tile_batch", tile_batch),
             fidelity=widgets.read("fidelity", fidelity),
+            restore=widgets.read("restore", restore),
             wrap=wrap,
             mask=mask,
             callback=progress,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..moesr.result_sizes import TargetSize
 from ..moesr.settings import SETTINGS
 from . import model as models
 from . import widgets
@@ -16,8 +17,12 @@ WORDS = (
 )  # fmt: skip
 #: What the number shows at first: the embedded model's own scale.
 FIRST_SCALE = 4.0
-#: Of the result, in pixels; 0 is no limit.
+#: Of the result, in pixels.
 LARGEST_SIDE = 16384
+#: Ways to give the size of the result, with their inputs.
+SIZES = {"scale": (), "longest side": ("longest_side",), "fit in": ("width", "height"), "megapixels": ("megapixels",)}
+#: What the numbers show at first.
+FIRST_SIDE, FIRST_MEGAPIXELS = 2048, 4.0
 
 
 class MoESRUpscale(io.ComfyNode):
@@ -39,15 +44,20 @@ class MoESRUpscale(io.ComfyNode):
                 widgets.automatic("fidelity", optional=True),
                 widgets.automatic("tile", optional=True),
                 io.Int.Input("max_resolution", default=0, min=0, max=LARGEST_SIDE, step=64, optional=True),
+                widgets.automatic("restore", optional=True),
+                *_make_size_inputs(),
             ],
-            advanced=("seed", "fidelity", "tile", "max_resolution"),
+            advanced=("seed", "fidelity", "tile", "max_resolution", "restore"),
             outputs=[io.Image.Output("image_out")],
         )
 
     @classmethod
-    def validate_inputs(cls, model: str | None, fidelity: Any = None, tile: Any = None) -> bool | str:
+    def validate_inputs(
+        cls, model: str | None, fidelity: Any = None, tile: Any = None, restore: Any = None
+    ) -> bool | str:
         """A line that names the widget if there is no such model or value."""
-        return (model is not None and models.find_problem(model)) or widgets.check(fidelity=fidelity, tile=tile)
+        problem = model is not None and models.find_problem(model)
+        return problem or widgets.check(fidelity=fidelity, tile=tile, restore=restore)
 
     @classmethod
     def fingerprint_inputs(cls, model: str, **_: Any) -> str:
@@ -64,10 +74,14 @@ class MoESRUpscale(io.ComfyNode):
         fidelity: Any = "auto",
         tile: Any = "auto",
         max_resolution: int = 0,
+        restore: Any = "auto",
+        size: dict[str, Any] | None = None,
     ) -> Any:
         """The three nodes, as a graph that the host runs; so the model stays in its cache while images change."""
+        height, width = image.shape[1:3]
+        scale = find_scale(scale, size or {}, width=width, height=height)
         if max_resolution:
-            scale = max(float(SETTINGS["scale"].minimum or 0), min(scale, max_resolution / max(image.shape[1:3])))
+            scale = max(float(SETTINGS["scale"].minimum or 0), min(scale, max_resolution / max(width, height)))
         graph = GraphBuilder()
         loader = graph.node("MoESRLoader", "loader", model=model, dtype="auto", experts="auto")
         sampler = graph.node(
@@ -83,6 +97,7 @@ class MoESRUpscale(io.ComfyNode):
             tile=tile,
             wrap=SETTINGS["wrap"].default,
             fidelity=fidelity,
+            restore=restore,
         )
         decode = graph.node(
             "FrequencyCompensatedDecode",
@@ -96,3 +111,28 @@ class MoESRUpscale(io.ComfyNode):
             scale=scale,
         )
         return io.NodeOutput(decode.out(0), expand=graph.finalize())
+
+
+def find_scale(scale: float, size: dict[str, Any], *, width: int, height: int) -> float:
+    """Output pixels per input pixel along a side of a picture of width x height pixels.
+
+    size: the values of the chosen one of SIZES by input; with none of them, it is `scale`. Raises SettingError.
+    """
+    longest = "Width" if width >= height else "Height"
+    kinds = {"longest_side": longest, "width": "Width", "height": "Height", "megapixels": "Megapixels"}
+    wanted = [TargetSize(kinds[name], value) for name, value in size.items() if name in kinds]
+    return min((target.find_scale(width, height) for target in wanted), default=scale)
+
+
+def _make_size_inputs() -> list[Any]:
+    """The list of SIZES, whose choice decides which inputs are there; none where the host has no such list."""
+    if not hasattr(io, "DynamicCombo"):  # before ComfyUI 0.4
+        return []
+
+    def make_number(name: str) -> Any:
+        if name == "megapixels":
+            return io.Float.Input(name, default=FIRST_MEGAPIXELS, min=0.01, max=256, step=0.1)
+        return io.Int.Input(name, default=FIRST_SIDE, min=1, max=LARGEST_SIDE, step=1)
+
+    options = [io.DynamicCombo.Option(key, [make_number(name) for name in names]) for key, names in SIZES.items()]
+    return [io.DynamicCombo.Input("size", options=options, optional=True)]

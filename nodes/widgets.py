@@ -21,6 +21,7 @@ BATCH_SEED_WORDS = dict(zip(("per image", "same for all"), BATCH_SEEDS))
 OFFERED = {
     "steps": (*range(1, 11), 12, 15, 20, 25, 30, 40, 50, 100, 250, 500, 1000),
     "fidelity": (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2),
+    "restore": (0, 0.25, 0.5, 0.75, 1),
     "tile": (128, 256, 384, 512, 640, 768, 1024, 1536, 2048),
     "tile_batch": (1, 2, 4, 8, 16),
     "scale": (1, 1.5, 2, 3, 4, 6, 8),
@@ -30,9 +31,9 @@ OFFERED = {
 def read(name: str, value: Any) -> Any:
     """The value of a list with "auto" as the pipeline takes it. Raises SettingError, one line.
 
-    Workflows of older versions have numbers, and 0 for auto.
+    Workflows of older versions have numbers, and 0 for auto where 0 means nothing else.
     """
-    if value == "auto" or (name != "fidelity" and value in (0, "0")):
+    if value == "auto" or (name not in ("fidelity", "restore") and value in (0, "0")):
         return SETTINGS[name].default
     return SETTINGS[name].read(str(value))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +16,15 @@ from moesr.networks.denoiser import denoiser
 PROCESSES = ("ddpm", "residual_shift")
 
 
-def save_nano(process: str, folder: Path) -> Path:
-    """Writes such a model into a folder; the file's path."""
+def save_nano(process: str, folder: Path, *, restore: bool = False) -> Path:
+    """Writes such a model into a folder; the file's path. restore: its network is told how degraded the input is."""
     config = nano_config(process)
+    if restore:
+        config = replace(config, name=f"{config.name}_restore", unet=replace(config.unet, restore=True))
     torch.manual_seed(0)
     experts = [denoiser(config.unet).state_dict() for _ in config.stages]
+    for weights in experts if restore else ():
+        torch.nn.init.normal_(weights["setting_embed.2.weight"])  # zero at first, so that nothing depends on it
     path = folder / f"{config.name}.safetensors"
     autoencoder = Autoencoder(config.autoencoder)
     torch.nn.init.normal_(autoencoder.quantize.embedding.weight)  # codes as far apart as latents are

@@ -18,9 +18,9 @@ from PIL.PngImagePlugin import PngInfo
 from moesr.errors import ImageError, SettingError
 from moesr.page.controls import read_form
 from moesr.page.limits import PUBLIC, Limits
-from moesr.page.result_sizes import read_size as read_target_size
 from moesr.page.results import delete_old
 from moesr.page.uploads import Upload, accept, clean_name, open_picture, read_size, safe_stem
+from moesr.result_sizes import read_size as read_target_size
 from moesr.settings import read_settings, result_size
 from moesr.settings_record import read_run, to_texts
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..result_files import FORMATS
+from ..result_sizes import BUTTONS, KINDS, choose_button
 from ..settings import SETTINGS
 from . import html
 from .controls import CONTROLS, PRESETS, make_control, own_values
 from .gradio_versions import by_index, gradio, gradio_version, make, on, with_client
 from .handlers import Handlers
 from .job_queue import JobQueue
-from .result_sizes import BUTTONS, KINDS, choose_button
 
 _HERE = Path(__file__).parent
 CSS = (_HERE / "page.css", _HERE / "standalone.css")  # a host takes the first, by style.css

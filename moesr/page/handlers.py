@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from ..errors import MoESRError
 from ..hosting.model_facts import Plan, plan_steps
+from ..result_sizes import BUTTONS, KINDS, choose_button, read_size
 from ..settings import SETTINGS, result_size
 from ..settings_record import RunRecord, read_run
 from . import html
@@ -17,7 +18,6 @@ from .controls import CONTROLS, list_preset, own_values, read_controls, read_for
 from .gradio_versions import list_uploads, make_refusal, update
 from .job import Job
 from .job_queue import JobQueue
-from .result_sizes import BUTTONS, KINDS, choose_button, read_size
 from .uploads import Upload, accept, draw_thumbnail
 from .uploads import read_size as read_upload_size
 

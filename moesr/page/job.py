@@ -12,7 +12,7 @@ from typing import Any
 
 from ..hosting.model_runner import Stopped
 from ..progress import Event
-from .result_sizes import TargetSize
+from ..result_sizes import TargetSize
 from .uploads import Upload
 
 #: Seconds after which a client that asks for nothing any more counts as gone.

@@ -16,13 +16,13 @@ from ..hosting.model_runner import OpenModel, Progress, Result, Runner, Stopped
 from ..images.files import WRITE_SUFFIXES, Picture, to_pil, write_image
 from ..images.write import check_size
 from ..result_files import Target
+from ..result_sizes import TargetSize
 from ..settings import result_size
 from ..settings_record import to_texts
 from ..tiling import LARGEST_TILE
 from .job import FinishedPicture, Job, JobProgress
 from .limits import Limits
 from .page_host import PageHost
-from .result_sizes import TargetSize
 from .results import new_folder, pack, plan_results
 from .uploads import open_picture, read_size
 

@@ -19,6 +19,7 @@ from moesr.settings import SETTINGS
 from tests.hosts.comfyui import Comfy
 from tests.hosts.packs import ROOT
 from tests.hosts.prompts import Prompt, three_nodes, upscale
+from tests.small_models import save_nano
 
 LOCALES = ROOT / "locales"
 NODES = list(json.loads((LOCALES / "en" / "nodeDefs.json").read_text(encoding="utf-8")))
@@ -71,7 +72,7 @@ def test_locales_have_every_word(comfy: Comfy, locale: str) -> None:
 
 def test_models_of_all_folders_are_offered_and_the_embedded_one_first(comfy: Comfy) -> None:
     options = comfy.get("/object_info/MoESRLoader")["MoESRLoader"]["input"]["required"]["model"][1]["options"]
-    assert options == ["tiny", "nano_ddpm", "nano_residual_shift"]
+    assert options == ["tiny", "nano_ddpm.safetensors", "nano_residual_shift.safetensors"]
 
 
 def test_upscale_equals_the_library(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> None:
@@ -87,6 +88,37 @@ def test_advanced_inputs_and_a_number_from_a_link(comfy: Comfy, tiny: moesr.SRMo
     next(node for node in prompt.values() if node["class_type"] == "MoESRUpscale")["inputs"].update(advanced)
     (found,) = comfy.images(comfy.run(prompt), saved)
     assert_same(found, moesr.upscale(tiny, photo, scale=2.0, seed=9, fidelity=0.4, tile=64))
+
+
+@pytest.mark.parametrize(
+    ("size", "values", "shape"),
+    [
+        ("longest side", {"size.longest_side": 90}, (60, 90, 3)),
+        ("fit in", {"size.width": 100, "size.height": 30}, (30, 45, 3)),
+        ("megapixels", {"size.megapixels": 0.01}, (82, 122, 3)),
+    ],
+)
+def test_sizes_that_find_the_scale(comfy: Comfy, size: str, values: dict[str, Any], shape: tuple[int, ...]) -> None:
+    if "size" not in comfy.get("/object_info/MoESRUpscale")["MoESRUpscale"]["input"]["optional"]:
+        pytest.skip("this host has no list whose choice decides which inputs there are")
+    prompt, saved = upscale()
+    next(node for node in prompt.values() if node["class_type"] == "MoESRUpscale")["inputs"] |= {"size": size, **values}
+    (found,) = comfy.images(comfy.run(prompt), saved)
+    assert found.shape == shape
+
+
+def test_restore_reaches_models_that_take_it_and_is_refused_by_others(comfy: Comfy, photo: np.ndarray) -> None:
+    path = save_nano("ddpm", comfy.base / "models" / "moesr", restore=True)
+    prompt, saved = upscale(name=path.name)
+    node = next(node for node in prompt.values() if node["class_type"] == "MoESRUpscale")
+    node["inputs"]["restore"] = "0.75"
+    (found,) = comfy.images(comfy.run(prompt), saved)
+    model = moesr.load(path, device="cpu")
+    assert_same(found, moesr.upscale(model, photo, restore=0.75))
+    assert np.abs(found.astype(int) - moesr.upscale(model, photo, restore=0.0)).max() > 2
+    path.unlink()
+    node["inputs"] |= {"model": "nano_ddpm", "restore": "1"}
+    assert "leave it at auto" in comfy.failure(prompt)["exception_message"]
 
 
 def test_three_nodes_at_their_defaults_equal_the_library(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> None:

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import SettingError
-from ..settings import SETTINGS
+from .errors import SettingError
+from .settings import SETTINGS
 
 #: Choices of a form with a fixed value.
 BUTTONS = {"x2": 2.0, "x4": 4.0}
