@@ -64,6 +64,7 @@ def sample_latents(
             if latents is None:
                 latents = canvas_memory.zeros((batch.images, *z.shape[1:]), torch.device("cpu"))
             latents[run.first : run.first + len(z)] = z.cpu()
+            del run, z  # before the next group is on the device
     assert latents is not None  # a batch has an image
     return latents
 
@@ -95,6 +96,7 @@ def decode_latents(
             _check_latents(latents, run, batch.images)
             z = latents[run.first : run.first + len(run)].to(run.canvas_device).float()
             _decode_into(out, run, z, settings)
+            del run, z
     return batch.canvas.restore(out)
 
 
@@ -136,6 +138,7 @@ def upscale(
     with torch.inference_mode():
         for run in batch.runs():
             _decode_into(out, run, run.sample(settings), settings)
+            del run  # before the next group is on the device
     return batch.canvas.restore(out)
 
 
@@ -159,8 +162,9 @@ class Batch:
             prepare = partial(self._prepare, first)
             run, group = retry_smaller(self.plan.model.runtime, group, 1, prepare, "a number of images")
             self.plan.reporter.start_group(first, len(run), self.images)
-            yield run
             first += len(run)
+            yield run
+            del run  # as its user did, before the next group is on the device
 
     def _prepare(self, first: int, count: int) -> Run:
         canvas, mask = self.canvas.part(first, first + count), self._mask

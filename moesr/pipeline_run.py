@@ -27,13 +27,13 @@ from .networks.autoencoder import Autoencoder
 from .progress import Callback, Reporter
 from .runtime import trim_memory
 from .settings import Resolved, check_settings
-from .tiling import SMALLEST_TILE, Layout, TileSize, decode_in_tiles, find_masked_cells, predict_in_tiles
+from .tiling import LARGEST_BATCH, SMALLEST_TILE, Layout, TileSize, decode_in_tiles, find_masked_cells, predict_in_tiles
 
 log = logging.getLogger(__name__)
 
-#: Bytes that images which work together may take on the device, beside tiles and networks. A constant, so that the same
-#: images work together wherever they run.
-GROUP_BYTES = 256 * 2**20
+#: Most images that work together, and bytes that they may take on the device beside tiles and networks. Constants, so
+#: that the same images work together wherever they run, and the device holds no more of a long batch.
+LARGEST_GROUP, GROUP_BYTES = LARGEST_BATCH, 256 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ def plan_run(
     )
     # float32: LR image twice and its condition; state, y, prediction, noise and one more latent; decoded picture
     image = 4 * (6 * height * width + math.prod(cells) * (4 * unet.detail**2 + 5 * unet.out_channels))
-    group = max(1, GROUP_BYTES // image)
+    group = max(1, min(LARGEST_GROUP, GROUP_BYTES // image))
     canvas_device = canvas_memory.place_canvases(
         group * image + 12 * height * width * model.scale**2, model.device, free
     )

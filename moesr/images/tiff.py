@@ -124,8 +124,7 @@ def _find_largest(stored: np.ndarray, page: Page) -> tuple[float, list[str]]:
     """What is white among whole numbers, and the line that says so if it is not the largest that they can hold.
 
     The file decides, by a MaxSampleValue of all bits that are used. Where it is silent, samples are read as they are,
-    but for those that would all be black: 32 bits and more that hold 8 or 16; and 16 bits of grey without a profile
-    that hold all 12 of a camera. Raises ImageError for negative numbers.
+    but for those that would all be black: 32 bits and more that hold 8 or 16. Raises ImageError for negative numbers.
     """
     low, high = int(stored.min()), int(stored.max())
     if low < 0:
@@ -136,12 +135,9 @@ def _find_largest(stored: np.ndarray, page: Page) -> tuple[float, list[str]]:
         used = told.bit_length()
     elif size > 2:
         used = next((bits for bits in (8, 16) if 0 < high < 2**bits), 0)
-    elif size == 2 and page.value(_SAMPLES, 1) == 1 and _ICC not in page.tags and 2**11 <= high < 2**12:
-        used = 12
     if used:
         return 2.0**used - 1, [f"values up to {high} in {8 * size} bits: read as {used} bits per sample"]
-    dark = size == 2 and 0 < high < 2**14
-    return float(top), [f"no value above {high} of {top}: read as it is, which is dark"] if dark else []
+    return float(top), []
 
 
 def find_white(values: np.ndarray) -> tuple[float, list[str]]:
