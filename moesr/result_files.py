@@ -37,7 +37,7 @@ class Target:
 
     source: Source
     path: Path  # the result
-    compare: Path | None = None  # the picture of input, bicubic and result; None if it was not asked for
+    compare: Path | None = None  # the picture of input, result and difference; None if it was not asked for
     replaces: bool = False  # whether files that are there are replaced
 
 

@@ -33,6 +33,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
                 widgets.wrap(optional=True),
                 io.Mask.Input("mask", optional=True),
                 widgets.automatic("tile_batch", optional=True),
+                io.Mask.Input("protect", optional=True),
             ],
             outputs=[io.Image.Output("image_out")],
         )
@@ -57,6 +58,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         wrap: bool = False,
         mask: Any = None,
         tile_batch: Any = "auto",
+        protect: Any = None,
     ) -> Any:
         """The pictures, float [B, H, W, C]."""
         from ..moesr.pipeline import decode_latents
@@ -80,6 +82,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
             image,
             scale=widgets.read("scale", scale),
             fidelity=widgets.read("fidelity", fidelity),
+            protect=protect,
             color_fix=color_fix,
             tile=tile,
             tile_batch=widgets.read("tile_batch", tile_batch),

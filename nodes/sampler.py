@@ -34,6 +34,7 @@ class MoESRSampler(io.ComfyNode):
                 widgets.automatic("tile_batch", optional=True),
                 widgets.automatic("fidelity", optional=True),
                 widgets.automatic("restore", optional=True),
+                io.Mask.Input("protect", optional=True),
             ],
             advanced=(*ADVANCED, "fidelity", "restore"),
             outputs=[io.Latent.Output("samples"), io.String.Output("plan")],
@@ -62,6 +63,7 @@ class MoESRSampler(io.ComfyNode):
         tile_batch: Any = "auto",
         fidelity: Any = "auto",
         restore: Any = "auto",
+        protect: Any = None,
     ) -> Any:
         """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
         from ..moesr.hosting.model_facts import plan_steps
@@ -87,6 +89,7 @@ class MoESRSampler(io.ComfyNode):
             tile=tile,
             tile_batch=widgets.read("tile_batch", tile_batch),
             fidelity=widgets.read("fidelity", fidelity),
+            protect=protect,
             restore=widgets.read("restore", restore),
             wrap=wrap,
             mask=mask,

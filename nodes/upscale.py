@@ -46,6 +46,7 @@ class MoESRUpscale(io.ComfyNode):
                 widgets.automatic("tile", optional=True),
                 io.Int.Input("max_resolution", default=0, min=0, max=LARGEST_SIDE, step=64, optional=True),
                 widgets.automatic("restore", optional=True),
+                io.Mask.Input("protect", optional=True),
                 *_make_size_inputs(),
             ],
             advanced=("seed", "fidelity", "tile", "max_resolution", "restore"),
@@ -77,6 +78,7 @@ class MoESRUpscale(io.ComfyNode):
         max_resolution: int = 0,
         restore: Any = "auto",
         size: dict[str, Any] | None = None,
+        protect: Any = None,
     ) -> Any:
         """The three nodes, as a graph that the host runs; so the model stays in its cache while images change."""
         chosen = read_prompt_inputs().get("size", "scale")
@@ -86,6 +88,7 @@ class MoESRUpscale(io.ComfyNode):
         scale = find_scale(scale, size or {}, width=width, height=height)
         if max_resolution:
             scale = max(float(SETTINGS["scale"].minimum or 0), min(scale, max_resolution / max(width, height)))
+        painted = {} if protect is None else {"protect": protect}
         graph = GraphBuilder()
         loader = graph.node("MoESRLoader", "loader", model=model, dtype="auto", experts="auto")
         sampler = graph.node(
@@ -102,6 +105,7 @@ class MoESRUpscale(io.ComfyNode):
             wrap=SETTINGS["wrap"].default,
             fidelity=fidelity,
             restore=restore,
+            **painted,
         )
         decode = graph.node(
             "FrequencyCompensatedDecode",
@@ -113,6 +117,7 @@ class MoESRUpscale(io.ComfyNode):
             color_fix=SETTINGS["color_fix"].default,
             tile=tile,
             scale=scale,
+            **painted,
         )
         return io.NodeOutput(decode.out(0), expand=graph.finalize())
 

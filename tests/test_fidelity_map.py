@@ -111,3 +111,20 @@ def test_more_fidelity_is_nearer_to_fidelity_1(model: SRModel) -> None:
     distances = [np.abs(run(model, fidelity=w) - faithful).mean() for w in (0, 0.25, 0.5, 0.75, 1)]
     assert distances == sorted(distances, reverse=True)
     assert distances[-1] == 0
+
+
+@pytest.mark.parametrize("model", ["settings"], indirect=True)
+def test_what_is_invented_is_what_seeds_differ_in(model: SRModel) -> None:
+    picture, options = photo(16, 16), {"steps": 1, "color_fix": "none"}
+    protect = np.zeros((16, 16))
+    protect[:, :10] = 1
+    found = moesr.invention(model, picture, 3, fidelity=0, protect=protect, **options)
+    spread, results = found.spread[0], (found.results[:, 0] * 255).numpy()
+    assert np.allclose(spread, np.sqrt(results.var(axis=0, ddof=1).mean(axis=2)), atol=0.1)
+    assert found.share == (spread > 8).mean()
+    assert spread[:, :24].mean() < 0.5 * spread[:, 48:].mean()
+    assert moesr.invention(model, picture, 2, fidelity=1, **options).spread.max() == 0
+    assert found.draw().shape == (1, 64 + 28, 64, 3)
+    assert found.correlate_error(found.results[0].numpy()) > 0.3
+    with pytest.raises(SettingError, match="1 seeds"):
+        moesr.invention(model, picture, 1)

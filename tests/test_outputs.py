@@ -103,12 +103,12 @@ def test_a_file_that_was_no_input_is_replaced_only_when_told(
     source, other = draw(tmp_path / "in" / "a.jpg"), draw(tmp_path / "out" / "A_compare.png".lower(), 1)
     command = ["upscale", str(source), "-o", str(other.parent), "--model", model]
     before = hashes(tmp_path)
-    assert main([*command, "--side-by-side"]) == 1
+    assert main([*command, "--compare"]) == 1
     assert "a_compare.png" in errors(capsys)[0]
     assert hashes(tmp_path) == before
     assert main(command) == 0
     assert main(command) == 1  # also a result of our own
-    assert main([*command, "--side-by-side", "--overwrite"]) == 0
+    assert main([*command, "--compare", "--overwrite"]) == 0
     assert hashes(tmp_path)["out/a_compare.png"] != before["out/a_compare.png"]
 
 
@@ -209,7 +209,7 @@ def test_formats_patterns_long_names_and_what_is_passed_over(
     (folder / "._a.JPG").write_bytes(b"\0\5\x16\7")
     (folder / "film.mp4").touch()
     command = ["upscale", "--model", model, "-o"]
-    assert main([*command, str(tmp_path / "same"), str(folder), "--format", "same", "--side-by-side"]) == 0
+    assert main([*command, str(tmp_path / "same"), str(folder), "--format", "same", "--compare"]) == 0
     names = sorted(path.name for path in (tmp_path / "same").iterdir())
     assert [name for name in names if "compare" not in name] == ["*.png", "a.JPG", "b.webp", "x" * 251 + ".png"]
     assert len(names) == 8
@@ -275,7 +275,7 @@ def test_no_original_changes_whatever_the_tree(
     originals = hashes(tmp_path)
     for _ in range(6):
         source, out = (tmp_path / dice.choice([*places, "new", "in/link"]) for _ in range(2))
-        options = ("--recursive", "--side-by-side", "--skip-existing", "--overwrite", "--strip-metadata")
+        options = ("--recursive", "--compare", "--skip-existing", "--overwrite", "--strip-metadata")
         extra = [option for option in options if dice.random() < 0.4]
         extra += ["--format", dice.choice(("png", "jpg", "same"))]
         state = hashes(tmp_path)
@@ -318,7 +318,7 @@ def test_killed_thirty_times_all_is_done_in_the_end(model: str, tmp_path: Path) 
     originals = hashes(tmp_path)
     command = ["upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", model, "--skip-existing"]
     done = subprocess.run(
-        [sys.executable, "-c", KILLER, *command, "--side-by-side"],
+        [sys.executable, "-c", KILLER, *command, "--compare"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -15,6 +15,7 @@ from typing import Any
 from .. import input_files, result_files
 from ..errors import ImageError, MoESRError, SettingError
 from ..result_files import Target
+from ..settings import SETTINGS
 from .common import Bar, add_model_options, add_settings, fail, open_model, verbose
 
 #: Settings that have an option each.
@@ -22,9 +23,11 @@ SETTINGS_OF_A_RUN = (
     "model", "scale", "fidelity", "restore", "seed", "steps", "color_fix", "wrap", "sampler", "spacing", "eta", "tile",
     "tile_batch",
 )  # fmt: skip
+#: Settings that may be grey pictures.
+_MAPS = ("protect", "mask", "fidelity")
 _FILE_FLAGS = {
     "--recursive": "folders with all that is below them, structure kept",
-    "--side-by-side": "also write OUT_compare.png",
+    "--compare": "also write OUT_compare.png: input, result and difference",
     "--overwrite": "replace files that are there; inputs are never replaced",
     "--skip-existing": "pass over results of the same input and settings; with --overwrite, make the others anew",
     "--allow-truncated": "read a JPEG or PNG that is cut short as far as it goes",
@@ -40,8 +43,13 @@ def add(commands: Any) -> None:
         "-o", "--output", required=True, metavar="OUT",
         help="a file (its suffix is its format), a folder, or - for standard output",
     )  # fmt: skip
-    add_settings(up, *SETTINGS_OF_A_RUN)
-    up.add_argument("--mask", help="a grey picture: white where the result counts, black for plain bicubic")
+    add_settings(up, *(name for name in SETTINGS_OF_A_RUN if name != "fidelity"))
+    up.add_argument(
+        "--fidelity", type=_read_fidelity, metavar="NUMBER|FILE",
+        help=f"{SETTINGS['fidelity'].sentence} [0 to 2] Or a grey picture: black is 0, white is 1.",
+    )  # fmt: skip
+    for name in ("protect", "mask"):
+        up.add_argument(f"--{name}", metavar="FILE", help=f"A grey picture. {SETTINGS[name].sentence}")
     add_settings(up, "dtype", "device", "residency")
     up.add_argument("--compile", action="store_true", help="torch.compile the experts: for many pictures on a GPU")
     files = up.add_argument_group("files")
@@ -53,9 +61,15 @@ def add(commands: Any) -> None:
     files.add_argument("--bits", type=int, choices=(8, 16), help="bits per sample of a PNG (default: as in the input)")
     for option, sentence in _FILE_FLAGS.items():
         files.add_argument(option, action="store_true", help=sentence)
+    files.add_argument("--side-by-side", dest="compare", action="store_true", help=argparse.SUPPRESS)
     up.set_defaults(run=_upscale)
     add_model_options(up)
     verbose(up)
+
+
+def _read_fidelity(text: str) -> Any:
+    """A number, or the name of a file that there is."""
+    return text if os.path.isfile(text) else SETTINGS["fidelity"].read(text)
 
 
 def _upscale(options: argparse.Namespace) -> int:
@@ -107,7 +121,7 @@ def _plan(
 
     suffix = result_files.FORMATS[options.format or "png"]
     if to_stream:
-        if options.side_by_side or options.format == "same":
+        if options.compare or options.format == "same":
             raise SettingError("-: standard output takes one result; choose --format png, jpg or webp and nothing else")
         if getattr(sys.stdout, "name", "") == os.devnull:
             raise SettingError("-: standard output is closed; give a file or a folder")
@@ -117,12 +131,12 @@ def _plan(
     elif to_file:
         if options.format not in (None, "same") and WRITE_SUFFIXES[suffix] != WRITE_SUFFIXES[output.suffix.lower()]:
             raise SettingError(f"{output}: not a file of --format {options.format}; leave one of them out")
-        compare = result_files.name_compare(output) if options.side_by_side else None
+        compare = result_files.name_compare(output) if options.compare else None
         targets = [Target(source, output, compare) for source in sources]
     else:
         folders = {source.folder for source in sources}
         targets = list(
-            result_files.plan_targets(sources, output, suffix=suffix, compare=options.side_by_side, folders=folders)
+            result_files.plan_targets(sources, output, suffix=suffix, compare=options.compare, folders=folders)
         )
     suffixes = {target.path.suffix.lower() for target in targets}
     kinds = {WRITE_SUFFIXES[suffix] for suffix in suffixes}
@@ -154,7 +168,7 @@ class _Run:
             result_files.check_writable(folder)
             result_files.check_space(self.todo, folder, self._record["scale"])
         if self.todo:
-            _ = self._model, self._mask
+            _ = self._model, self._maps
 
     def upscale_one(self, target: Target) -> str | None:
         """Upscale a file; the line that says what went wrong, or None. Raises what is wrong for all: settings."""
@@ -176,7 +190,7 @@ class _Run:
             if options.bits:
                 picture = replace(picture, bits=options.bits)
             with Bar(name) as bar:
-                result = upscale(self._model, picture, **self._settings, mask=self._mask, callback=bar.show)
+                result = upscale(self._model, picture, **{**self._settings, **self._maps}, callback=bar.show)
             if target.compare is not None:  # first, as a result that is there says that all is done
                 self._save(target, target.compare, draw_comparison(picture, result), digest)
             self._save(target, target.path, result, digest)
@@ -210,7 +224,7 @@ class _Run:
         saved = result_files.save_new(path, lambda file: file.write(data), replaces=target.replaces)
         height, width = picture.rgb.shape[:2]
         note = "" if saved == path else f" ({path.name} was taken by another file meanwhile)"
-        what = ", input, bicubic and result side by side" if path == target.compare else ""
+        what = ", input, result and difference" if path == target.compare else ""
         print(f"{saved}: {width} x {height}{what}{note}")
 
     @cached_property
@@ -219,13 +233,18 @@ class _Run:
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self.options, name) for name in SETTINGS_OF_A_RUN if name != "model"}
+        names = {*SETTINGS_OF_A_RUN} - {"model", *self._map_files}
+        return {name: getattr(self.options, name) for name in names}
 
     @cached_property
-    def _mask(self) -> Any:
+    def _map_files(self) -> dict[str, Path]:
+        return {name: Path(file) for name in _MAPS if isinstance(file := getattr(self.options, name), str)}
+
+    @cached_property
+    def _maps(self) -> dict[str, Any]:
         from ..images.files import read_image
 
-        return read_image(self.options.mask).rgb[..., 1] if self.options.mask else None
+        return {name: read_image(path).floats().rgb[..., 1] for name, path in self._map_files.items()}
 
     @cached_property
     def _record(self) -> dict[str, Any]:
@@ -233,9 +252,8 @@ class _Run:
         from ..library import find
         from ..settings_record import describe_settings
 
-        mask = Path(self.options.mask) if self.options.mask else None
-        path = find(self.options.model)
-        return describe_settings(self._model.config, path, self._settings, mask=mask, bits=self.options.bits)
+        config, path = self._model.config, find(self.options.model)
+        return describe_settings(config, path, self._settings, maps=self._map_files, bits=self.options.bits)
 
     @cached_property
     def _source_states(self) -> set[tuple[int, int]]:
