@@ -35,7 +35,6 @@ Source = str | PathLike[str] | Sequence[str | PathLike[str]]
 BACKEND = "inductor"
 
 
-
 @dataclass(eq=False)
 class SRModel:
     """A super-resolution model: `bank` gives the expert of a timestep, `autoencoder` encodes and decodes.

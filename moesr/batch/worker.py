@@ -160,4 +160,3 @@ def main() -> None:
 def to_line(row: Row, attempt: int) -> str:
     """What `main` reads."""
     return json.dumps({"row": asdict(row), "attempt": attempt}) + "\n"
-

@@ -15,7 +15,7 @@ from typing import Any
 from .. import input_files, result_files
 from ..errors import ImageError, MoESRError, SettingError
 from ..result_files import Target
-from .common import Bar, add_model_options, add_settings, fail, open_model, verbose
+from .common import Bar, add_model_options, add_settings, fail, open_model, say, verbose
 
 #: Settings that have an option each.
 SETTINGS_OF_A_RUN = (
@@ -89,11 +89,11 @@ def _upscale(options: argparse.Namespace) -> int:
             done += not error
     finally:
         if run.finished:
-            _say(f"{len(run.finished)} of {len(sources)} results were there already")
+            say(f"{len(run.finished)} of {len(sources)} results were there already")
         if passed_over.describe():
-            _say(passed_over.describe())
+            say(passed_over.describe())
         if failed and done + len(failed) > 1:
-            _say(f"{done} done, {len(failed)} failed:")
+            say(f"{done} done, {len(failed)} failed:")
         for line in failed:
             fail(line)
     return 1 if failed else 0
@@ -168,7 +168,7 @@ class _Run:
         try:
             picture, digest = _read(target.source, options.allow_truncated)
             for note in picture.notes:
-                _say(f"{target.source.path}: {note}")
+                say(f"{target.source.path}: {note}")
             if options.output != input_files.STREAM:
                 height, width = picture.rgb.shape[:2]
                 height, width = result_size(height, width, self._record["scale"])
@@ -201,7 +201,7 @@ class _Run:
         record = {**self._record, "input_hash": digest}
         picture = replace(picture, metadata=picture.metadata.with_text(to_texts(record)))
         for line in write_image(buffer, picture, format=kind, quality=self.options.quality, metadata=not strip):
-            _say(f"{path}: {line}")
+            say(f"{path}: {line}")
         data = buffer.getvalue()
         if self.options.output == input_files.STREAM:
             sys.stdout.buffer.write(data)
@@ -281,7 +281,3 @@ def _read(source: input_files.Source, allow_truncated: bool) -> tuple[Any, str]:
         return read_image(data, allow_truncated=allow_truncated), digest_bytes(data)
     except ImageError as error:
         raise ImageError(str(error).replace("the picture", "-", 1)) from error
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

@@ -172,9 +172,7 @@ def _take(file: RemoteFile, target: Path, roots: list[Path]) -> bool:
             try:
                 os.link(os.path.realpath(path), target)
             except OSError:
-                partial = target.with_name(target.name + ".partial")
-                shutil.copyfile(path, partial)
-                os.replace(partial, target)
+                shutil.copyfile(path, target)  # checked again before it is used
             return True
     return False
 
