@@ -94,7 +94,7 @@ def test_scale_and_order_of_single_files(release: Path, tmp_path: Path) -> None:
     found = open_model(path)
     assert found.config.scale == 4
     assert found.notes == ()
-    assert torch.equal(found.expert(3)["out.2.bias"], open_model(release).expert(3)["out.2.bias"].half())
+    assert torch.equal(found.experts[3]["out.2.bias"], open_model(release).experts[3]["out.2.bias"].half())
 
 
 def test_converted_again_it_keeps_its_history(release: Path, tmp_path: Path) -> None:
@@ -104,8 +104,8 @@ def test_converted_again_it_keeps_its_history(release: Path, tmp_path: Path) -> 
     assert facts["scale"] == 4
     assert [s["name"] for s in facts["sources"]][-2:] == ["fa_vae.pth", "first.safetensors"]
     assert facts["licence"] == describe(first)["licence"]
-    wanted = open_model(release).expert(1)["out.2.weight"]
-    assert torch.equal(open_model(again).expert(1)["out.2.weight"], wanted.bfloat16())
+    wanted = open_model(release).experts[1]["out.2.weight"]
+    assert torch.equal(open_model(again).experts[1]["out.2.weight"], wanted.bfloat16())
 
 
 def test_weights_that_are_no_numbers_are_noted(release: Path, tmp_path: Path) -> None:

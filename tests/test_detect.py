@@ -40,7 +40,7 @@ def test_widths_multipliers_and_experts_are_read_off(tmp_path: Path, experts: in
     assert found.config.scale == (8 if experts else 4)
     assert found.config.stages == (1000,)
     state = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
-    for name, value in found.expert(0).items():
+    for name, value in found.experts[0].items():
         copies = [UNET + name.replace(".moe_blocks.0.", f".moe_blocks.{i}.") for i in range(experts)]
         copies = copies if ".moe_blocks." in name else []
         wanted = torch.stack([state[c].double() for c in copies]).mean(0).float() if copies else state[UNET + name]

@@ -71,7 +71,7 @@ def test_every_published_model_is_known(
         assert (process.kappa, process.power, process.etas_end, process.normalize_input) == (2.0, 0.3, 0.99, True)
         assert found.config.lr_resize == "torch"
         assert found.notes == (f"{timesteps} timesteps, by the name of {name}.pth; its weights do not say",)
-        assert set(found.expert(0)) == set(random_state(SwinUNet, config))
+        assert set(found.experts[0]) == set(random_state(SwinUNet, config))
 
 
 @pytest.mark.parametrize("changes", [{"prefix": "module._orig_mod."}, {"wrapped": True}, {"prefix": "module."}])
@@ -170,9 +170,9 @@ def test_a_converted_file_needs_no_name(tmp_path: Path, timesteps: int | None) -
     found, wanted = open_model(path), open_model(source, timesteps=timesteps)
     assert found.config == replace(wanted.config, name="renamed")
     assert found.notes == wanted.notes
-    assert set(found.expert(0)) == set(wanted.expert(0))
-    assert not [k for k in found.expert(0) if k.endswith(BUFFERS)]
-    for mine, theirs in ((found.expert(0), wanted.expert(0)), (found.autoencoder(), wanted.autoencoder())):
+    assert set(found.experts[0]) == set(wanted.experts[0])
+    assert not [k for k in found.experts[0] if k.endswith(BUFFERS)]
+    for mine, theirs in ((found.experts[0], wanted.experts[0]), (found.decoder, wanted.decoder)):
         assert all(torch.equal(mine[k], theirs[k]) for k in theirs)
     assert "S-Lab" in describe(path)["licence"]
     if timesteps is None:  # a schedule that was assumed can be corrected

@@ -78,7 +78,7 @@ def _upscale(options: argparse.Namespace) -> int:
         failed.append(f"{', '.join(options.inputs)}: no pictures in there")
     if (to_stream or to_file) and len(sources) > 1:
         raise SettingError(f"{output}: one file for {len(sources)} pictures; give a folder")
-    run = _Run(options, sources, _plan(options, sources, output, to_file, to_stream))
+    run = _Run(options, _plan(options, sources, output, to_file, to_stream))
     done = 0
     try:
         if sources:
@@ -136,11 +136,10 @@ def _plan(
 class _Run:
     """The pictures of one command, with one model and the same settings."""
 
-    def __init__(self, options: argparse.Namespace, sources: list[input_files.Source], targets: list[Target]) -> None:
+    def __init__(self, options: argparse.Namespace, targets: list[Target]) -> None:
         self.options = options
         self.todo = targets
         self.finished: list[Target] = []
-        self._sources = sources
 
     def prepare(self, folder: Path | None) -> None:
         """Everything that can be wrong before the first picture; `folder` is where results go. Raises MoESRError."""
@@ -237,10 +236,6 @@ class _Run:
         path = find(self.options.model)
         return describe_settings(self._model.config, path, self._settings, mask=mask, bits=self.options.bits)
 
-    @cached_property
-    def _source_states(self) -> set[tuple[int, int]]:
-        return {(state.st_dev, state.st_ino) for state in (os.stat(s.path) for s in self._sources if not s.is_stream)}
-
     def _find_difference(self, target: Target, path: Path) -> str | None:
         """Why the file at `path` is not the result of this input and these settings, None if it is."""
         from PIL import Image
@@ -258,9 +253,8 @@ class _Run:
             if not self.options.strip_metadata:
                 return "it does not say that it is a result"
             with Image.open(path) as result, Image.open(target.source.path) as source:
-                state, scale, (width, height) = path.stat(), self._record["scale"], source.size
-                sizes = [result_size(width, height, scale), result_size(height, width, scale)]
-                if (state.st_dev, state.st_ino) in self._source_states or result.size not in sizes:
+                scale, (width, height) = self._record["scale"], source.size
+                if result.size not in (result_size(width, height, scale), result_size(height, width, scale)):
                     return "it is no result of this size"
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             return f"it cannot be compared ({error})"
