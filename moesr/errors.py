@@ -34,3 +34,11 @@ class NumericsError(MoESRError):
     """A computation gave NaN or infinity where a picture was expected."""
 
     __module__ = "moesr"
+
+
+def format_size(count: float) -> str:
+    """Bytes as people read them: 3.65 GB, 289 MB."""
+    for unit, factor, digits in (("GB", 1e9, 2), ("MB", 1e6, 0), ("kB", 1e3, 0)):
+        if count >= factor:
+            return f"{count / factor:.{digits}f} {unit}"
+    return f"{count:.0f} bytes"

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from ..errors import format_size
 from .common import Bar, add_model_options, add_overwrite, check_new, say, verbose
 
 
@@ -55,7 +56,6 @@ def _models(options: argparse.Namespace) -> int:
 
     from ..library import folders, installed
     from ..library.catalogue import CATALOGUE
-    from ..library.download import format_size
 
     there = installed()
     print("in the library:")
