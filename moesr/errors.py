@@ -42,3 +42,9 @@ def format_size(count: float) -> str:
         if count >= factor:
             return f"{count / factor:.{digits}f} {unit}"
     return f"{count:.0f} bytes"
+
+
+def find_reason(error: BaseException) -> str:
+    """What went wrong, on one line: the system's words for it, else the error's own, else its kind."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()) or type(error).__name__

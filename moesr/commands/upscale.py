@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import input_files, result_files
-from ..errors import ImageError, MoESRError, SettingError
+from ..errors import ImageError, MoESRError, SettingError, find_reason
 from ..result_files import Target
 from .common import Bar, add_model_options, add_settings, fail, open_model, say, verbose
 
@@ -187,8 +187,8 @@ class _Run:
             return f"{target.path}: cannot be written ({error.strerror or error}); check the folder and its space"
         except Exception as error:  # one broken file must not take the others with it
             logging.getLogger(__name__).info("%s", target.source.path, exc_info=True)
-            words = " ".join(str(error).split())
-            return f"{target.source.path}: {type(error).__name__}: {words}; run with --verbose and report it"
+            words = f"{type(error).__name__}: {find_reason(error)}"
+            return f"{target.source.path}: {words}; run with --verbose and report it"
         return None
 
     def _save(self, target: Target, path: Path, picture: Any, digest: str) -> None:
@@ -271,7 +271,4 @@ def _read(source: input_files.Source, allow_truncated: bool) -> tuple[Any, str]:
     if sys.stdin is None:
         raise ImageError("-: standard input is closed")
     data = sys.stdin.buffer.read()
-    try:
-        return read_image(data, allow_truncated=allow_truncated), digest_bytes(data)
-    except ImageError as error:
-        raise ImageError(str(error).replace("the picture", "-", 1)) from error
+    return read_image(data, name=input_files.STREAM, allow_truncated=allow_truncated), digest_bytes(data)
