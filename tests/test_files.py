@@ -293,7 +293,7 @@ def test_a_file_that_is_cut_short(kind: str) -> None:
     for cut in (1, 2) if options else (12,):
         picture = read_image(data[:-cut])
         assert np.array_equal(picture.rgb, read_image(data).rgb)
-        assert "all pixels are there" in picture.notes[0]
+        assert any("all pixels are there" in note for note in picture.notes) == bool(options)
     part = data[: int(len(data) * 0.6)]
     with pytest.raises(ImageError, match="--allow-truncated"):
         read_image(part)

@@ -83,7 +83,7 @@ def test_ddpm_equals_diffusers(paper: Process, monkeypatch: pytest.MonkeyPatch, 
 def test_ddim_equals_diffusers(paper: Process, eta: float, spacing: str, steps: int) -> None:
     scheduler = DDIMScheduler(
         1000, trained_betas=BETAS, clip_sample=False, set_alpha_to_one=spacing == "trailing", steps_offset=1,
-        timestep_spacing=spacing,
+        timestep_spacing=spacing,  # type: ignore[arg-type]  # one of its words
     )  # fmt: skip
     scheduler.set_timesteps(steps)
     noise, z = noises(steps).__getitem__, start()

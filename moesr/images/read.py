@@ -47,15 +47,15 @@ def read_image(
     only what follows its pixels is read with a note; one that lacks pixels only if `allow_truncated` is set. Raises
     ImageError for whatever cannot be read.
     """
-    name, data = _contents(source, name)
+    label, data = _contents(source, name)
     if not data:
-        raise ImageError(f"{name}: the file is empty; get it again")
-    with explain_errors(name, data):
+        raise ImageError(f"{label}: the file is empty; get it again")
+    with explain_errors(label, data):
         if is_tiff(data):
             try:
                 return read_tiff(data, from_pil)
             except ImageError as error:
-                raise ImageError(f"{name}: {error}") from error
+                raise ImageError(f"{label}: {error}") from error
         try:
             return _decode(data)
         except (OSError, SyntaxError) as error:
@@ -63,7 +63,7 @@ def read_image(
             if picture is None:
                 raise
             if not allow_truncated and not picture.notes:
-                raise ImageError(f"{name}: damaged picture, cut short; {_TRUNCATED}") from error
+                raise ImageError(f"{label}: damaged picture, cut short; {_TRUNCATED}") from error
             return picture
 
 
