@@ -20,7 +20,7 @@ from moesr.cli import main
 from moesr.evaluation.metric_suite import Suite
 from moesr.evaluation.metrics import psnr_y, ssim_y
 from moesr.evaluation.quality_benchmark import Benchmark, match
-from moesr.evaluation.report import CROP, most_different
+from moesr.evaluation.report import CROP, find_most_different
 
 Shown = pytest.CaptureFixture[str]
 
@@ -249,7 +249,7 @@ def test_the_report_shows_images_and_where_they_differ(hr: Path, tmp_path: Path,
     images = [np.array(Image.open(io.BytesIO(base64.b64decode(data)))) for _, data in kinds[:6]]
     assert [kind for kind, _ in kinds[:6]] == ["jpeg"] * 3 + ["png"] * 3
     assert [image.shape for image in images] == [(240, 320, 3)] * 3 + [(CROP, CROP, 3)] * 3
-    top, left = most_different(marked, large)
+    top, left = find_most_different(marked, large)
     assert np.array_equal(images[4], marked[top : top + CROP, left : left + CROP])
     assert np.array_equal(images[5], large[top : top + CROP, left : left + CROP])
     assert (images[4] == 0).all(axis=2).sum() == 70 * 90  # all of the mark is in the crop

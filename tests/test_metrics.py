@@ -75,7 +75,8 @@ def test_psnr_of_one_grey_level_and_its_border() -> None:
     assert psnr_y(planes(a), planes(b)).item() == pytest.approx(expected, abs=1e-3)
     b[:4], b[:, -4:] = 0, 255
     assert psnr_y(planes(a), planes(b)).item() == pytest.approx(expected, abs=1e-3)
-    assert psnr_y(planes(a), planes(b), border=3).item() < 30
+    b[4], b[:, -5] = 0, 255
+    assert psnr_y(planes(a), planes(b)).item() < 30
 
 
 def test_ssim_equals_its_definition() -> None:
@@ -235,7 +236,6 @@ def test_niqe_invariances(niqe_folder: Path) -> None:
     beyond = pixels.copy()
     beyond[192:], beyond[:, 288:] = 0, 255
     assert niqe(planes(beyond)).item() == value  # only whole blocks count
-    assert NIQE(niqe_folder, border=4)(planes(pixels)).item() == niqe(planes(pixels[4:-4, 4:-4])).item()
     pair = torch.cat([planes(pixels), planes(texture(204, 300, seed=2))])
     assert niqe(pair)[0].item() == value
     assert niqe(pair)[1].item() != value

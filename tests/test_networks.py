@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from moesr.config import AutoencoderConfig, UNetConfig
-from moesr.evaluation.speed.measure import anonymous, peak
+from moesr.evaluation.speed.measure import peak, read_anonymous_bytes
 from moesr.networks import autoencoder, layers
 from moesr.networks.autoencoder import AttnBlock, Autoencoder, Codebook
 from moesr.networks.frequency import AdaptiveFrequencyFilter
@@ -91,7 +91,7 @@ def test_attention_with_a_wide_head_is_attention(dtype: torch.dtype, tolerance: 
     assert (found.double() - wanted).norm() < tolerance * wanted.norm()
 
 
-@pytest.mark.skipif(anonymous() is None, reason="the system does not tell")
+@pytest.mark.skipif(read_anonymous_bytes() is None, reason="the system does not tell")
 @pytest.mark.parametrize("block", [UNetAttention(96, 32, 16), AttnBlock(96, 16)])
 def test_attention_of_a_block_never_holds_the_matrix(block: nn.Module) -> None:
     """Its tokens lie with a stride, for which torch's choice is the matrix: here 64 MiB a head."""

@@ -26,7 +26,7 @@ from tests.training_setup import values, write_metrics, write_photos
 def config() -> TrainingConfig:
     plain = values()
     plain["model"]["autoencoder"]["lr_skip"] = True
-    plain["first_stage"] |= {"refine": True, "gan_start": 1000}
+    plain["first_stage"] |= {"gan_start": 1000}
     plain["decoder"] |= {"train": "decoder", "freeze_norms": 1}
     return configs.from_dict(plain)
 

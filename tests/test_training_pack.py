@@ -69,13 +69,13 @@ def test_a_pack_keeps_to_its_size_and_is_the_same_again(pack: Pack, folder: Path
     assert half.path.stat().st_size <= limit * 1e6
     with pytest.raises(SettingError, match="hold no part"):
         write_pack(open_photos(folder), half.path, max_mb=0.001)
-    assert len(Pack.open(half.path)) == len(half)  # it stays, and nothing else does
+    assert len(Pack(half.path)) == len(half)  # it stays, and nothing else does
     assert {p.name for p in tmp_path.iterdir()} == {"again.bin", "half.bin"}
     with pytest.raises(SettingError, match="left out"):
         write_pack(open_photos(folder), half.path, max_mb=1, leave_out=["large", *(f"photo{k}" for k in range(4))])
     half.path.write_bytes(half.path.read_bytes()[:500])
     with pytest.raises(ImageError, match="is no pack; make one"):
-        Pack.open(half.path)
+        Pack(half.path)
 
 
 def test_blurred_photographs_are_reduced() -> None:
@@ -162,7 +162,7 @@ def test_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     names.write_text("# held back\nphoto1.png\n")
     pack = tmp_path / "pack.bin"
     assert main(["data", str(folder), "--pack", str(pack), "--max-mb", "1", "--leave-out", str(names)]) == 0
-    assert "photo1.png" not in Pack.open(pack).photographs
+    assert "photo1.png" not in Pack(pack).photographs
     assert main(["data", "--notice", str(table), "--leave-out", str(names)]) == 0
     assert "https://github.com/a/b\nCC0-1.0: Ann (0.jpg, 2.jpg, 3.jpg)" in capsys.readouterr().out
     assert main(["data", "--split", str(table)]) == 0

@@ -25,7 +25,7 @@ from moesr.errors import NumericsError, SettingError
 from moesr.training.config import TrainingConfig
 from moesr.training.config import load as load_config
 from moesr.training.engine import LaunchedEngine
-from moesr.training.loader import Items, Loader
+from moesr.training.loader import Loader
 from moesr.training.loop import run
 from moesr.training.stages import train
 from tests import training_setup as setup
@@ -72,7 +72,7 @@ def go(name: str, settings: TrainingConfig, metrics: Path, folder: Path, stop: i
         return step(batch, index)
 
     task.step = breaking  # type: ignore[method-assign]
-    run(task, Loader(Items(setup.item), loop, engine), loop, folder)
+    run(task, Loader(setup.item, loop, engine), loop, folder)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -210,7 +210,7 @@ def test_nan_stops_and_keeps_the_last_good_state(metrics: Path, tmp_path: Path) 
     step: Callable[..., dict[str, float]] = task.step
     task.step = lambda batch, index: {"l1": float("nan")} if index == 2 else step(batch, index)  # type: ignore[method-assign]
     with pytest.raises(NumericsError, match=r"step 2: loss l1 is nan; last good state is .*state\.pt"):
-        run(task, Loader(Items(setup.item), loop, task.engine), loop, tmp_path)
+        run(task, Loader(setup.item, loop, task.engine), loop, tmp_path)
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
 
 
@@ -230,7 +230,7 @@ def test_weights_that_are_not_numbers_are_not_saved(metrics: Path, tmp_path: Pat
 
     task.step = breaking  # type: ignore[method-assign]
     with pytest.raises(NumericsError, match="weights of network"):
-        run(task, Loader(Items(setup.item), loop, task.engine), loop, tmp_path)
+        run(task, Loader(setup.item, loop, task.engine), loop, tmp_path)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["step"] == 1
     assert all(bool(torch.isfinite(v).all()) for v in tensors(state).values() if v.is_floating_point())

@@ -1,4 +1,4 @@
-"""A folder of HR images against what a model, or anybody's results, make of their LR."""
+"""Results, by a model or from files, measured against a folder of HR images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import ImageError, MoESRError, SettingError
 from ..images.files import READ_SUFFIXES, read_image
 from ..images.resize import resize_uint8
-from .metric_suite import COLUMNS, Suite
+from .metric_suite import Suite, columns_of
 
 #: uint8 LR [h, w, 3] -> uint8 result [H, W, 3].
 Upscale = Callable[[np.ndarray], np.ndarray]
@@ -43,11 +43,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured on one image; None where the image did not allow it. seconds: of the model, None without."""
+    """What was measured on one image."""
 
     name: str
+    #: By metric; None where the image does not allow it.
     values: dict[str, float | None]
+    #: Seconds that the model took; None for results from files.
     seconds: float | None = None
+    #: A line for each metric that the image does not allow.
     notes: tuple[str, ...] = ()
 
 
@@ -113,7 +116,7 @@ class Benchmark:
         """
         for case in cases:
             try:
-                row, trio = self._one(case)
+                row, trio = self._measure(case)
             except SettingError:
                 raise
             except MoESRError as error:
@@ -125,7 +128,7 @@ class Benchmark:
                 self.rows.append(row)
                 yield row, trio
 
-    def _one(self, case: Case) -> tuple[Row, Trio]:
+    def _measure(self, case: Case) -> tuple[Row, Trio]:
         lr, hr = self._inputs(case)
         seconds = None
         if case.result is not None:
@@ -145,7 +148,7 @@ class Benchmark:
         """The means over the images that have a value, and the metrics of the set."""
         keys = [k for k in self.suite.keys if k != "fid"]
         values = {k: _mean([row.values.get(k) for row in self.rows]) for k in keys}
-        return Row("mean", {**values, **self.suite.together()}, _mean([row.seconds for row in self.rows]))
+        return Row("mean", {**values, **self.suite.score_set()}, _mean([row.seconds for row in self.rows]))
 
     def _inputs(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
         """LR, and HR without the pixels at its right and bottom that the scale does not divide."""
@@ -156,7 +159,7 @@ class Benchmark:
             if not height or not width:
                 raise ImageError(f"{case.hr}: {_size(hr)} pixels leave nothing at 1/{scale} of the size")
             hr = hr[: height * scale, : width * scale]
-            return self._reduced(hr, height, width), hr
+            return self._reduce(hr, height, width), hr
         lr = _pixels(case.lr)
         scale = self.scale or max(1, round(hr.shape[0] / lr.shape[0]))
         height, width = (side * scale for side in lr.shape[:2])
@@ -164,7 +167,7 @@ class Benchmark:
             raise ImageError(f"{case.lr}: {_size(lr)} pixels do not fit its HR, {_size(hr)}, at scale {scale}")
         return lr, hr[:height, :width]
 
-    def _reduced(self, hr: np.ndarray, height: int, width: int) -> np.ndarray:
+    def _reduce(self, hr: np.ndarray, height: int, width: int) -> np.ndarray:
         if self.reduction == "matlab":
             return resize_uint8(hr, (height, width))
         return np.array(Image.fromarray(hr).resize((width, height), Image.Resampling.BICUBIC))
@@ -189,15 +192,16 @@ def as_json(model: str, settings: dict[str, Any], benchmark: Benchmark) -> dict[
 def table_row(row: Row | None, keys: Sequence[str], width: int, timed: bool) -> str:
     """One line of the table on a screen, or its head for None; the name takes `width` characters."""
     cells = [("image" if row is None else row.name).ljust(width)[:width]]
-    for column in (c for c in COLUMNS if c.key in keys):
-        cells.append((column.title if row is None else shown(row.values.get(column.key), column.digits)).rjust(10))
+    for column in columns_of(keys):
+        value = column.title if row is None else format_value(row.values.get(column.key), column.digits)
+        cells.append(value.rjust(10))
     if timed:
-        cells.append(("seconds" if row is None else shown(row.seconds, 2)).rjust(8))
+        cells.append(("seconds" if row is None else format_value(row.seconds, 2)).rjust(8))
     return " ".join(cells).rstrip()
 
 
-def shown(value: float | None, digits: int) -> str:
-    """A number as tables print it; a dash where there is none."""
+def format_value(value: float | None, digits: int) -> str:
+    """A number as tables print it; a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 

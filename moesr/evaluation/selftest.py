@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
 from typing import Any
@@ -31,7 +31,7 @@ from .nano_models import build_nano
 from .parity import largest_difference, parity_cases, psnr, share_within_a_level, synthetic_picture
 from .selftest_device import exact_numerics, release
 from .speed.measure import Stopwatch, allocated_bytes, peak, wait_for
-from .speed.network_parts import step
+from .speed.network_parts import expert_step
 
 ROWS = ("parity", "tiny", "samplers", "residency", "memory", "cancel", "throughput")
 #: Largest difference to the plain networks in float32, as a part of their largest value.
@@ -62,10 +62,6 @@ class Result:
     summary: str
     #: Measured numbers and reasons for what was skipped, by name.
     values: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """The row as JSON has it."""
-        return asdict(self)
 
 
 class Failure(Exception):
@@ -243,8 +239,7 @@ class SelfTest:
             lines.append(f"{side} x {side} in {seconds:.3f} s" + ("" if mib is None else f", {mib} MiB"))
         if not (self.quick and self.is_cpu):
             with torch.inference_mode():
-                part = step(128, model.dtype, self.device, None)
-                seconds, _ = self._time(part.run)
+                seconds, _ = self._time(expert_step(128, model.dtype, self.device).run)
             values["full-size step 128"] = {"seconds": round(seconds, 4)}
             lines.append(f"full-size step {seconds * 1000:.1f} ms")
         lines.append(self._compare_compiled(values))

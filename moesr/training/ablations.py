@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import SettingError
-from ..evaluation.metric_suite import COLUMNS, Suite
+from ..evaluation.metric_suite import Suite, columns_of
 from ..evaluation.quality_benchmark import Benchmark, match
 from ..model import load as load_model
 from ..pipeline import upscale
@@ -158,7 +158,7 @@ def format_table(runs: Sequence[Ablations], name: str) -> str:
 
     Of several runs the mean and the standard deviation, for the rows that all of them have.
     """
-    columns = [c for c in COLUMNS if c.key in runs[0].suite.keys]
+    columns = columns_of(runs[0].suite.keys)
     lines = [f"| {name} | {' | '.join(c.title for c in columns)} |", f"|---{'|---' * len(columns)}|"]
     found = [run.results.get(name, {}) for run in runs]
     for row in found[0]:

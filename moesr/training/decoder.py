@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import AutoencoderConfig
@@ -38,10 +39,6 @@ class DecoderConfig:
     #: Weight of LPIPS by network.
     lpips: dict[str, float] = field(default_factory=lambda: {"vgg": 1.0})
     frequency_weight: float = 10.0
-    #: Of a regular grid, see losses.grid_loss.
-    grid_weight: float = 0.0
-    #: Of L1 between the downscaled HR image and the downscaled result.
-    consistency: float = 0.0
     #: Step from which the PatchGAN counts.
     gan_start: int = 1000
     gan_weight: float = 0.1
@@ -90,10 +87,8 @@ class FCD(Task):
         if index >= config.freeze_norms:
             freeze_norms(self.network)
         out = self.engine.forward(self.network, self.predict, batch)
-        loss, report = losses.pixel_loss(
-            out, batch, l1=1.0, frequency=config.frequency_weight, grid=config.grid_weight,
-            consistency=config.consistency, average=self.engine.average,
-        )  # fmt: skip
+        l1, frequency = F.l1_loss(out, hr), losses.focal_frequency_loss(out, hr)
+        loss, report = l1 + config.frequency_weight * frequency, {"l1": l1.item(), "frequency": frequency.item()}
         shifted, real = losses.crop_randomly(out, hr)
         with autocast(config.loop, hr.device):
             for name, distance in self.distances.items():

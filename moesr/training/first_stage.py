@@ -19,8 +19,8 @@ from .engine import Engine
 from .loop import Batch, LoopConfig, Task, autocast
 from .run_log import join_images
 
-#: Weight of the encoder's distance from its codes (VQ-GAN's beta).
-COMMITMENT = 0.25
+#: Weights of the encoder's distance from its codes (VQ-GAN's beta), and of the KL divergence per latent element (LDM).
+COMMITMENT, KL_WEIGHT = 0.25, 1e-5
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,6 @@ class FirstStageConfig:
     #: Step from which the adversary counts.
     gan_start: int = 10_000_000
     gan_weight: float = 0.8
-    #: Of the KL divergence of one element of a latent.
-    kl_weight: float = 1e-5
-    #: The AFF U-Net is trained along with the rest instead of being left to the decoder's stage.
-    refine: bool = False
     #: The upsampled LR image is added to the result, for a model with `lr_skip`: latents then carry detail alone.
     skip: bool = False
     #: Of the squared distance from the principal components of detail (KL only). Left to itself a small network takes
@@ -63,8 +59,7 @@ class FirstStage(Task):
         torch.manual_seed(config.loop.seed)
         self.config, self.guide = config, guide
         self.position = -1  # the step that was worked on last
-        alone = replace(model, lr_fusion=False, lr_skip=False, refine=config.refine, scale_factor=1, estimator=False)
-        network = Autoencoder(alone)
+        network = Autoencoder(without_lr(replace(model, scale_factor=1.0)))
         if model.kind == "kl":  # latents start nearly without noise
             with torch.no_grad():
                 network.quant_conv.get_parameter("bias")[model.embed_dim :] = -6.0  # of the log variance
@@ -120,7 +115,7 @@ class FirstStage(Task):
         log_variance = log_variance.clamp(-30, 20)
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
         z = mean + (log_variance / 2).exp() * random_draws.draw_normal(mean, batch, self.config.loop.seed, "posterior")
-        return z, self.config.kl_weight * divergence
+        return z, KL_WEIGHT * divergence
 
     def _quantise(self, z: Tensor) -> tuple[Tensor, Tensor]:
         codes = self.network.quantize(z)
@@ -144,6 +139,11 @@ class FirstStage(Task):
 
     def export(self, folder: Path) -> None:
         weight_files.save(self.ema.weights(self.network), folder / "first_stage.safetensors")
+
+
+def without_lr(model: AutoencoderConfig) -> AutoencoderConfig:
+    """The config of a model's first stage: what the later stages add is left out."""
+    return replace(model, lr_fusion=False, lr_skip=False, refine=False, estimator=False)
 
 
 def enlarge(lr: Tensor, hr: Tensor) -> Tensor:
