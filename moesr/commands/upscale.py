@@ -15,12 +15,8 @@ from typing import Any
 from .. import input_files, result_files
 from ..errors import ImageError, MoESRError, SettingError, find_reason
 from ..result_files import Target
-<<<<<<< HEAD
 from ..settings import SETTINGS
-from .common import Bar, add_model_options, add_settings, fail, open_model, verbose
-=======
 from .common import Bar, add_model_options, add_settings, fail, open_model, say, verbose
->>>>>>> main
 
 #: Settings that have an option each.
 SETTINGS_OF_A_RUN = (
