@@ -184,13 +184,6 @@ def test_alpha_is_kept(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> 
     assert_same(found[..., :3] * (found[..., 3:] > 0), expected[..., :3] * (expected[..., 3:] > 0))
 
 
-def test_one_pixel(comfy: Comfy) -> None:
-    comfy.put("pixel.png", np.full((1, 1, 3), (200, 100, 50), np.uint8))
-    prompt, saved = upscale("pixel.png")
-    (found,) = comfy.images(comfy.run(prompt), saved)
-    assert found.shape == (4, 4, 3)
-    assert np.abs(found.astype(int) - (200, 100, 50)).max() < 40
-
 
 def test_mask_keeps_the_rest_as_it_is(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> None:
     prompt, saved = three_nodes()
