@@ -70,7 +70,6 @@ def pictures(tmp_path: Path) -> list[str]:
     return paths
 
 
-
 def test_defaults_of_the_api_and_what_it_tells(nano: Path, served: Served, pictures: list[str]) -> None:
     (result,) = served.call([{"image": pictures[0], "model": nano.stem, "steps": 2}])
     assert result["error"] == ""
@@ -80,7 +79,6 @@ def test_defaults_of_the_api_and_what_it_tells(nano: Path, served: Served, pictu
     assert {key: info["settings"][key] for key in ("scale", "steps", "fidelity", "color_fix", "seed", "tile")} == {
         "scale": 4, "steps": 2, "fidelity": 1, "color_fix": "adain", "seed": 0, "tile": "auto",
     }  # fmt: skip
-
 
 
 def test_someone_who_leaves_does_not_hold_up_the_line(nano: Path, served: Served, tmp_path: Path) -> None:

@@ -44,7 +44,6 @@ def lives(nano: Path, served: Served, good: Path) -> bool:
     return True
 
 
-
 def test_hostile_pictures_in_the_browser(nano: Path, served: Served, good: Path, tmp_path: Path) -> None:
     paths = []
     for name in ("bomb.png", "200mp.png", "cut.png", "page.png"):
