@@ -1,4 +1,4 @@
-"""The self-test of `python -m moesr check`: is this device right, and does it keep to its memory?
+"""The self-test of `python -m moesr check`: are results right on this device, and does it keep to its memory?
 
 Every row compares numbers: networks on the device with the plain networks in float32 on the CPU, the embedded model
 with the result that is shipped, samplers with their results on the CPU. A row that fails or crashes leaves the others.
@@ -36,11 +36,11 @@ from .speed.network_parts import expert_step
 ROWS = ("parity", "tiny", "samplers", "residency", "memory", "cancel", "throughput")
 #: Largest difference to the plain networks in float32, as a part of their largest value.
 BOUNDS = {"fp32": 1e-4, "bf16": 0.06, "fp16": 0.015}
-#: Part of the samples that must be within one 8-bit level of the expected picture.
+#: Share of the samples that must be within one 8-bit level of the expected picture.
 NEAR = 0.999
-#: The same for latents of samplers, as a part of their largest value: rounding grows from step to step.
+#: Largest difference of sampled latents, as a part of their largest value. Rounding grows from step to step.
 LATENT_BOUND = 2e-3
-#: Least PSNR in dB of a picture made of smaller tiles than its neighbour in memory.
+#: Least PSNR in dB between pictures made in smaller tiles and in one.
 TILED_PSNR = 30.0
 #: Seconds within which a run must end after it was cancelled.
 CANCEL_SECONDS = 0.5
