@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..moesr.errors import SettingError
 from ..moesr.result_sizes import TargetSize
 from ..moesr.settings import SETTINGS
 from . import model as models
 from . import widgets
-from .comfyui import GraphBuilder, io, make_schema
+from .comfyui import GraphBuilder, io, make_schema, read_prompt_inputs
 
 #: What people type who want a larger picture, and find this node first.
 WORDS = (
@@ -53,9 +54,9 @@ class MoESRUpscale(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, model: str | None, fidelity: Any = None, tile: Any = None, restore: Any = None
+        cls, model: str | None, fidelity: Any = None, tile: Any = None, restore: Any = None, size: Any = None
     ) -> bool | str:
-        """A line that names the widget if there is no such model or value."""
+        """A line that names the widget if there is no such model or value. The host checks `size`, and gives it too."""
         problem = model is not None and models.find_problem(model)
         return problem or widgets.check(fidelity=fidelity, tile=tile, restore=restore)
 
@@ -78,6 +79,9 @@ class MoESRUpscale(io.ComfyNode):
         size: dict[str, Any] | None = None,
     ) -> Any:
         """The three nodes, as a graph that the host runs; so the model stays in its cache while images change."""
+        chosen = read_prompt_inputs().get("size", "scale")
+        if chosen != (size or {}).get("size", "scale"):  # the host leaves out what it does not know
+            raise SettingError(f"size: this ComfyUI has no {chosen}; give scale, and max_resolution where it matters")
         height, width = image.shape[1:3]
         scale = find_scale(scale, size or {}, width=width, height=height)
         if max_resolution:

@@ -72,7 +72,7 @@ def upscale_published(
                 run = Run(plan, part, None if hidden is None else crop(hidden[i : i + 1], window))
                 drawn = run.noise([generator]) if noise is None else partial(_draw_tile_noise, noise, k)
                 z = run.denoise(run.encode(), settings, noise=drawn)
-                tile = run.decode(z, 0, 1.0).rows(0)(0, window.h * model.scale)
+                tile = run.decode(z, 0).rows(0)(0, window.h * model.scale)
                 average.add(tile.clamp(-1, 1), window.scaled(model.scale))
             shown = None if weights is None else weights[i % len(weights)]
             finish_image(canvas, i, lr[i], average.rows, out, mask=shown)
