@@ -23,8 +23,6 @@ from .metric_suite import Suite, columns_of
 
 #: uint8 LR [h, w, 3] -> uint8 result [H, W, 3].
 Upscale = Callable[[np.ndarray], np.ndarray]
-#: Bicubics that make an LR image from its HR.
-REDUCTIONS = ("pillow", "matlab")
 #: What LR files and results append to the name of their HR: photo.png and photo_x4.png are a pair.
 _SUFFIX = re.compile(r"[ _-]?x\d+$", re.IGNORECASE)
 
@@ -33,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Case:
-    """Files that belong together; `lr` is None where the LR is made from the HR, `result` where a model makes it."""
+    """Files of one image. lr is None if it is made from the HR, result if a model makes it."""
 
     name: str
     hr: Path
@@ -68,7 +66,7 @@ def match(
 ) -> tuple[list[Case], list[str]]:
     """The images of the folder `hr` by name, the first `limit`, with the files of one stem in the other folders.
 
-    There an ending such as x4 or _x4 may follow the stem. Second: a line for each image whose partner is missing.
+    In those an ending such as x4 or _x4 may follow the stem. Also returns a line for each image without such a file.
     Raises SettingError for a folder that does not exist or holds no pictures.
     """
     found, missing = [], []
@@ -98,21 +96,19 @@ def make_bicubic(scale: int) -> Upscale:
 class Benchmark:
     """Rows of a table, one by one, and their mean.
 
-    scale: between LR and HR; None takes it from the two files' sizes. upscale: the model, None where the cases bring
-    results. reduction: the bicubic that makes the LR where the cases bring none.
+    scale: between LR and HR; None takes it from the sizes of the files. upscale: the model; None if the cases have
+    results. reduction: the bicubic that makes the LR of cases without one, "pillow" or "matlab".
     """
 
     def __init__(self, suite: Suite, scale: int | None, upscale: Upscale | None, reduction: str = "pillow") -> None:
-        if reduction not in REDUCTIONS:
-            raise SettingError(f"reduction {reduction!r} is unknown: choose {' or '.join(REDUCTIONS)}")
         self.suite, self.scale, self.upscale, self.reduction = suite, scale, upscale, reduction
         self.rows: list[Row] = []
         self.failed: list[str] = []
 
     def run(self, cases: Sequence[Case]) -> Iterator[tuple[Row, Trio]]:
-        """Measure image by image and keep the rows. Of an image that fails a line is kept in `failed`.
+        """Measure image by image. Rows are kept in `rows`, and a line for each image that fails in `failed`.
 
-        Raises SettingError for what is wrong with all of them.
+        Raises SettingError for an error that all images share.
         """
         for case in cases:
             try:

@@ -99,10 +99,9 @@ def apply_launcher(config: TrainingConfig) -> TrainingConfig:
     if precision == "no":
         return config
     values = to_dict(config)
-    for stage in ("first_stage", "experts", "decoder"):
-        for loop in ("loop", "trunk"):
-            if values[stage].get(loop):
-                values[stage][loop]["precision"] = precision
+    for stage, loop in (("first_stage", "loop"), ("experts", "loop"), ("experts", "trunk"), ("decoder", "loop")):
+        if values[stage][loop]:
+            values[stage][loop]["precision"] = precision
     return from_dict(values)
 
 
