@@ -35,7 +35,6 @@ Source = str | PathLike[str] | Sequence[str | PathLike[str]]
 BACKEND = "inductor"
 
 
-
 @dataclass(eq=False)
 class SRModel:
     """A super-resolution model: `bank` gives the expert of a timestep, `autoencoder` encodes and decodes.
@@ -81,13 +80,14 @@ class Parts:
     def expert(self, i: int, device: torch.device) -> nn.Module:
         """Time expert i. Raises CheckpointError if its file does not hold it any more."""
         what = f"expert {i} of {_name(self.files)}"
-        return _lay_out(build(denoiser, self.files.config.unet, self.files.expert(i), self.dtype, device, what), device)
+        network = build(denoiser, self.files.config.unet, self.files.experts[i], self.dtype, device, what)
+        return _lay_out(network, device)
 
     def autoencoder(self, device: torch.device) -> Autoencoder:
         """First stage and decoder. Raises CheckpointError if their file does not hold them any more."""
         what = f"decoder of {_name(self.files)}"
         config = self.files.config.autoencoder
-        return _lay_out(build(Autoencoder, config, self.files.autoencoder(), self.dtype, device, what), device)
+        return _lay_out(build(Autoencoder, config, self.files.decoder, self.dtype, device, what), device)
 
     def assemble(
         self,

@@ -125,6 +125,10 @@ SETTINGS = _table(
         "by default the model's own best.",
     ),
     Setting(
+        "protect", "image", None,
+        sentence="White where the result keeps to the input, at fidelity 1; where it is black, fidelity is as given.",
+    ),
+    Setting(
         "restore", "float", "auto", 0, 1, 0.05, ("auto",),
         sentence="How degraded the input is: 0 is clean, 1 is a poor web picture; auto estimates it.",
     ),

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import input_files, result_files
-from ..errors import ImageError, MoESRError, SettingError
+from ..errors import ImageError, MoESRError, SettingError, find_reason
 from ..result_files import Target
-from .common import Bar, add_model_options, add_settings, fail, open_model, verbose
+from .common import Bar, add_model_options, add_settings, fail, open_model, say, verbose
 
 #: Settings that have an option each.
 SETTINGS_OF_A_RUN = (
@@ -78,7 +78,7 @@ def _upscale(options: argparse.Namespace) -> int:
         failed.append(f"{', '.join(options.inputs)}: no pictures in there")
     if (to_stream or to_file) and len(sources) > 1:
         raise SettingError(f"{output}: one file for {len(sources)} pictures; give a folder")
-    run = _Run(options, sources, _plan(options, sources, output, to_file, to_stream))
+    run = _Run(options, _plan(options, sources, output, to_file, to_stream))
     done = 0
     try:
         if sources:
@@ -89,11 +89,11 @@ def _upscale(options: argparse.Namespace) -> int:
             done += not error
     finally:
         if run.finished:
-            _say(f"{len(run.finished)} of {len(sources)} results were there already")
+            say(f"{len(run.finished)} of {len(sources)} results were there already")
         if passed_over.describe():
-            _say(passed_over.describe())
+            say(passed_over.describe())
         if failed and done + len(failed) > 1:
-            _say(f"{done} done, {len(failed)} failed:")
+            say(f"{done} done, {len(failed)} failed:")
         for line in failed:
             fail(line)
     return 1 if failed else 0
@@ -136,11 +136,10 @@ def _plan(
 class _Run:
     """The pictures of one command, with one model and the same settings."""
 
-    def __init__(self, options: argparse.Namespace, sources: list[input_files.Source], targets: list[Target]) -> None:
+    def __init__(self, options: argparse.Namespace, targets: list[Target]) -> None:
         self.options = options
         self.todo = targets
         self.finished: list[Target] = []
-        self._sources = sources
 
     def prepare(self, folder: Path | None) -> None:
         """Everything that can be wrong before the first picture; `folder` is where results go. Raises MoESRError."""
@@ -168,7 +167,7 @@ class _Run:
         try:
             picture, digest = _read(target.source, options.allow_truncated)
             for note in picture.notes:
-                _say(f"{target.source.path}: {note}")
+                say(f"{target.source.path}: {note}")
             if options.output != input_files.STREAM:
                 height, width = picture.rgb.shape[:2]
                 height, width = result_size(height, width, self._record["scale"])
@@ -188,8 +187,8 @@ class _Run:
             return f"{target.path}: cannot be written ({error.strerror or error}); check the folder and its space"
         except Exception as error:  # one broken file must not take the others with it
             logging.getLogger(__name__).info("%s", target.source.path, exc_info=True)
-            words = " ".join(str(error).split())
-            return f"{target.source.path}: {type(error).__name__}: {words}; run with --verbose and report it"
+            words = f"{type(error).__name__}: {find_reason(error)}"
+            return f"{target.source.path}: {words}; run with --verbose and report it"
         return None
 
     def _save(self, target: Target, path: Path, picture: Any, digest: str) -> None:
@@ -201,7 +200,7 @@ class _Run:
         record = {**self._record, "input_hash": digest}
         picture = replace(picture, metadata=picture.metadata.with_text(to_texts(record)))
         for line in write_image(buffer, picture, format=kind, quality=self.options.quality, metadata=not strip):
-            _say(f"{path}: {line}")
+            say(f"{path}: {line}")
         data = buffer.getvalue()
         if self.options.output == input_files.STREAM:
             sys.stdout.buffer.write(data)
@@ -237,10 +236,6 @@ class _Run:
         path = find(self.options.model)
         return describe_settings(self._model.config, path, self._settings, mask=mask, bits=self.options.bits)
 
-    @cached_property
-    def _source_states(self) -> set[tuple[int, int]]:
-        return {(state.st_dev, state.st_ino) for state in (os.stat(s.path) for s in self._sources if not s.is_stream)}
-
     def _find_difference(self, target: Target, path: Path) -> str | None:
         """Why the file at `path` is not the result of this input and these settings, None if it is."""
         from PIL import Image
@@ -258,9 +253,8 @@ class _Run:
             if not self.options.strip_metadata:
                 return "it does not say that it is a result"
             with Image.open(path) as result, Image.open(target.source.path) as source:
-                state, scale, (width, height) = path.stat(), self._record["scale"], source.size
-                sizes = [result_size(width, height, scale), result_size(height, width, scale)]
-                if (state.st_dev, state.st_ino) in self._source_states or result.size not in sizes:
+                scale, (width, height) = self._record["scale"], source.size
+                if result.size not in (result_size(width, height, scale), result_size(height, width, scale)):
                     return "it is no result of this size"
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             return f"it cannot be compared ({error})"
@@ -277,11 +271,4 @@ def _read(source: input_files.Source, allow_truncated: bool) -> tuple[Any, str]:
     if sys.stdin is None:
         raise ImageError("-: standard input is closed")
     data = sys.stdin.buffer.read()
-    try:
-        return read_image(data, allow_truncated=allow_truncated), digest_bytes(data)
-    except ImageError as error:
-        raise ImageError(str(error).replace("the picture", "-", 1)) from error
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    return read_image(data, name=input_files.STREAM, allow_truncated=allow_truncated), digest_bytes(data)

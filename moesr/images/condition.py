@@ -83,6 +83,13 @@ class Condition:
         x0 = (window.x0 * self.factor - left * self.scale) % (self._lr.shape[3] * self.scale)
         return large[..., y0 : y0 + window.h * self.factor, x0 : x0 + window.w * self.factor]
 
+    def to_cells(self, plane: Tensor) -> Tensor:
+        """A plane [B, 1, H, W] of the LR image's size with a value per latent cell, [B, 1, h, w], within its range."""
+        size = (self._lr.shape[2], self._lr.shape[3])
+        plane = periodic_resize(plane, size) if self.wrap else pad(plane, size)
+        low, high = plane.aminmax()
+        return (periodic_resize if self.wrap else resize)(plane, self.cells).clamp(low, high)
+
     def finish(self, rows: Tensor) -> Tensor:
         """Decoded rows [3, h, W] without padding at the right; of an endless texture, at exactly the scaled size.
 

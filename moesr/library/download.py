@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..checkpoints.weight_reading import Weights
-from ..errors import CheckpointError, SettingError
+from ..errors import CheckpointError, SettingError, format_size
 from . import model_folders as library
 from .catalogue import CATALOGUE, Entry, HubFile, RemoteFile
 
@@ -172,9 +172,7 @@ def _take(file: RemoteFile, target: Path, roots: list[Path]) -> bool:
             try:
                 os.link(os.path.realpath(path), target)
             except OSError:
-                partial = target.with_name(target.name + ".partial")
-                shutil.copyfile(path, partial)
-                os.replace(partial, target)
+                shutil.copyfile(path, target)  # checked again before it is used
             return True
     return False
 
@@ -273,11 +271,3 @@ def find_problem(path: Path, file: RemoteFile) -> str | None:
         return str(error).removeprefix(f"{path}: ").split("; ")[0]
     except OSError as error:
         return f"it cannot be read ({error.strerror or error})"
-
-
-def format_size(count: int) -> str:
-    """Bytes as people read them: 3.65 GB, 289 MB."""
-    for unit, factor, digits in (("GB", 1e9, 2), ("MB", 1e6, 0), ("kB", 1e3, 0)):
-        if count >= factor:
-            return f"{count / factor:.{digits}f} {unit}"
-    return f"{count} bytes"

@@ -113,8 +113,8 @@ class Recipe(Stages):
             raise SettingError(f"--start {start}: its experts work at other timesteps; start from one of this config")
         factor = files.config.autoencoder.scale_factor
         autoencoder = replace(self.config.model.autoencoder, scale_factor=factor)
-        experts: list[Mapping[str, Tensor]] = [files.expert(i) for i in range(len(files.config.stages))]
-        return replace(self.config.model, autoencoder=autoencoder), experts, files.autoencoder()
+        experts: list[Mapping[str, Tensor]] = list(files.experts)
+        return replace(self.config.model, autoencoder=autoencoder), experts, files.decoder
 
     def _export(self, task: Unrolled, model: ModelConfig, done: Done | None = None) -> Path:
         """Write the model in fp16, whole and in parts."""
