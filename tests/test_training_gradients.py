@@ -22,11 +22,6 @@ from moesr.training.unrolled import Unrolled, UnrolledConfig
 from tests import training_setup as setup
 
 
-@pytest.fixture(scope="module")
-def metrics(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return setup.write_metrics(tmp_path_factory.mktemp("weights") / "metrics")
-
-
 def batch(kind: str) -> dict[str, Tensor]:
     return torch.utils.data.default_collate([setup.item(i, 4 if kind == "kl" else 3) for i in range(2)])
 

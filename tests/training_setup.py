@@ -23,9 +23,6 @@ from moesr.training.first_stage import FirstStage
 from moesr.training.loader import Loader
 from moesr.training.loop import Batch, LoopConfig, run
 
-#: Stages by name, with the config that they are tested with.
-TASKS = {"first": "vq", "expert": "vq", "fcd": "vq"}
-
 LOOP = {"steps": 2, "batch": 2, "warmup": 1, "save_every": 1, "log_every": 1}
 
 

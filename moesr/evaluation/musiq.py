@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.weight_reading import Weights
-from .metric_files import bare_keys, fill, find, metrics_folder
+from .metric_files import bare_keys, fill, find_weights, metrics_folder
 
 _PATCH, _GRID, _WIDTH, _HEADS, _LAYERS, _MLP = 32, 10, 384, 6, 14, 1152
-#: Longer sides of the reduced copies that are looked at beside the image itself.
+#: Longer sides in pixels of the reduced copies that are rated beside the image itself.
 _SIDES = (224, 384)
 
 
@@ -26,7 +26,7 @@ class MUSIQ:
     """
 
     def __init__(self, weights: str | Path | None = None, device: str | torch.device = "cpu") -> None:
-        file = Weights(find(metrics_folder(weights), "musiq", "koniq"))
+        file = Weights(find_weights(metrics_folder(weights), "musiq", "koniq"))
         rating = bare_keys(file).get("head.0.weight")
         self.network, self.device = Network(file.shapes()[rating][0] if rating else 1).to(device), device
         fill(self.network, file, "MUSIQ as pyiqa has it")
@@ -52,12 +52,12 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         images = 2 * images - 1
-        tokens = [self._tokens(self._reduce(images, side), scale) for scale, side in enumerate(_SIDES)]
-        tokens.append(self._tokens(images, len(_SIDES)))
+        tokens = [self._embed_patches(self._reduce(images, side), scale) for scale, side in enumerate(_SIDES)]
+        tokens.append(self._embed_patches(images, len(_SIDES)))
         ratings = self.head(self.transformer_encoder(torch.cat(tokens, dim=1)))  # [B, classes]
         return (ratings * torch.arange(1, ratings.shape[1] + 1, device=ratings.device)).sum(dim=1)
 
-    def _tokens(self, images: Tensor, scale: int) -> Tensor:
+    def _embed_patches(self, images: Tensor, scale: int) -> Tensor:
         """An embedded token for each patch of 32 x 32, borders padded evenly: [B, patches, width]."""
         height, width = images.shape[-2:]
         rows, columns = math.ceil(height / _PATCH), math.ceil(width / _PATCH)
@@ -67,7 +67,7 @@ class Network(nn.Module):
         h = F.relu(self.gn_root(self.conv_root(patches)))
         h = self.block1(F.max_pool2d(_pad(h, 1, 1), 3, 2))  # [B * patches, 256, 8, 8]
         h = self.embedding(h.permute(0, 2, 3, 1).flatten(1)).view(len(images), rows * columns, -1)
-        return h + self.transformer_encoder.place(rows, columns, scale)
+        return h + self.transformer_encoder.embed_places(rows, columns, scale)
 
     def _reduce(self, images: Tensor, side: int) -> Tensor:
         height, width = images.shape[-2:]
@@ -115,7 +115,7 @@ class _Encoder(nn.Module):
         self.transformer = nn.ModuleDict({f"encoderblock_{i}": _Layer() for i in range(_LAYERS)})
         self.encoder_norm = nn.LayerNorm(_WIDTH, eps=1e-6)
 
-    def place(self, rows: int, columns: int, scale: int) -> Tensor:
+    def embed_places(self, rows: int, columns: int, scale: int) -> Tensor:
         """Where tokens come from, [rows * columns, width]: the place on a grid of 10 x 10, and the scale."""
         y, x = (torch.arange(n, device=self.cls.device) * _GRID // n for n in (rows, columns))
         places = self.posembed_input.get_parameter("position_emb")[0][(y[:, None] * _GRID + x).flatten()]

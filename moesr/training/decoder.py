@@ -20,13 +20,13 @@ from .first_stage import enlarge
 from .loop import Batch, LoopConfig, Task, autocast
 from .run_log import join_images
 
-#: What stage 2 adds to a first stage's decoder, by the names of the modules; a config may leave either out.
+#: Modules that stage 2 adds to a first stage's decoder. A config may leave out either.
 LR_PARTS = ("fusion_layer_1", "unet_1")
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """L1 + LPIPS + GAN + 10 x focal frequency loss (eq. 6)."""
+    """Weights of the losses beside that of L1, which is 1 (eq. 6)."""
 
     loop: LoopConfig = field(default_factory=LoopConfig)
     #: Side in pixels of the crops whose latents are sampled once, and how many of them.
@@ -34,7 +34,7 @@ class DecoderConfig:
     cache: int = 2048
     #: Denoising steps with which the latents are sampled.
     sample_steps: int = 50
-    #: "fcd" trains fusion and AFF U-Net (the paper: the first stage is frozen), "decoder" all of the decoder.
+    #: "fcd" trains LR fusion and AFF U-Net (as in the paper), "decoder" all of the decoder.
     train: str = "fcd"
     #: Weight of LPIPS by network.
     lpips: dict[str, float] = field(default_factory=lambda: {"vgg": 1.0})
@@ -42,7 +42,7 @@ class DecoderConfig:
     #: Step from which the PatchGAN counts.
     gan_start: int = 1000
     gan_weight: float = 0.1
-    #: Step from which batch norms keep the statistics that they have.
+    #: Step from which batch norms no longer change their statistics.
     freeze_norms: int = 10_000_000
     ema: float = 0.999
 
@@ -50,7 +50,7 @@ class DecoderConfig:
 class FCD(Task):
     """Trains the decoder. Batches hold lr, z (sampled latents) and hr.
 
-    skipped: the first stage has learned with `skip`.
+    skipped: the first stage was trained with `skip`.
     """
 
     network: Autoencoder
@@ -65,7 +65,7 @@ class FCD(Task):
         decoder = network.decoder
         missing = network.load_state_dict(first_stage, strict=False).missing_keys
         trained = [getattr(decoder, part) for part in LR_PARTS if hasattr(decoder, part)]
-        if model.lr_skip and not skipped:  # the first stage knows no LR image: training begins at the upsampled one
+        if model.lr_skip and not skipped:  # begin at the upsampled LR image, which the first stage does not know
             trained.append(decoder.conv_out)
             for parameter in decoder.conv_out.parameters():
                 nn.init.zeros_(parameter)
@@ -121,7 +121,7 @@ class FCD(Task):
 
 
 def freeze_norms(network: nn.Module) -> None:
-    """Batch norms use and keep the statistics they have."""
+    """Let batch norms use their statistics, and no longer change them."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()

@@ -36,18 +36,18 @@ class FirstStageConfig:
     #: Step from which the adversary counts.
     gan_start: int = 10_000_000
     gan_weight: float = 0.8
-    #: The upsampled LR image is added to the result, for a model with `lr_skip`: latents then carry detail alone.
+    #: For models with `lr_skip`: the upsampled LR image is added to the result, so that latents hold detail alone.
     skip: bool = False
-    #: Of the squared distance from the principal components of detail (KL only). Left to itself a small network takes
-    #: hours to find out that detail is worth encoding.
+    #: Of the squared distance from the principal components of detail (KL only). Without it a small network needs hours
+    #: to learn to encode detail.
     guide_weight: float = 0.0
     ema: float = 0.999
 
 
 class FirstStage(Task):
-    """Trains encoder, codebook and decoder; LR fusion is not part of this stage. Batches hold hr and lr.
+    """Trains encoder, codebook and decoder, without LR fusion. Batches hold hr and lr.
 
-    guide: the convolution weight [C, 3, factor, factor] of the guide's components.
+    guide: the convolution weight [C, 3, factor, factor] that gives the principal components of detail.
     """
 
     network: Autoencoder
@@ -58,7 +58,7 @@ class FirstStage(Task):
     ) -> None:  # fmt: skip
         torch.manual_seed(config.loop.seed)
         self.config, self.guide = config, guide
-        self.position = -1  # the step that was worked on last
+        self.position = -1  # of the last step
         network = Autoencoder(without_lr(replace(model, scale_factor=1.0)))
         if model.kind == "kl":  # latents start nearly without noise
             with torch.no_grad():
@@ -90,7 +90,7 @@ class FirstStage(Task):
             weight = losses.adaptive_weight(reconstruction, adversarial, last, self.engine.average)
             loss = loss + config.gan_weight * weight * adversarial
         if self.guide is not None:
-            components = F.conv2d(detail(image), self.guide.to(image.device), stride=net.config.factor)
+            components = F.conv2d(extract_detail(image), self.guide.to(image.device), stride=net.config.factor)
             guided = F.mse_loss(moments[:, : len(self.guide)], components)
             loss = loss + config.guide_weight * guided
             report["guide"] = guided.item()
@@ -101,7 +101,7 @@ class FirstStage(Task):
         return report
 
     def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Images [B, 3, H, W] again, the moments they were encoded to, and the loss of codes or of the posterior."""
+        """Images [B, 3, H, W] after encoding and decoding, their moments, and the loss of codes or of the posterior."""
         with autocast(self.config.loop, batch["hr"].device):
             moments = self.network.moments(batch["hr"]).float()
             z, code_loss = self._sample_latent(moments, batch)
@@ -124,7 +124,7 @@ class FirstStage(Task):
 
     @torch.no_grad()
     def _start_codebook(self, image: Tensor) -> None:
-        """Codes begin as latents of the first batch."""
+        """Set the codes to latents of the first batch, with a little noise."""
         codes = self.network.quantize.embedding.weight
         with autocast(self.config.loop, image.device):
             z = self.engine.gather(self.network.moments(image).float())
@@ -152,23 +152,24 @@ def enlarge(lr: Tensor, hr: Tensor) -> Tensor:
 
 
 def resize_condition(lr: Tensor, z: Tensor) -> Tensor:
-    """LR images [B, 3, h, w] as the experts are given them beside latents `z`: at the size of those."""
+    """LR images [B, 3, h, w] at the size of the latents `z`: the condition of the experts."""
     size = (z.shape[-2], z.shape[-1])
     return lr if size == tuple(lr.shape[-2:]) else resize(lr, size).clamp(-1, 1)
 
 
-def detail(image: Tensor) -> Tensor:
-    """What of images [B, 3, H, W] is lost when they are made four times smaller and enlarged again."""
+def extract_detail(image: Tensor) -> Tensor:
+    """What images [B, 3, H, W] lose if they are made four times smaller and enlarged again."""
     height, width = image.shape[-2:]
     return image - resize(resize(image, (height // 4, width // 4)), (height, width))
 
 
-def detail_components(images: Tensor, count: int, factor: int) -> Tensor:
+def find_detail_components(images: Tensor, count: int, factor: int) -> Tensor:
     """The `count` principal components of detail in cells of `factor` x `factor` pixels, as a convolution's weight.
 
     images: [B, 3, H, W]. Returns [count, 3, factor, factor], scaled so that the first component has unit variance.
     """
-    cells = F.pixel_unshuffle(detail(images), factor).movedim(1, -1).flatten(0, -2).double()  # [cells, 3 factor^2]
+    cells = F.pixel_unshuffle(extract_detail(images), factor).double()  # [B, 3 factor^2, h, w]
+    cells = cells.movedim(1, -1).flatten(0, -2)
     values, vectors = torch.linalg.eigh(cells.T @ cells / len(cells))
     components = vectors.flip(1)[:, :count].T / values[-1].sqrt()
     return components.view(count, 3, factor, factor).float()

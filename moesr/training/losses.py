@@ -58,11 +58,11 @@ def grid_loss(image: Tensor) -> Tensor:
 
 
 def crop_randomly(*images: Tensor, most: int = 8) -> list[Tensor]:
-    """The images [B, C, H, W] without up to `most` - 1 rows and columns, the same for all, at the top and left.
+    """The images [B, C, H, W] from a random row and column below `most`, the same for all.
 
-    Features of strided networks (LPIPS, the adversary) depend on where their grid lies. Against a fixed grid the
-    decoder, whose own grid is the latent's, learns a pattern that only those networks like; against a moving one it
-    cannot. Images below 64 pixels stay as they are.
+    Features of strided networks (LPIPS, the adversary) depend on where their grid lies. With a fixed grid the decoder
+    learns a pattern that only those networks like; with a moving one it cannot. Images below 64 pixels stay as they
+    are.
     """
     if min(images[0].shape[-2:]) < 64:
         return list(images)

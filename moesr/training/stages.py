@@ -25,7 +25,7 @@ from .data import BatchSource, Images, read_images
 from .decoder import FCD
 from .engine import Engine, LaunchedEngine
 from .experts import Expert
-from .first_stage import FirstStage, detail_components, enlarge, resize_condition, without_lr
+from .first_stage import FirstStage, enlarge, find_detail_components, resize_condition, without_lr
 from .latent_samples import SampleItems, make_samples, read_samples, sample_items
 from .loader import Loader, ReadItem
 from .loop import Batch, Budget, Done, LoopConfig, NextBatch, Task, autocast, run
@@ -119,7 +119,7 @@ class Stages:
         model, guide = self.config.model.autoencoder, None
         images = self.open_source(stage.crop, loop).next(0, 64)["hr"]
         if stage.guide_weight:
-            guide = detail_components(images, model.embed_dim, model.factor)
+            guide = find_detail_components(images, model.embed_dim, model.factor)
         task = FirstStage(model, stage, engine, metrics=self.metrics, guide=guide)
         self.run(task, self.open_batches(stage.crop, task), "first_stage", budget)
         if engine.main:

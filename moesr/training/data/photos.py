@@ -73,8 +73,8 @@ def read_images(source: object, device: torch.device | str = "cpu") -> Images:
 def open_photos(source: object) -> list[Photo]:
     """The images of a pack or its file, of a folder, of a list of these, or of a map-style dataset.
 
-    A dataset has len and index, and gives PIL images or uint8 arrays [H, W, 3]. Folders are searched with those below
-    them, hidden ones left out, in the order of their names. Raises ImageError where there is nothing.
+    A dataset has len and index, and gives PIL images or uint8 arrays [H, W, 3]. Of a folder come all images in and
+    below it in the order of their names, hidden ones left out. Raises ImageError if there is none.
     """
     from .pack import Pack
 
