@@ -17,10 +17,8 @@ class FrequencyCompensatedDecode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
         return make_schema(
             node_id="FrequencyCompensatedDecode",
-            category=widgets.CATEGORY,
             search_aliases=[*widgets.ALIASES, "vae decode", "fcd", "tiled decode", "tile"],
             inputs=[
                 widgets.model(),
@@ -41,7 +39,6 @@ class FrequencyCompensatedDecode(io.ComfyNode):
     def validate_inputs(
         cls, color_fix: Any, fidelity: Any = None, tile: Any = None, scale: Any = None, tile_batch: Any = None
     ) -> bool | str:
-        """Says before anything is sampled what is wrong."""
         return widgets.check(color_fix=color_fix, fidelity=fidelity, tile=tile, scale=scale, tile_batch=tile_batch)
 
     @classmethod

@@ -15,10 +15,8 @@ class MoESRSampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
         return make_schema(
             node_id="MoESRSampler",
-            category=widgets.CATEGORY,
             search_aliases=[*widgets.ALIASES, "ksampler", "tiled diffusion", "tile", "seamless", "resshift"],
             inputs=[
                 widgets.model(),
@@ -43,7 +41,6 @@ class MoESRSampler(io.ComfyNode):
     def validate_inputs(
         cls, steps: Any = None, tile: Any = None, tile_batch: Any = None, fidelity: Any = None, restore: Any = None
     ) -> bool | str:
-        """Says before anything is sampled what is wrong."""
         return widgets.check(steps=steps, tile=tile, tile_batch=tile_batch, fidelity=fidelity, restore=restore)
 
     @classmethod

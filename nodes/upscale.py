@@ -31,10 +31,8 @@ class MoESRUpscale(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
         return make_schema(
             node_id="MoESRUpscale",
-            category=widgets.CATEGORY,
             search_aliases=[*widgets.ALIASES, *WORDS],
             enable_expand=True,
             inputs=[

@@ -54,18 +54,18 @@ def write(
     path = Path(os.path.realpath(path))  # a link keeps pointing to the file it names
     ordered = sorted(entries, key=lambda e: -e.dtype.itemsize)  # so that every tensor is aligned to its numbers
     room = room if late else 0
-    length = -(-(8 + len(_header(ordered, metadata)) + room) // 64) * 64 - 8  # tensors begin at a multiple of 64
+    length = -(-(8 + len(_make_header(ordered, metadata)) + room) // 64) * 64 - 8  # tensors begin at a multiple of 64
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned_parts(path.parent)
-        _room_for(path.parent, sum(e.size for e in entries) + length)
+        _check_room(path.parent, sum(e.size for e in entries) + length)
         with open_new(path, replaces=True) as file:
             file.write(b"\0" * (8 + length))
             for entry in ordered:
                 _write_tensor(file, entry)
                 if written:
                     written(entry)
-            header = _header(ordered, {**metadata, **(late() if late else {})})
+            header = _make_header(ordered, {**metadata, **(late() if late else {})})
             if len(header) > length:
                 raise ValueError("the notes of the file do not fit into its header")
             file.seek(0)
@@ -75,7 +75,7 @@ def write(
         raise CheckpointError(f"{path}: cannot be written ({reason}); check the folder and its space") from error
 
 
-def _header(entries: Sequence[Entry], metadata: dict[str, str]) -> bytes:
+def _make_header(entries: Sequence[Entry], metadata: dict[str, str]) -> bytes:
     table: dict[str, object] = {"__metadata__": metadata}
     at = 0
     for e in entries:
@@ -92,7 +92,7 @@ def _write_tensor(file: BinaryIO, entry: Entry) -> None:
         file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _room_for(folder: Path, size: int) -> None:
+def _check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise CheckpointError(f"{folder}: {size / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room")

@@ -140,9 +140,7 @@ class _Reporter:
         if left is not None and following:
             left = left + following * left / (1 - progress.fraction) if progress.fraction < 1 else None
         fraction = start.fraction + progress.fraction / start.pictures
-        self._job.show(
-            replace(start, event=event, fraction=fraction, seconds_left=left, preview=self._preview)
-        )
+        self._job.show(replace(start, event=event, fraction=fraction, seconds_left=left, preview=self._preview))
         self._host.show(self._job)
 
 
