@@ -15,7 +15,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 run: $(VENV)/.run
 	@mkdir -p "$(dir $(OUT))"
-	$(BIN)/python -m moesr upscale "$(IN)" -o "$(OUT)" --side-by-side --skip-existing $(ARGS)
+	$(BIN)/python -m moesr upscale "$(IN)" -o "$(OUT)" --compare --skip-existing $(ARGS)
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m moesr demo $(ARGS)

@@ -13,6 +13,7 @@ from .errors import CheckpointError, ImageError, MoESRError, NumericsError, Sett
 
 if TYPE_CHECKING:
     from .batch.job import batch
+    from .invented_detail import Invention, invention
     from .model import SRModel, load
     from .pipeline import decode_latents, sample_latents, upscale
     from .progress import Event
@@ -22,12 +23,14 @@ __all__ = [
     "CheckpointError",
     "Event",
     "ImageError",
+    "Invention",
     "MoESRError",
     "NumericsError",
     "SRModel",
     "SettingError",
     "batch",
     "decode_latents",
+    "invention",
     "load",
     "sample_latents",
     "upscale",
@@ -35,6 +38,8 @@ __all__ = [
 
 _MODULES = {
     "batch": "batch",
+    "Invention": "invented_detail",
+    "invention": "invented_detail",
     "load": "model",
     "SRModel": "model",
     "upscale": "pipeline",

@@ -6,7 +6,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from .commands import ablate, batch, bench, check, data, demo, evaluate, models, train, upscale
+from .commands import ablate, batch, bench, check, data, demo, evaluate, invention, models, train, upscale
 from .commands.common import fail
 from .commands.standard_streams import tolerant_streams
 from .errors import MoESRError
@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   python -m moesr convert stages/ -o model.safetensors      released checkpoints as one small file
   python -m moesr data photos/ --preview sheet.png          what a training run would see of them
   python -m moesr evaluate --hr photos/ --html report.html  figures and pictures
+  python -m moesr invention photo.jpg -o map.png            what the result owes to the seed
   python -m moesr check --quick                             is this device right? a report for an issue
   python -m moesr bench                                     how fast this machine is
 """
@@ -67,6 +68,6 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for module in (upscale, batch, demo, models, data, train, evaluate, ablate, bench, check):
+    for module in (upscale, batch, demo, models, data, train, evaluate, invention, ablate, bench, check):
         module.add(commands)
     return parser

@@ -197,7 +197,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """Inverse of `to_dict`. Raises SettingError for unknown names: a newer file is never half understood."""
-        parts = {"unet": _unet, "autoencoder": _part(AutoencoderConfig), "process": _part(ProcessConfig)}
+        parts = {"unet": _read_unet, "autoencoder": _bind(AutoencoderConfig), "process": _bind(ProcessConfig)}
         known = {k: parts[k](v, k) if k in parts else v for k, v in values.items()}
         return build(cls, known, "model")
 
@@ -222,7 +222,7 @@ def uniform_stages(timesteps: int, experts: int) -> tuple[int, ...]:
     return tuple(timesteps * (i + 1) // experts for i in range(experts))
 
 
-def _unet(values: dict[str, Any], where: str) -> NetworkConfig:
+def _read_unet(values: dict[str, Any], where: str) -> NetworkConfig:
     kinds = {cls.kind: cls for cls in (UNetConfig, SwinUNetConfig)}
     kind = values.get("kind", UNetConfig.kind)
     if kind not in kinds:
@@ -230,7 +230,7 @@ def _unet(values: dict[str, Any], where: str) -> NetworkConfig:
     return build(kinds[kind], {k: v for k, v in values.items() if k != "kind"}, where)
 
 
-def _part(cls: type[T]) -> Callable[[dict[str, Any], str], T]:
+def _bind(cls: type[T]) -> Callable[[dict[str, Any], str], T]:
     return lambda values, where: build(cls, values, where)
 
 

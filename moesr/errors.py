@@ -34,3 +34,17 @@ class NumericsError(MoESRError):
     """A computation gave NaN or infinity where a picture was expected."""
 
     __module__ = "moesr"
+
+
+def format_size(count: float) -> str:
+    """Bytes as people read them: 3.65 GB, 289 MB."""
+    for unit, factor, digits in (("GB", 1e9, 2), ("MB", 1e6, 0), ("kB", 1e3, 0)):
+        if count >= factor:
+            return f"{count / factor:.{digits}f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def find_reason(error: BaseException) -> str:
+    """What went wrong, on one line: the system's words for it, else the error's own, else its kind."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -35,7 +35,6 @@ Source = str | PathLike[str] | Sequence[str | PathLike[str]]
 BACKEND = "inductor"
 
 
-
 @dataclass(eq=False)
 class SRModel:
     """A super-resolution model: `bank` gives the expert of a timestep, `autoencoder` encodes and decodes.
@@ -80,14 +79,15 @@ class Parts:
 
     def expert(self, i: int, device: torch.device) -> nn.Module:
         """Time expert i. Raises CheckpointError if its file does not hold it any more."""
-        what = f"expert {i} of {_name(self.files)}"
-        return _lay_out(build(denoiser, self.files.config.unet, self.files.expert(i), self.dtype, device, what), device)
+        what = f"expert {i} of {_label(self.files)}"
+        network = build(denoiser, self.files.config.unet, self.files.experts[i], self.dtype, device, what)
+        return _lay_out(network, device)
 
     def autoencoder(self, device: torch.device) -> Autoencoder:
         """First stage and decoder. Raises CheckpointError if their file does not hold them any more."""
-        what = f"decoder of {_name(self.files)}"
+        what = f"decoder of {_label(self.files)}"
         config = self.files.config.autoencoder
-        return _lay_out(build(Autoencoder, config, self.files.autoencoder(), self.dtype, device, what), device)
+        return _lay_out(build(Autoencoder, config, self.files.decoder, self.dtype, device, what), device)
 
     def assemble(
         self,
@@ -137,7 +137,7 @@ def load(
     runtime = runtime or PlainRuntime()
     where = find_device(device)
     parts = Parts(open_model(_locate(source), scale, timesteps), _dtype(dtype, where))
-    keeper = _residency(residency, parts.files, parts.dtype, where, runtime)
+    keeper = _choose_residency(residency, parts.files, parts.dtype, where, runtime)
     experts = range(len(parts.files.config.stages))
 
     def expert(i: int) -> nn.Module:
@@ -148,7 +148,7 @@ def load(
     resident = All([expert(i) for i in experts]) if keeper == "all" else Stream(expert)
     model = parts.assemble(resident, parts.autoencoder(where), where, runtime)
     log.info(
-        "%s: %d experts, x%d, %s on %s, %s", _name(parts.files), len(experts), model.scale, parts.dtype, where, keeper
+        "%s: %d experts, x%d, %s on %s, %s", _label(parts.files), len(experts), model.scale, parts.dtype, where, keeper
     )
     return model
 
@@ -173,7 +173,7 @@ def _locate(source: Source) -> Path | list[Path]:
     return paths
 
 
-def _name(files: ModelFiles) -> str:
+def _label(files: ModelFiles) -> str:
     return files.config.name or str(files.paths[0])
 
 
@@ -204,7 +204,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def _residency(name: str, files: ModelFiles, dtype: torch.dtype, device: torch.device, runtime: Runtime) -> str:
+def _choose_residency(name: str, files: ModelFiles, dtype: torch.dtype, device: torch.device, runtime: Runtime) -> str:
     if name not in ("auto", "all", "stream"):
         raise SettingError(f"residency {name!r} is unknown: choose auto, all, stream")
     if name != "auto":

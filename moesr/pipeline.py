@@ -18,6 +18,7 @@ from . import canvas_memory
 from .errors import SettingError
 from .images import postprocess
 from .images.canvas import Canvas, as_canvas
+from .images.fidelity_map import is_map, read_fidelity
 from .images.row_bands import Store, resized_rows
 from .model import SRModel
 from .pipeline_run import Run, is_finite, plan_run
@@ -37,7 +38,8 @@ def sample_latents(
     eta: float = 1.0,
     seed: int = 0,
     batch_seed: str = "per_image",
-    fidelity: float | None = None,
+    fidelity: Any = None,
+    protect: Any = None,
     restore: float | str = "auto",
     tile: int | str = "auto",
     tile_batch: int | str = "auto",
@@ -50,15 +52,15 @@ def sample_latents(
     They are on the model's device if there is room, else in system memory, large ones in a temporary file. Arguments
     and errors are those of `upscale`.
     """
-    settings = resolve(
-        model.config, steps=steps, sampler=sampler, spacing=spacing, eta=eta, seed=seed, batch_seed=batch_seed,
-        fidelity=fidelity, restore=restore,
+    batch = Batch(
+        model, image, fidelity=fidelity, protect=protect, wrap=wrap, mask=mask,
+        plan={"tile": tile, "tile_batch": tile_batch, "callback": callback},
+        steps=steps, sampler=sampler, spacing=spacing, eta=eta, seed=seed, batch_seed=batch_seed, restore=restore,
     )  # fmt: skip
-    batch = Batch(model, as_canvas(image), tile=tile, tile_batch=tile_batch, wrap=wrap, mask=mask, callback=callback)
     latents: Tensor | None = None
     with torch.inference_mode():
         for run in batch.runs():
-            z = run.sample(settings)
+            z = run.sample(batch.settings)
             if len(z) == batch.images:
                 return z
             if latents is None:
@@ -75,7 +77,8 @@ def decode_latents(
     image: Any,
     *,
     scale: float | None = None,
-    fidelity: float | None = None,
+    fidelity: Any = None,
+    protect: Any = None,
     color_fix: str = "adain",
     tile: int | str = "auto",
     tile_batch: int | str = "auto",
@@ -88,14 +91,16 @@ def decode_latents(
     Arguments are those of `upscale`; with equal image, tile, wrap and mask the result is that of `upscale`. Raises
     SettingError for latents of another model or another image.
     """
-    settings = resolve(model.config, scale=scale, fidelity=fidelity, color_fix=color_fix)
-    batch = Batch(model, as_canvas(image), tile=tile, tile_batch=tile_batch, wrap=wrap, mask=mask, callback=callback)
-    out = batch.canvas.empty(*result_size(batch.height, batch.width, settings.scale))
+    batch = Batch(
+        model, image, fidelity=fidelity, protect=protect, wrap=wrap, mask=mask,
+        plan={"tile": tile, "tile_batch": tile_batch, "callback": callback}, scale=scale, color_fix=color_fix,
+    )  # fmt: skip
+    out = batch.allocate_result()
     with torch.inference_mode():
         for run in batch.runs():
             _check_latents(latents, run, batch.images)
             z = latents[run.first : run.first + len(run)].to(run.canvas_device).float()
-            _decode_into(out, run, z, settings)
+            _decode_into(out, run, z, batch.settings)
             del run, z
     return batch.canvas.restore(out)
 
@@ -111,7 +116,8 @@ def upscale(
     eta: float = 1.0,
     seed: int = 0,
     batch_seed: str = "per_image",
-    fidelity: float | None = None,
+    fidelity: Any = None,
+    protect: Any = None,
     restore: float | str = "auto",
     color_fix: str = "adain",
     tile: int | str = "auto",
@@ -126,18 +132,20 @@ def upscale(
     length: pictures that work together are on the device, the others wait. The other settings are those of the table
     in settings.py. Noise is drawn on the CPU for the whole image, from (seed, its index in the batch). mask [H, W] or
     [B, H, W]: tiles that it does not touch are not computed; models that fill in what is missing need it, and see
-    nothing of the image there. callback(Event): called before every batch of tiles; what it raises stops the run.
+    nothing of the image there. fidelity: a number, or a map of numbers: a PIL image (white is 1), an array or a tensor
+    [H, W] or [B, H, W], of any size. protect: such a map too; where it is 1 so is the fidelity, where it is 0 nothing
+    changes. callback(Event): called before every batch of tiles; what it raises stops the run.
     Raises SettingError, ImageError or NumericsError.
     """
-    settings = resolve(
-        model.config, scale=scale, steps=steps, sampler=sampler, spacing=spacing, eta=eta, seed=seed,
-        batch_seed=batch_seed, fidelity=fidelity, restore=restore, color_fix=color_fix,
+    batch = Batch(
+        model, image, fidelity=fidelity, protect=protect, wrap=wrap, mask=mask,
+        plan={"tile": tile, "tile_batch": tile_batch, "callback": callback}, scale=scale, steps=steps, sampler=sampler,
+        spacing=spacing, eta=eta, seed=seed, batch_seed=batch_seed, restore=restore, color_fix=color_fix,
     )  # fmt: skip
-    batch = Batch(model, as_canvas(image), tile=tile, tile_batch=tile_batch, wrap=wrap, mask=mask, callback=callback)
-    out = batch.canvas.empty(*result_size(batch.height, batch.width, settings.scale))
+    out = batch.allocate_result()
     with torch.inference_mode():
         for run in batch.runs():
-            _decode_into(out, run, run.sample(settings), settings)
+            _decode_into(out, run, run.sample(batch.settings), batch.settings)
             del run  # before the next group is on the device
     return batch.canvas.restore(out)
 
@@ -145,15 +153,32 @@ def upscale(
 class Batch:
     """The images of one call, prepared once; `runs` gives them in groups that the device has room for."""
 
-    def __init__(self, model: SRModel, canvas: Canvas, *, wrap: bool, mask: Any, **settings: Any) -> None:
-        """mask, wrap and the other settings are those of `upscale`. Raises SettingError and ImageError."""
-        self.canvas = canvas
-        self.images, _, self.height, self.width = canvas.rgb.shape
-        self.plan = plan_run(model, self.height, self.width, wrap=wrap, **settings)
+    def __init__(
+        self, model: SRModel, image: Any, *, fidelity: Any, protect: Any, wrap: bool, mask: Any, plan: dict[str, Any],
+        **settings: Any,
+    ) -> None:  # fmt: skip
+        """plan: settings of `plan_run`. All are those of `upscale`. Raises SettingError and ImageError."""
+        has_map = is_map(fidelity)
+        self.settings = resolve(model.config, **settings, fidelity=None if has_map else fidelity)
+        self.canvas = as_canvas(image)
+        self.images, _, self.height, self.width = self.canvas.rgb.shape
+        self.plan = plan_run(model, self.height, self.width, wrap=wrap, **plan)
+        fidelity = fidelity if has_map else self.settings.fidelity
+        size, networks = (self.height, self.width), model.config
+        self._fidelity = read_fidelity(fidelity, protect, self.images, size=size, wrap=wrap)
+        if has_map or protect is not None:
+            if not networks.unet.restore and not networks.autoencoder.lr_fusion:
+                self.plan.reporter.note("fidelity and protect: this model has no fidelity, so they change nothing")
+            elif not has_map and fidelity == 1.0:
+                self.plan.reporter.note("protect: fidelity is 1 everywhere as it is; give a lower one")
         self._mask = None if mask is None else postprocess.read_mask(mask, self.images)
         if self._mask is not None and not model.config.unet.mask and not bool(self._mask.any()):
             self._mask = None
             self.plan.reporter.note("the mask is empty: it acts as none")
+
+    def allocate_result(self) -> Any:
+        """The array that the results are written into."""
+        return self.canvas.empty(*result_size(self.height, self.width, self.settings.scale))
 
     def runs(self) -> Iterator[Run]:
         """A Run for each group, in order. Where memory runs out a group gets smaller."""
@@ -170,9 +195,9 @@ class Batch:
         canvas, mask = self.canvas.part(first, first + count), self._mask
         if mask is not None and len(mask) > 1:
             mask = mask[first : first + count]
-        return Run(
-            self.plan, postprocess.read_colours(canvas, self.plan.model.device), mask, first=first, canvas=canvas
-        )
+        colours = postprocess.read_colours(canvas, self.plan.model.device)
+        fidelity = self._fidelity.part(first, first + count)
+        return Run(self.plan, colours, mask, first=first, canvas=canvas, fidelity=fidelity)
 
 
 def _decode_into(out: Any, run: Run, z: Tensor, settings: Resolved) -> None:
@@ -180,7 +205,7 @@ def _decode_into(out: Any, run: Run, z: Tensor, settings: Resolved) -> None:
     # What a mask hides has no colours to go by.
     color_fix = "none" if run.model.config.unet.mask else settings.color_fix
     for image in range(len(z)):
-        decoded = run.decode(z, image, settings.fidelity)
+        decoded = run.decode(z, image)
         trim_memory()
         _finish(out[run.first : run.first + len(run)], run, run.canvas, image, decoded, color_fix)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from .diffusion.samplers import Noise, sample
 from .errors import NumericsError
 from .images.canvas import Canvas
 from .images.condition import Condition, compute_latent_size
+from .images.fidelity_map import FAITHFUL, Fidelity
 from .images.postprocess import hide_masked
 from .images.preview import decode_preview, draw_preview
 from .images.row_bands import Store
@@ -94,12 +96,13 @@ class Run:
     """Images that work together: their condition, what is computed of it in tiles, and what the callback is told.
 
     colours: LR images [B, 3, H, W] in [-1, 1] on the model's device. mask: from `read_mask`. first: their number in the
-    call's batch. canvas: where they come from.
+    call's batch. canvas: where they come from. fidelity: from `read_fidelity`.
     """
 
     def __init__(
-        self, plan: Plan, colours: Tensor, mask: Tensor | None = None, *, first: int = 0, canvas: Canvas | None = None
-    ) -> None:
+        self, plan: Plan, colours: Tensor, mask: Tensor | None = None, *, first: int = 0, canvas: Canvas | None = None,
+        fidelity: Fidelity = FAITHFUL,
+    ) -> None:  # fmt: skip
         model, unet = plan.model, plan.model.config.unet
         self.plan, self.model, self.colours, self.first = plan, model, colours, first
         self.wrap, self.canvas_device = plan.wrap, plan.canvas_device
@@ -114,7 +117,10 @@ class Run:
         inside = None if mask is None else find_masked_cells(mask, self.condition.size, self.condition.filled, cells)
         self.layout = Layout(cells, unet, plan.wrap, inside=inside)
         self._latest: Tensor | None = None  # predicted x0 of the whole canvas
-        self._settings: Tensor | None = None  # restore and fidelity [B, 2], for networks that take them
+        self._levels, self._shares = fidelity.levels.expand(-1, len(self)), None
+        if fidelity.shares is not None:  # per latent cell, [B, 1, h, w]
+            self._shares = self.condition.to_cells(fidelity.shares.to(model.device)).expand(len(self), -1, -1, -1)
+        self._settings: Tensor | None = None  # restore and fidelity [levels x B, 2], for networks that take them
 
     def __len__(self) -> int:
         return len(self.colours)
@@ -142,14 +148,16 @@ class Run:
         Networks that take settings are given `restore` and the fidelity. Their noise is weaker by the fidelity: at 1
         there is none, and the seed does not matter.
         """
-        indices, strength = range(self.first, self.first + len(self)), 1.0
-        if self.model.config.unet.restore:
-            fidelity = min(settings.fidelity, 1.0)
-            degraded = self._estimate_restore(settings.restore)
-            self._settings = torch.stack([degraded, torch.full_like(degraded, fidelity)], dim=1)
-            strength = 1 - fidelity
-        noise = self.noise(make_generators(settings.seed, settings.batch_seed, indices), strength)
-        return self.denoise(self.encode(), settings, noise=noise)
+        indices = range(self.first, self.first + len(self))
+        draw, y = self.noise(make_generators(settings.seed, settings.batch_seed, indices)), self.encode()
+        if not self.model.config.unet.restore:
+            return self.denoise(y, settings, noise=draw)
+        levels, fidelity = len(self._levels), self._levels.flatten().clamp(max=1).to(self.model.device)
+        self._settings = torch.stack([self._estimate_restore(settings.restore).repeat(levels), fidelity], dim=1)
+        strength = (1 - fidelity).view(-1, 1, 1, 1).to(self.canvas_device)
+        y = y if y is None else _repeat(y, levels)
+        z = self.denoise(y, settings, noise=lambda i: _repeat(draw(i), levels).mul_(strength))
+        return z if self._shares is None else z[: len(self)].lerp(z[len(self) :], self._shares.to(z))
 
     def encode(self) -> Tensor | None:
         """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]; None if it has no use."""
@@ -175,9 +183,9 @@ class Run:
 
         return self.plan.tiles.attempt(attempt)
 
-    def noise(self, generators: Sequence[torch.Generator], strength: float = 1.0) -> Noise:
-        """Noise of the whole canvas times `strength`, drawn anew at every call, with one generator per image."""
-        return lambda _: draw_noise(generators, self.shape[1:], self.canvas_device).mul_(strength)
+    def noise(self, generators: Sequence[torch.Generator]) -> Noise:
+        """Noise of the whole canvas, drawn anew at every call, with one generator per image."""
+        return lambda _: draw_noise(generators, self.shape[1:], self.canvas_device)
 
     def denoise(self, y: Tensor | None, settings: Resolved, *, noise: Noise) -> Tensor:
         """A clean latent [B, C, h, w], denoised by the experts in turn (paper, section 3.1).
@@ -189,23 +197,15 @@ class Run:
         bank.start(timesteps)
         trim_memory()  # encoding took memory in other pieces, which this phase could not use
         times = torch.tensor(timesteps, device=self.model.device)
-        embedded: dict[int, Tensor] = {}  # the time of the step at work, for all tiles
 
         def predict_tiles(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]) -> Tensor:
             z = z.to(self.model.device)
-            cond = torch.cat([self.condition.crop(i, w) for i, w in zip(images, windows)])
+            cond = torch.cat([self.condition.crop(i % len(self), w) for i, w in zip(images, windows)])
             shift = None if y is None else torch.cat([_crop(y, i, w) for i, w in zip(images, windows)]).to(z.device)
             x, cond = process.scale_input(z, t).to(self.model.dtype), cond.to(self.model.dtype)
+            more = () if self._settings is None else (self._settings[list(images)],)
             with bank.stage(t) as expert:
-                if t not in embedded:
-                    embedded.clear()
-                    step = timesteps.index(t)
-                    more = () if self._settings is None else (self._settings,)
-                    embedded[t] = cast(Any, expert).embed(times[step : step + 1], x.dtype, *more)
-                time = embedded[t]
-                if self._settings is not None:
-                    time = torch.cat([time[i : i + 1] for i in images])
-                out = expert(x, time, cond)
+                out = expert(x, cast(Any, expert).embed(times[timesteps.index(t), None], x.dtype, *more), cond)
             return process.x0(out.float(), z, t, shift)
 
         def predict(z: Tensor, t: int) -> Tensor:
@@ -235,7 +235,7 @@ class Run:
 
     # ---- from latents to pictures
 
-    def decode(self, z: Tensor, image: int, fidelity: float) -> Store:
+    def decode(self, z: Tensor, image: int) -> Store:
         """One image in about [-1, 1], at the model's scale, of the latents of all (paper, section 3.3).
 
         Where a mask leaves tiles out it is the LR image, resized: cheap, and colours are counted over the whole.
@@ -251,7 +251,7 @@ class Run:
                 "decode", tile=image * len(windows), tiles=len(windows) * len(self), preview=self._preview
             )
             with self.model.decoder() as autoencoder:
-                for start, band in self._decoded_rows(autoencoder, z, image, fidelity, side):
+                for start, band in self._decoded_rows(autoencoder, z, image, side):
                     rows = self.condition.finish(band)
                     finite.extend(torch.isfinite(plane).all() for plane in rows)
                     store.put(0, start, rows)
@@ -261,9 +261,7 @@ class Run:
 
         return self.plan.tiles.attempt(attempt)
 
-    def _decoded_rows(
-        self, autoencoder: Autoencoder, z: Tensor, image: int, fidelity: float, side: int
-    ) -> Iterator[tuple[int, Tensor]]:
+    def _decoded_rows(self, autoencoder: Autoencoder, z: Tensor, image: int, side: int) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows [3, h, W]) of the decoded image from the top, with the padding of the condition."""
         active = set(self.layout.windows(side))
         grid = self.layout.grid(side)
@@ -271,17 +269,24 @@ class Run:
             yield from self._resized_rows(image, 0, self.condition.cells[0], side)
             return
 
+        lowest, highest = self._levels[0, image].item(), self._levels[-1, image].item()
+
         def decode(windows: Sequence[Window]) -> Sequence[Tensor]:
             wanted = [w for w in windows if w in active]
             self._advance(len(wanted))
             pictures: dict[Window, Tensor] = {}
             if wanted:
                 features = None
-                if fidelity or autoencoder.config.lr_skip:
+                if highest or autoencoder.config.lr_skip:
                     large = torch.cat([self.condition.upsampled(image, w) for w in wanted])
                     features = autoencoder.window_features(large.to(self.model.dtype))
                 latents = torch.cat([_crop(z, image, w) for w in wanted]).to(self.model.device)
-                pictures = dict(zip(wanted, autoencoder.decode(latents, features, fidelity)))
+                decoded = autoencoder.decode(latents, features, lowest)
+                shares = [_crop(self._shares, image, w) for w in wanted if self._shares is not None]
+                if any(bool(share.any()) for share in shares):
+                    share = F.interpolate(torch.cat(shares).to(decoded), decoded.shape[-2:], mode="bilinear")
+                    decoded = decoded.lerp(autoencoder.decode(latents, features, highest), share)
+                pictures = dict(zip(wanted, decoded))
             return [pictures[w] if w in pictures else self.condition.upsampled(image, w)[0] for w in windows]
 
         height, width = self.condition.cells
@@ -339,6 +344,10 @@ _NOT_FINITE = "{} is not a number everywhere: use --dtype fp32 or bf16, or check
 def is_finite(values: Tensor) -> bool:
     """True if all values [..., C, h, w] are numbers. Plane by plane, since isfinite copies what it is given."""
     return bool(torch.stack([torch.isfinite(plane).all() for plane in values.flatten(0, -3)]).all())
+
+
+def _repeat(canvas: Tensor, times: int) -> Tensor:
+    return canvas if times == 1 else torch.cat([canvas] * times)
 
 
 def _crop(canvas: Tensor, image: int, window: Window) -> Tensor:

@@ -79,9 +79,7 @@ class Reporter:
     def begin(self, phase: str, **counts: Any) -> None:
         """A phase begins, or one step of it. counts: fields of the event; images and shares stay as they are."""
         kept = self.event
-        self.event = Event(
-            phase, image=kept.image, images=kept.images, done=kept.done, share=kept.share, **counts
-        )
+        self.event = Event(phase, image=kept.image, images=kept.images, done=kept.done, share=kept.share, **counts)
 
     def start_group(self, first: int, count: int, images: int) -> None:
         """`count` of all `images` are at work together, from number `first` (0, 1, ...) on."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .atomic_files import create_part, open_new, remove_abandoned_parts
-from .errors import ImageError, SettingError
+from .errors import ImageError, SettingError, format_size
 from .input_files import Source
 
 #: Names for `--format`, with the suffix that they stand for. `same` is the input's own, where it can be written.
@@ -37,7 +37,7 @@ class Target:
 
     source: Source
     path: Path  # the result
-    compare: Path | None = None  # the picture of input, bicubic and result; None if it was not asked for
+    compare: Path | None = None  # the picture of input, result and difference; None if it was not asked for
     replaces: bool = False  # whether files that are there are replaced
 
 
@@ -174,8 +174,8 @@ def check_space(targets: Sequence[Target], output: Path, scale: float) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise SettingError(
-            f"{output}: {_as_size(free)} free, and the results need about {_as_size(needed)}; free some, give another "
-            "OUT, or choose --format jpg or a smaller --scale"
+            f"{output}: {format_size(free)} free, and the results need about {format_size(needed)}; free some, give "
+            "another OUT, or choose --format jpg or a smaller --scale"
         )
 
 
@@ -259,7 +259,3 @@ def _estimate_bytes(target: Target, scale: float) -> float:
     except Exception:  # said when it is read
         return 0.0
     return pixels * _BYTES_PER_PIXEL[WRITE_SUFFIXES[target.path.suffix.lower()]] * deep * channels / 3
-
-
-def _as_size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -109,12 +109,12 @@ class Setting:
         return math.inf if self.maximum is None else self.maximum
 
 
-def _table(*settings: Setting) -> dict[str, Setting]:
+def _index_by_name(*settings: Setting) -> dict[str, Setting]:
     return {setting.name: setting for setting in settings}
 
 
 #: Settings of `upscale`, in the order in which a user meets them.
-SETTINGS = _table(
+SETTINGS = _index_by_name(
     Setting(
         "scale", "float", None, 0.1, 64, 0.25, unit="times",
         sentence="How many times as wide and high the result is; by default the model's own scale.",
@@ -123,6 +123,10 @@ SETTINGS = _table(
         "fidelity", "float", None, 0, 2, 0.05,
         sentence="How much the decoder is held to the input: 0 is generative, 1 is faithful, more exaggerates; "
         "by default the model's own best.",
+    ),
+    Setting(
+        "protect", "image", None,
+        sentence="White where the result keeps to the input, at fidelity 1; where it is black, fidelity is as given.",
     ),
     Setting(
         "restore", "float", "auto", 0, 1, 0.05, ("auto",),
@@ -168,7 +172,7 @@ SETTINGS = _table(
 )  # fmt: skip
 
 #: Settings of `load`.
-LOADING = _table(
+LOADING = _index_by_name(
     Setting("model", "text", "tiny", sentence="A name in the library, a file or a folder."),
     Setting(
         "dtype", "choice", "auto", choices=("auto", *DTYPES), advanced=True,

@@ -41,13 +41,19 @@ def describe_run(model: str, model_hash: str, config: ModelConfig, settings: Map
 
 
 def describe_settings(
-    config: ModelConfig, path: Path, settings: Mapping[str, Any], *, mask: Path | None = None, bits: int | None = None
-) -> dict[str, Any]:
-    """What makes a result what it is, but for the input. path: the model's; settings: those of `upscale`."""
+    config: ModelConfig, path: Path, settings: Mapping[str, Any], *, maps: Mapping[str, Path] | None = None,
+    bits: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What makes a result what it is, but for the input. path: the model's; settings: those of `upscale`.
+
+    maps: files of the settings mask, protect and fidelity that are pictures.
+    """
     from .library import compute_fingerprint  # needs torch, which finding a record does not
 
     run = describe_run(path.stem, compute_fingerprint(path), config, settings)
-    return {**run, "mask": digest_file(mask) if mask else None, "bits": bits}
+    names = {"mask": "mask", "protect": "protect", "fidelity_map": "fidelity"}
+    digests = {key: digest_file(maps[name]) if maps and name in maps else None for key, name in names.items()}
+    return {**run, **digests, "bits": bits}
 
 
 def to_texts(record: Mapping[str, Any]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from .as_upscale_model import MoESRAsUpscaleModel
 from .as_vae import MoESRFCDAsVAE
 from .comfyui import ComfyExtension
 from .decode import FrequencyCompensatedDecode
+from .invented_detail import MoESRInventedDetail
 from .loader import MoESRLoader
 from .sampler import MoESRSampler
 from .timeline import MoESRExpertTimeline
@@ -21,6 +22,7 @@ NODES = [
     MoESRAsUpscaleModel,
     MoESRFCDAsVAE,
     MoESRExpertTimeline,
+    MoESRInventedDetail,
 ]
 
 

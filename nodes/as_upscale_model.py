@@ -70,10 +70,8 @@ class MoESRAsUpscaleModel(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
         return make_schema(
             node_id="MoESRAsUpscaleModel",
-            category=widgets.CATEGORY,
             search_aliases=[*widgets.ALIASES, "upscale model", "ultimate sd upscale"],
             inputs=[widgets.model(), widgets.automatic("steps"), widgets.seed(), widgets.automatic("fidelity")],
             outputs=[io.UpscaleModel.Output("upscale_model")],
@@ -81,7 +79,6 @@ class MoESRAsUpscaleModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, steps: Any = None, fidelity: Any = None) -> bool | str:
-        """Says what is wrong."""
         return widgets.check(steps=steps, fidelity=fidelity)
 
     @classmethod

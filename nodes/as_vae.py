@@ -16,10 +16,8 @@ class MoESRFCDAsVAE(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
         return make_schema(
             node_id="MoESRFCDAsVAE",
-            category=widgets.CATEGORY,
             search_aliases=["moesr", "vae", "fcd", "sd 1.5 decoder"],
             inputs=[widgets.model()],
             outputs=[io.Vae.Output("vae")],

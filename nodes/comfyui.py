@@ -266,7 +266,7 @@ def make_schema(
     more |= {"display_name": words["display_name"], "description": words["description"]}
     known = {f.name for f in fields(io.Schema)}
     more = {name: value for name, value in more.items() if name in known}
-    return io.Schema(node_id=node_id, inputs=inputs, outputs=outputs, **more)
+    return io.Schema(node_id=node_id, category="image/upscaling", inputs=inputs, outputs=outputs, **more)
 
 
 @lru_cache

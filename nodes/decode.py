@@ -17,10 +17,8 @@ class FrequencyCompensatedDecode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
         return make_schema(
             node_id="FrequencyCompensatedDecode",
-            category=widgets.CATEGORY,
             search_aliases=[*widgets.ALIASES, "vae decode", "fcd", "tiled decode", "tile"],
             inputs=[
                 widgets.model(),
@@ -33,6 +31,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
                 widgets.wrap(optional=True),
                 io.Mask.Input("mask", optional=True),
                 widgets.automatic("tile_batch", optional=True),
+                io.Mask.Input("protect", optional=True),
             ],
             outputs=[io.Image.Output("image_out")],
         )
@@ -41,7 +40,6 @@ class FrequencyCompensatedDecode(io.ComfyNode):
     def validate_inputs(
         cls, color_fix: Any, fidelity: Any = None, tile: Any = None, scale: Any = None, tile_batch: Any = None
     ) -> bool | str:
-        """Says before anything is sampled what is wrong."""
         return widgets.check(color_fix=color_fix, fidelity=fidelity, tile=tile, scale=scale, tile_batch=tile_batch)
 
     @classmethod
@@ -57,6 +55,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         wrap: bool = False,
         mask: Any = None,
         tile_batch: Any = "auto",
+        protect: Any = None,
     ) -> Any:
         """The pictures, float [B, H, W, C]."""
         from ..moesr.pipeline import decode_latents
@@ -80,6 +79,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
             image,
             scale=widgets.read("scale", scale),
             fidelity=widgets.read("fidelity", fidelity),
+            protect=protect,
             color_fix=color_fix,
             tile=tile,
             tile_batch=widgets.read("tile_batch", tile_batch),

@@ -6,7 +6,7 @@ from typing import Any
 
 from . import model as models
 from .comfyui import io, make_schema
-from .widgets import ALIASES, CATEGORY, check_choice
+from .widgets import ALIASES, check_choice
 
 
 class MoESRLoader(io.ComfyNode):
@@ -14,10 +14,8 @@ class MoESRLoader(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
         return make_schema(
             node_id="MoESRLoader",
-            category=CATEGORY,
             search_aliases=[*ALIASES, "load upscale model", "resshift", "ldm super resolution"],
             inputs=[
                 io.Combo.Input("model", options=models.list_models()),

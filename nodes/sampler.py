@@ -15,10 +15,8 @@ class MoESRSampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
         return make_schema(
             node_id="MoESRSampler",
-            category=widgets.CATEGORY,
             search_aliases=[*widgets.ALIASES, "ksampler", "tiled diffusion", "tile", "seamless", "resshift"],
             inputs=[
                 widgets.model(),
@@ -34,6 +32,7 @@ class MoESRSampler(io.ComfyNode):
                 widgets.automatic("tile_batch", optional=True),
                 widgets.automatic("fidelity", optional=True),
                 widgets.automatic("restore", optional=True),
+                io.Mask.Input("protect", optional=True),
             ],
             advanced=(*ADVANCED, "fidelity", "restore"),
             outputs=[io.Latent.Output("samples"), io.String.Output("plan")],
@@ -43,7 +42,6 @@ class MoESRSampler(io.ComfyNode):
     def validate_inputs(
         cls, steps: Any = None, tile: Any = None, tile_batch: Any = None, fidelity: Any = None, restore: Any = None
     ) -> bool | str:
-        """Says before anything is sampled what is wrong."""
         return widgets.check(steps=steps, tile=tile, tile_batch=tile_batch, fidelity=fidelity, restore=restore)
 
     @classmethod
@@ -62,6 +60,7 @@ class MoESRSampler(io.ComfyNode):
         tile_batch: Any = "auto",
         fidelity: Any = "auto",
         restore: Any = "auto",
+        protect: Any = None,
     ) -> Any:
         """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
         from ..moesr.hosting.model_facts import plan_steps
@@ -87,6 +86,7 @@ class MoESRSampler(io.ComfyNode):
             tile=tile,
             tile_batch=widgets.read("tile_batch", tile_batch),
             fidelity=widgets.read("fidelity", fidelity),
+            protect=protect,
             restore=widgets.read("restore", restore),
             wrap=wrap,
             mask=mask,

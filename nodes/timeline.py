@@ -18,10 +18,8 @@ class MoESRExpertTimeline(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
         return make_schema(
             node_id="MoESRExpertTimeline",
-            category=widgets.CATEGORY,
             search_aliases=["moesr", "mixture of experts", "schedule", "sigmas", "noise schedule"],
             inputs=[widgets.model(), widgets.automatic("steps"), widgets.choice("sampler")],
             outputs=[io.Image.Output("picture"), io.String.Output("plan")],
@@ -29,7 +27,6 @@ class MoESRExpertTimeline(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, steps: Any = None) -> bool | str:
-        """Says what is wrong."""
         return widgets.check(steps=steps)
 
     @classmethod

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..moesr.errors import SettingError
 from ..moesr.result_sizes import TargetSize
 from ..moesr.settings import SETTINGS
 from . import model as models
 from . import widgets
-from .comfyui import GraphBuilder, io, make_schema
+from .comfyui import GraphBuilder, io, make_schema, read_prompt_inputs
 
 #: What people type who want a larger picture, and find this node first.
 WORDS = (
@@ -30,10 +31,8 @@ class MoESRUpscale(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
         return make_schema(
             node_id="MoESRUpscale",
-            category=widgets.CATEGORY,
             search_aliases=[*widgets.ALIASES, *WORDS],
             enable_expand=True,
             inputs=[
@@ -45,6 +44,7 @@ class MoESRUpscale(io.ComfyNode):
                 widgets.automatic("tile", optional=True),
                 io.Int.Input("max_resolution", default=0, min=0, max=LARGEST_SIDE, step=64, optional=True),
                 widgets.automatic("restore", optional=True),
+                io.Mask.Input("protect", optional=True),
                 *_make_size_inputs(),
             ],
             advanced=("seed", "fidelity", "tile", "max_resolution", "restore"),
@@ -53,9 +53,9 @@ class MoESRUpscale(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, model: str | None, fidelity: Any = None, tile: Any = None, restore: Any = None
+        cls, model: str | None, fidelity: Any = None, tile: Any = None, restore: Any = None, size: Any = None
     ) -> bool | str:
-        """A line that names the widget if there is no such model or value."""
+        """A line that names the widget if there is no such model or value. The host checks `size`, and gives it too."""
         problem = model is not None and models.find_problem(model)
         return problem or widgets.check(fidelity=fidelity, tile=tile, restore=restore)
 
@@ -76,12 +76,17 @@ class MoESRUpscale(io.ComfyNode):
         max_resolution: int = 0,
         restore: Any = "auto",
         size: dict[str, Any] | None = None,
+        protect: Any = None,
     ) -> Any:
         """The three nodes, as a graph that the host runs; so the model stays in its cache while images change."""
+        chosen = read_prompt_inputs().get("size", "scale")
+        if chosen != (size or {}).get("size", "scale"):  # the host leaves out what it does not know
+            raise SettingError(f"size: this ComfyUI has no {chosen}; give scale, and max_resolution where it matters")
         height, width = image.shape[1:3]
         scale = find_scale(scale, size or {}, width=width, height=height)
         if max_resolution:
             scale = max(float(SETTINGS["scale"].minimum or 0), min(scale, max_resolution / max(width, height)))
+        painted = {} if protect is None else {"protect": protect}
         graph = GraphBuilder()
         loader = graph.node("MoESRLoader", "loader", model=model, dtype="auto", experts="auto")
         sampler = graph.node(
@@ -98,6 +103,7 @@ class MoESRUpscale(io.ComfyNode):
             wrap=SETTINGS["wrap"].default,
             fidelity=fidelity,
             restore=restore,
+            **painted,
         )
         decode = graph.node(
             "FrequencyCompensatedDecode",
@@ -109,6 +115,7 @@ class MoESRUpscale(io.ComfyNode):
             color_fix=SETTINGS["color_fix"].default,
             tile=tile,
             scale=scale,
+            **painted,
         )
         return io.NodeOutput(decode.out(0), expand=graph.finalize())
 

@@ -10,7 +10,6 @@ from ..moesr.settings import BATCH_SEEDS, SETTINGS
 from .comfyui import io
 from .model import MODEL
 
-CATEGORY = "image/upscaling"
 #: What every node of the pack is found by; newer hosts search these too.
 ALIASES = ("moesr", "super resolution", "diffusion upscale")
 #: What the node shows for each value of `batch_seed`.

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import moesr
+from tests import training_setup
 from tests.batch_jobs import draw, hashes
 from tests.small_models import PROCESSES, save_nano
 
@@ -33,6 +34,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(8):
         draw(folder / "ab"[i % 2] / f"{i}.png", i)
     return folder
+
+
+@pytest.fixture(scope="session")
+def metrics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LPIPS of random weights, without those of VGG."""
+    return training_setup.write_metrics(tmp_path_factory.mktemp("weights") / "metrics")
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training_setup.write_photos(tmp_path_factory.mktemp("data") / "photos")
 
 
 @pytest.fixture(scope="session")

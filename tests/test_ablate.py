@@ -32,14 +32,14 @@ def test_rows_of_a_table_take_equally_many_steps() -> None:
 
 def test_one_expert_alone_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="the config has one"):
-        Ablations("ablation", ["model.stages=[1000]"], tmp_path, tmp_path, tmp_path / "out", None, 0)
+        Ablations(
+            "ablation", ["model.stages=[1000]"], data=tmp_path, hr=tmp_path, out=tmp_path / "out", metrics=None, crop=0
+        )
 
 
-def test_tables_of_several_seeds_have_mean_and_deviation(tmp_path: Path) -> None:
-    photos, metrics = setup.write_photos(tmp_path / "photos"), setup.write_metrics(tmp_path / "metrics")
-    runs = [
-        Ablations("ablation", reseed(seed), photos, photos, tmp_path / f"out{seed}", metrics, 0) for seed in (0, 1)
-    ]
+def test_tables_of_several_seeds_have_mean_and_deviation(photographs: Path, metrics: Path, tmp_path: Path) -> None:
+    folders = {"data": photographs, "hr": photographs, "metrics": metrics}
+    runs = [Ablations("ablation", reseed(k), **folders, out=tmp_path / f"out{k}", crop=0) for k in (0, 1)]
     loops = [(c.first_stage.loop, c.experts.trunk, c.experts.loop, c.decoder.loop) for c in (r.base for r in runs)]
     assert all(a != b for a, b in zip(*loops))
     values: dict[str, float | None] = {"psnr_y": 26.0, "lpips_alex": 0.3}
@@ -53,15 +53,16 @@ def test_tables_of_several_seeds_have_mean_and_deviation(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_all_tables_from_photographs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    photos, metrics = setup.write_photos(tmp_path / "photos"), setup.write_metrics(tmp_path / "metrics")
+def test_all_tables_from_photographs(
+    photographs: Path, metrics: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = setup.values("kl")
     plain["model"]["process"]["timesteps"] = plain["model"]["stages"][-1] = 1000
-    plain["decoder"] |= {"train": "decoder", "gan_start": 100}
+    plain["decoder"] |= {"gan_start": 100}
     config = tmp_path / "config.json"
     config.write_text(json.dumps(plain))
-    options = ["--data", str(photos), "--hr", str(photos), "--out", str(tmp_path / "out"), "--metrics", str(metrics)]
-    arguments = ["ablate", str(config), *options, "--crop", "64"]
+    options = ["--data", str(photographs), "--hr", str(photographs), "--metrics", str(metrics), "--crop", "64"]
+    arguments = ["ablate", str(config), *options, "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
     first = capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())

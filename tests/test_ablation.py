@@ -11,7 +11,7 @@ from PIL import Image
 
 import moesr
 from moesr.errors import SettingError
-from moesr.evaluation.ablation import without
+from moesr.evaluation.ablation import remove_part
 from moesr.images.resize import resize
 from moesr.model import SRModel
 from moesr.networks.frequency import AdaptiveFrequencyFilter
@@ -34,9 +34,9 @@ def filters(model: SRModel) -> int:
 def test_without_latent_decodes_the_bicubic_image(model: SRModel, lr: np.ndarray) -> None:
     if model.process.kind == "ddpm":
         with pytest.raises(SettingError, match="residual shift"):
-            without(model, "latent")
+            remove_part(model, "latent")
         return
-    result = moesr.upscale(without(model, "latent"), lr, color_fix="none", seed=3, fidelity=1.0)
+    result = moesr.upscale(remove_part(model, "latent"), lr, color_fix="none", seed=3, fidelity=1.0)
     condition = torch.from_numpy(lr).permute(2, 0, 1)[None].float() / 127.5 - 1
     up = resize(condition, (64, 64)).clamp(-1, 1)
     with torch.inference_mode():
@@ -47,7 +47,7 @@ def test_without_latent_decodes_the_bicubic_image(model: SRModel, lr: np.ndarray
 
 
 def test_without_experts_reverses_them(model: SRModel) -> None:
-    changed = without(model, "experts")
+    changed = remove_part(model, "experts")
     for t, other in ((0, 999), (300, 700)):
         with changed.bank.stage(t) as a, model.bank.stage(other) as b:
             assert a is b
@@ -55,16 +55,16 @@ def test_without_experts_reverses_them(model: SRModel) -> None:
 
 def test_without_filters_leaves_the_model_itself_alone(model: SRModel, lr: np.ndarray) -> None:
     before = filters(model)
-    changed = without(model, "filters")
+    changed = remove_part(model, "filters")
     assert (filters(changed), filters(model), before) == (0, before, 9)
     assert not np.array_equal(moesr.upscale(changed, lr), moesr.upscale(model, lr))
     with pytest.raises(SettingError, match="no frequency filters"):
-        without(changed, "filters")
+        remove_part(changed, "filters")
 
 
 def test_unknown_parts_are_named(model: SRModel) -> None:
     with pytest.raises(SettingError, match="latent, experts, filters"):
-        without(model, "decoder")
+        remove_part(model, "decoder")
 
 
 def test_evaluate_takes_it(nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,14 +21,7 @@ from moesr.checkpoints.model_files import open_model
 from moesr.checkpoints.weight_reading import Weights
 from moesr.config import AutoencoderConfig
 from moesr.networks.autoencoder import Autoencoder
-from tests.checkpoint_files import (
-    Pretended,
-    legacy,
-    listing,
-    random_state,
-    refused,
-    write_checkpoint,
-)
+from tests.checkpoint_files import Pretended, legacy, listing, random_state, refused
 
 
 def tricky() -> dict[str, Any]:
@@ -142,27 +135,18 @@ def entry(shape: object = (4,), offsets: object = (0, 16), dtype: object = "F32"
     "content",
     [
         (2**63).to_bytes(8, "little") + b"{}",
-        (2**25).to_bytes(8, "little") + b"{}",
         header(b'{"a": '),
         header(b"{" + b'"a":[' * 10**5),
-        header(b'{"a": {"dtype": "F32", "shape": [' + b"9" * 10**5 + b"]}}"),
         header({"a": entry()}, bytes(15)),
-        header({"a": entry()}, bytes(17)),
         header({"a": entry(shape=[2**40], offsets=[0, 2**42])}, bytes(16)),
         header({"a": entry(shape=[2**62, 2**62, 0])}, bytes(16)),
         header({"a": entry(shape=[-4])}, bytes(16)),
-        header({"a": entry(shape=[4.0])}, bytes(16)),
-        header({"a": entry(shape=5)}, bytes(16)),
-        header({"a": entry(offsets=[16, 0])}, bytes(16)),
-        header({"a": entry(offsets=[0])}, bytes(16)),
         header({"a": entry(), "b": entry()}, bytes(16)),
-        header({"a": entry(offsets=[4, 20])}, bytes(20)),
         header({"a": entry(dtype=5)}, bytes(16)),
-        header({"a": [1, 2]}, bytes(16)),
         header({"__metadata__": 5, "a": entry()}, bytes(16)),
         header([1]),
     ],
-    ids=range(20),
+    ids=range(11),
 )
 def test_headers_that_lie_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.safetensors"
@@ -299,13 +283,3 @@ def test_cut_off_anywhere_is_one_line(tmp_path: Path, name: str) -> None:
         path.write_bytes(content[:end])
         line = refused(path, name, Weights)
         assert end < 40 or "cut off" in line, (end, line)
-
-
-def test_random_lightning_checkpoint_of_any_size_is_one_of_torch(tmp_path: Path) -> None:
-    """The files that the tests write piece by piece are read by torch itself too."""
-    path = tmp_path / "x.ckpt"
-    write_checkpoint(path, {"a.weight": (3, 4, 5), "b": (), "c.bias": (7,)}, epoch=3)
-    wanted = torch.load(path, weights_only=True)["state_dict"]
-    found = Weights(path)
-    assert list(found) == list(wanted)
-    assert all(torch.equal(found[k], v) for k, v in wanted.items())

@@ -87,9 +87,33 @@ def test_structure_depth_and_mask(nano: Path, photos: Path, tmp_path: Path) -> N
     assert difference[:4, :4].max() > 1e-3
 
 
-def test_side_by_side(nano: Path, photos: Path, tmp_path: Path) -> None:
+def test_protect_and_fidelity_files(nano: Path, photos: Path, tmp_path: Path) -> None:
+    half = Image.new("L", (2, 1), 0)
+    half.putpixel((0, 0), 255)
+    half.save(tmp_path / "half.png")
+    arguments = ["upscale", str(photos / "a.png"), "--model", str(nano), "--steps", "1", "-o"]
+    options = {"map": ["--fidelity", str(tmp_path / "half.png")], "zero": ["--fidelity", "0"],
+               "protect": ["--fidelity", "0", "--protect", str(tmp_path / "half.png")]}  # fmt: skip
+    for name, more in options.items():
+        assert main([*arguments, str(tmp_path / f"{name}.png"), *more]) == 0
+    found = {name: read_image(tmp_path / f"{name}.png").rgb for name in options}
+    assert np.array_equal(found["map"], found["protect"])
+    assert not np.array_equal(found["map"], found["zero"])
+    again = [*arguments, str(tmp_path / "protect.png"), "--skip-existing", "--fidelity", "0"]
+    assert main(again) == 1  # made with another `protect`
+
+
+def test_invention(nano: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["invention", str(photos / "a.png"), "--model", str(nano), "--steps", "1", "--seeds", "2", "-o"]
+    assert main([*arguments, str(tmp_path / "map.png")]) == 0
+    assert "% of the pixels" in capsys.readouterr().out
+    assert size(tmp_path / "map.png") == (32, 24 + 28)
+    assert main([*arguments, str(tmp_path / "map.png")]) == 1  # it is there already
+
+
+def test_compare(nano: Path, photos: Path, tmp_path: Path) -> None:
     arguments = ["upscale", str(photos / "a.png"), "-o", str(tmp_path / "x.png"), "--model", str(nano), "--steps", "1"]
-    assert main([*arguments, "--side-by-side"]) == 0
+    assert main([*arguments, "--compare"]) == 0
     assert size(tmp_path / "x_compare.png") == (3 * 32 + 16, 24 + 24)
 
 
@@ -150,12 +174,12 @@ def test_interrupt_leaves_no_partial_file(nano: Path, photos: Path, tmp_path: Pa
     )
     assert process.stderr is not None
     os.set_blocking(process.stderr.fileno(), False)
-    shown, end = b"", time.monotonic() + 60
+    shown, end = b"", time.monotonic() + 300
     while b"step" not in shown and time.monotonic() < end:
         time.sleep(0.05)
         shown += process.stderr.read() or b""
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(120) == 130
     shown += process.stderr.read() or b""
     assert b"Traceback" not in shown
     assert b"interrupted" in shown

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 import moesr
 from moesr.checkpoints.convert import convert
@@ -66,24 +66,9 @@ def test_the_file_gives_what_the_sources_give(release: Path, tmp_path: Path, dty
         assert found[key].dtype == value.dtype
         assert torch.equal(found[key], value), key
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_other_programs_read_it(release: Path, tmp_path: Path, dtype: str) -> None:
-    path = convert([release], tmp_path / "out.safetensors", dtype)
-    with safe_open(str(path), "pt") as file:
-        names = list(file.keys())
-        found = {name: file.get_tensor(name) for name in names}
-        assert file.metadata()["format"] == "pt"
-    ours = open_model(path)
-    assert not [n for n in names if not n.startswith(("experts.", "first_stage_model."))]
-    assert len([n for n in names if n.startswith("experts.0.")]) == len(ours.expert(0))
-    for name, value in ours.expert(2).items():
-        assert torch.equal(found[f"experts.2.{name}"], value)
-        assert value.dtype == DTYPES[dtype]
-        assert value.data_ptr() % 2 == 0
-    kinds = {v.dtype for v in found.values()}
-    assert kinds == {DTYPES[dtype], torch.int64}  # batch norms count their batches
+    tensors = load_file(path).values()  # as other programs read it
+    assert {tensor.dtype for tensor in tensors} == {DTYPES[dtype], torch.int64}  # batch norms count their batches
+    assert all(tensor.data_ptr() % tensor.dtype.itemsize == 0 for tensor in tensors)
 
 
 def test_the_header_says_where_it_comes_from(release: Path, tmp_path: Path) -> None:
@@ -109,7 +94,7 @@ def test_scale_and_order_of_single_files(release: Path, tmp_path: Path) -> None:
     found = open_model(path)
     assert found.config.scale == 4
     assert found.notes == ()
-    assert torch.equal(found.expert(3)["out.2.bias"], open_model(release).expert(3)["out.2.bias"].half())
+    assert torch.equal(found.experts[3]["out.2.bias"], open_model(release).experts[3]["out.2.bias"].half())
 
 
 def test_converted_again_it_keeps_its_history(release: Path, tmp_path: Path) -> None:
@@ -119,14 +104,8 @@ def test_converted_again_it_keeps_its_history(release: Path, tmp_path: Path) -> 
     assert facts["scale"] == 4
     assert [s["name"] for s in facts["sources"]][-2:] == ["fa_vae.pth", "first.safetensors"]
     assert facts["licence"] == describe(first)["licence"]
-    wanted = open_model(release).expert(1)["out.2.weight"]
-    assert torch.equal(open_model(again).expert(1)["out.2.weight"], wanted.bfloat16())
-
-
-def test_a_name_in_the_library_will_do(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOESR_HOME", str(release.parent))
-    path = convert([release.name], tmp_path / "x.safetensors")
-    assert len(open_model(path).experts) == 4
+    wanted = open_model(release).experts[1]["out.2.weight"]
+    assert torch.equal(open_model(again).experts[1]["out.2.weight"], wanted.bfloat16())
 
 
 def test_weights_that_are_no_numbers_are_noted(release: Path, tmp_path: Path) -> None:
@@ -161,16 +140,9 @@ def test_damage_inside_of_a_source_is_found(release: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [
-        ({"dtype": "int8"}, "fp32, bf16, fp16"),
-        ({"out": "model.ckpt"}, ".safetensors"),
-        ({"out": "."}, ".safetensors"),
-        ({"scale": 0}, "scale 0"),
-        ({"sources": []}, "no model"),
-        ({"sources": ["nonesuch"]}, "nonesuch"),
-        ({"sources": ["fa_vae.pth"]}, "stage files"),
-    ],
-)
+    [({"dtype": "int8"}, "fp32, bf16, fp16"), ({"out": "model.ckpt"}, ".safetensors"), ({"scale": 0}, "scale 0"),
+     ({"sources": []}, "no model"), ({"sources": ["fa_vae.pth"]}, "stage files")],
+)  # fmt: skip
 def test_wrong_options_are_one_line(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], said: str
 ) -> None:

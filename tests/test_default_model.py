@@ -13,7 +13,7 @@ from torch import Tensor
 
 import moesr
 from moesr.config import UNetConfig
-from moesr.evaluation.ablation import without
+from moesr.evaluation.ablation import remove_part
 from moesr.evaluation.metrics import psnr_y
 from moesr.images.resize import resize
 from moesr.library import EMBEDDED
@@ -75,8 +75,8 @@ def test_it_is_sharper_than_bicubic_and_stays_true_to_the_photo(demo: Tensor, re
 def test_every_part_earns_its_place(model: SRModel, demo: Tensor, result: Tensor) -> None:
     # All detail is in the sampled latent, and only the experts in their order put it there.
     for part in ("latent", "experts"):
-        assert sharpness(run(without(model, part), demo)) < 0.8 * sharpness(result), part
-    unfiltered = run(without(model, "filters"), demo)
+        assert sharpness(run(remove_part(model, part), demo)) < 0.8 * sharpness(result), part
+    unfiltered = run(remove_part(model, "filters"), demo)
     assert psnr_y(result, unfiltered).item() < 55
     generative = run(model, demo, fidelity=0.0)
     assert psnr_y(result, generative).item() < 55

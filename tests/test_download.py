@@ -231,12 +231,7 @@ def test_a_plain_address(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("act", "said"),
-    [
-        (status(404), "404"),
-        (serve(OTHER), "hash"),
-        (serve(until=1000), "hash"),
-        (serve(stall=600), "no byte for 20 seconds"),
-    ],
+    [(status(404), "404"), (serve(OTHER), "hash"), (serve(until=1000), "hash"), (serve(stall=600), "no byte for 20")],
     ids=["refused", "another file", "broken off", "silent"],
 )
 def test_what_goes_wrong_is_one_line_and_leaves_nothing(server: Server, tmp_path: Path, act: Any, said: str) -> None:
@@ -343,12 +338,7 @@ def test_the_commands(
     [("y\n", True, True), ("n\n", True, False), ("", True, False), ("y\n", False, False)],
 )
 def test_the_question_of_the_licence(
-    model: Entry,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    typed: str,
-    terminal: bool,
-    agreed: bool,
+    model: Entry, capsys: Any, monkeypatch: pytest.MonkeyPatch, typed: str, terminal: bool, agreed: bool
 ) -> None:
     keyboard = io.StringIO(typed)
     monkeypatch.setattr(keyboard, "isatty", lambda: terminal)

@@ -137,24 +137,6 @@ def test_nothing_is_prefetched_without_a_plan_or_after_the_last_expert() -> None
     assert build.built == [1, 0]
 
 
-def test_an_expert_that_the_caller_still_holds_leaves_room_for_one() -> None:
-    build = Builder()
-    stream = Stream(build)
-    with stream.use(3) as held:
-        pass
-    with stream.use(2):
-        stream.prefetch(1)  # 3 is held, 2 works: no room
-        time.sleep(0.05)
-    assert build.built == [3, 2]
-    assert number(held) == 3
-    del held
-    with stream.use(2):
-        stream.prefetch(1)
-    stream.close()
-    assert sorted(build.built) == [1, 2, 3]
-    assert build.most == 2
-
-
 def test_one_step_of_each_expert_still_prefetches_with_the_expert_before_held() -> None:
     build = Builder()
     bank = ExpertBank((250, 500, 750, 1000), Stream(build))
@@ -206,16 +188,6 @@ def test_an_error_of_a_prefetched_build_appears_at_use_and_can_be_retried() -> N
         assert number(network) == 2
     assert build.built == [3, 2, 2]
     bank.close()
-
-
-def test_an_error_of_a_direct_build_leaves_a_usable_object() -> None:
-    build = Builder(failing=1)
-    stream = Stream(build)
-    with pytest.raises(CheckpointError), stream.use(1):
-        pytest.fail("the block must not run")
-    with stream.use(0) as network:
-        assert number(network) == 0
-    stream.close()
 
 
 def test_an_exception_in_the_block_leaves_a_usable_object() -> None:

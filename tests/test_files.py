@@ -6,9 +6,7 @@ import errno
 import io
 import os
 import struct
-import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +15,8 @@ from PIL import Image
 
 from moesr.errors import ImageError, MoESRError, NumericsError, SettingError
 from moesr.images import png
-from moesr.images.files import (
-    READ_SUFFIXES,
-    WRITE_SUFFIXES,
-    Picture,
-    from_pil,
-    read_image,
-    to_pil,
-    write_image,
-)
-from tests.image_files import png_chunk, saved, scene, tiff
+from moesr.images.files import READ_SUFFIXES, WRITE_SUFFIXES, Picture, read_image, to_pil, write_image
+from tests.image_files import adam7, png_chunk, saved, scene, tiff
 
 PICTURE = Picture(np.full((8, 8, 3), 0.5, np.float32))
 
@@ -74,14 +64,9 @@ def test_transparent_colour_becomes_alpha(transparency: int | tuple[int, ...] | 
 def test_exif_orientation_is_applied(orientation: int) -> None:
     upright = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
     undo = {
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: np.transpose,
-        6: lambda a: np.rot90(a, 1),  # the viewer turns it clockwise
-        7: lambda a: a[::-1, ::-1].T,
-        8: lambda a: np.rot90(a, -1),
-    }
+        2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: np.transpose,
+        6: lambda a: np.rot90(a, 1), 7: lambda a: a[::-1, ::-1].T, 8: lambda a: np.rot90(a, -1),  # viewers turn it back
+    }  # fmt: skip
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = np.ascontiguousarray(undo.get(orientation, np.asarray)(upright))
@@ -112,32 +97,6 @@ def test_16_bits_are_kept(channels: int, format: str) -> None:
     assert np.array_equal(again.rgb, picture.rgb)
     if format == "png":
         assert np.array_equal(png.decode(buffer.getvalue()), samples)
-    elif channels != 2:  # a foreign decoder agrees; this one knows no grey + alpha of 16 bits
-        with Image.open(buffer) as image:
-            high = np.asarray(image) if channels > 1 else np.asarray(image)[..., None] >> 8
-        assert np.abs(high.astype(int) - (samples >> 8)).max() <= 1
-
-
-def adam7(samples: np.ndarray) -> bytes:
-    """An interlaced 16-bit RGB PNG with the Paeth filter on every row, by the letter of the standard."""
-    raw = b""
-    passes = ["0088", "4088", "0448", "2044", "0224", "1022", "0112"]  # x0, y0, dx, dy
-    for x0, y0, dx, dy in (map(int, digits) for digits in passes):
-        part = np.ascontiguousarray(samples[y0::dy, x0::dx], ">u2")
-        if not part.size:
-            continue
-        rows = part.view(np.uint8).reshape(len(part), -1).astype(int)
-        padded = np.pad(rows, ((1, 0), (6, 0)))
-        for y, row in enumerate(rows):
-            raw += b"\x04"
-            for x, value in enumerate(row):
-                a, b, c = padded[y + 1, x], padded[y, x + 6], padded[y, x]
-                guess = min((a, b, c), key=lambda n: abs(a + b - c - n))
-                raw += bytes([(value - guess) % 256])
-    height, width, _ = samples.shape
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 1)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(name, body) for name, body in chunks)
 
 
 def test_png16_interlaced() -> None:
@@ -163,32 +122,21 @@ OPACITY = ALPHA[..., None] / 255
 #: What the file is, its bytes, and whether it shows grey; all look like RGB or GREY.
 TIFFS: dict[str, tuple[Callable[[], bytes], bool]] = {
     "16": (lambda: tiff(DEEP), False),
-    "16 big-endian, differences": (lambda: tiff(DEEP, order=">", predictor=2, deflate=True), False),
     "16 planar": (lambda: tiff(DEEP, planar=True), False),
-    "16 planar, deflate": (lambda: tiff(DEEP, planar=True, deflate=True, predictor=2), False),
-    "8 planar": (lambda: tiff(RGB, planar=True), False),
-    "16 tiles": (lambda: tiff(DEEP, tile=16, deflate=True, predictor=2), False),
     "16 planar tiles": (lambda: tiff(DEEP, tile=16, planar=True, order=">"), False),
-    "8 signed": (lambda: tiff((GREY // 2).astype(np.int8), 1), True),
     "16 white is zero": (lambda: tiff(65535 - DEEP[..., 1], 0), True),
-    "8 white is zero": (lambda: tiff(255 - GREY, 0), True),
     "8 white is zero + alpha": (lambda: tiff(np.dstack([255 - GREY, ALPHA]), 0, extra=(2,)), True),
     "32": (lambda: tiff(GREY.astype(np.uint32) * 16843009, 1), True),
-    "32 RGB": (lambda: tiff(RGB.astype(np.uint32) * 16843009), False),
     "16 bits in 32": (lambda: tiff(GREY.astype(np.uint32) * 257, 1), True),
     "16 signed": (lambda: tiff(GREY.astype(np.int16) * 128, 1), True),
     "12 bits in 16, told, RGB": (lambda: tiff(RGB.astype(np.uint16) * 16, largest=4095), False),
-    "14 bits in 16, told": (lambda: tiff(GREY.astype(np.uint16) * 64, 1, largest=16383), True),
     "float to 1": (lambda: tiff((GREY / 255).astype(np.float32), 1), True),
     "float to 255": (lambda: tiff(GREY.astype(np.float32), 1), True),
     "float to 65535": (lambda: tiff(DEEP.astype(np.float64)), False),
     "float RGB": (lambda: tiff((RGB / 255).astype(np.float32), predictor=3, deflate=True), False),
-    "float RGB tiles": (lambda: tiff((RGB / 255).astype(np.float32), predictor=3, tile=16, order=">"), False),
     "half RGB": (lambda: tiff((RGB / 255).astype(np.float16)), False),
     "grey + alpha 16": (lambda: tiff(np.dstack([GREY, ALPHA]).astype(np.uint16) * 257, 1, extra=(2,)), True),
     "RGBA 16": (lambda: tiff(np.dstack([RGB, ALPHA]).astype(np.uint16) * 257, extra=(2,)), False),
-    "RGBA 16, unknown channel": (lambda: tiff(np.dstack([RGB, ALPHA]).astype(np.uint16) * 257, extra=(0,)), False),
-    "RGBA 8, unknown channel": (lambda: tiff(np.dstack([RGB, ALPHA]), extra=(0,)), False),
     "RGBA 8, premultiplied": (
         lambda: tiff(np.rint(np.dstack([RGB * OPACITY, ALPHA])).astype(np.uint8), extra=(1,)), False),
     "RGBA 16, premultiplied": (
@@ -312,39 +260,29 @@ def test_unreadable_is_one_line_that_names_the_file(tmp_path: Path, name: str) -
         read_image(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_missing_and_directory(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.png", tmp_path / "nul\0.png"):
         with pytest.raises(ImageError, match="cannot be read"):
             read_image(path)
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
-def test_a_jpeg_that_lacks_only_its_end_is_read(options: dict[str, object]) -> None:
-    data = saved(Image.fromarray(scene(120, 90)), "JPEG", quality=92, **options)
-    for cut in (1, 2):
+@pytest.mark.parametrize("kind", ["JPEG", "progressive JPEG", "PNG"])
+def test_a_file_that_is_cut_short(kind: str) -> None:
+    """It is read where only its end is missing; otherwise as far as it goes, if that is wanted."""
+    options = {"progressive": kind.startswith("prog")} if "JPEG" in kind else {}
+    data = saved(Image.fromarray(scene(120, 90)), kind.split()[-1], **options)
+    for cut in (1, 2) if options else (12,):
         picture = read_image(data[:-cut])
         assert np.array_equal(picture.rgb, read_image(data).rgb)
-        assert "all pixels are there" in picture.notes[0]
-    part = data[: int(len(data) * 0.8)]
+        assert any("all pixels are there" in note for note in picture.notes) == bool(options)
+    part = data[: int(len(data) * 0.6)]
     with pytest.raises(ImageError, match="--allow-truncated"):
         read_image(part)
     picture = read_image(part, allow_truncated=True)
+    row = int(picture.notes[0].rpartition("at about row ")[2])
     assert picture.rgb.shape == (90, 120, 3)
-    assert "cut short at about row" in picture.notes[0]
-
-
-def test_a_png_is_read_as_far_as_it_goes_if_that_is_wanted() -> None:
-    data = saved(Image.fromarray(scene(120, 90)), "PNG")
-    assert np.array_equal(read_image(data[:-12]).rgb, read_image(data).rgb)
-    part = data[: len(data) // 2]
-    with pytest.raises(ImageError, match="--allow-truncated"):
-        read_image(part)
-    picture = read_image(part, allow_truncated=True)
-    row = int(picture.notes[0].split()[-1])
-    assert 20 < row < 70
-    assert np.array_equal(picture.rgb[:row], read_image(data).rgb[:row])
+    if not options:
+        assert 20 < row < 70
+        assert np.array_equal(picture.rgb[:row], read_image(data).rgb[:row])
 
 
 # ---- writing
@@ -372,23 +310,19 @@ def test_jpeg_is_full_colour_on_white(tmp_path: Path) -> None:
     assert (tmp_path / "small.jpg").stat().st_size < (tmp_path / "out.jpg").stat().st_size
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-@pytest.mark.parametrize("step", ["write", "replace"])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, step: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     (tmp_path / "out.png").write_bytes(b"old")
 
     def fail(*_: object) -> None:
-        raise error
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync" if step == "write" else "replace", fail)
-    with pytest.raises(ImageError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(ImageError, match="No space left"):
         write_image(tmp_path / "out.png", PICTURE)
-    assert [p.name for p in tmp_path.iterdir()] == ["out.png"]
-    assert (tmp_path / "out.png").read_bytes() == b"old"
-    if isinstance(error, OSError):
-        assert "No space left" in str(caught.value)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("out.png", b"old")]
 
 
 def test_write_refuses(tmp_path: Path) -> None:
@@ -414,9 +348,3 @@ def test_written_file_has_ordinary_permissions_and_a_link_stays(tmp_path: Path) 
     write_image(tmp_path / "link.png", PICTURE)
     assert (tmp_path / "link.png").is_symlink()
     assert (tmp_path / "target.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_floats_of_a_pillow_image() -> None:
-    values = np.random.default_rng(0).random((4, 5), np.float32)
-    assert np.array_equal(from_pil(Image.fromarray(values)).rgb[..., 0], values)
-    assert replace(PICTURE, rgb=np.zeros((2, 2, 3), np.uint8)).floats().rgb.dtype == np.float32

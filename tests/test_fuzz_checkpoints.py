@@ -96,7 +96,7 @@ def test_mutations_give_one_line_or_a_right_result(tmp_path: Path, good: dict[st
     rng = random.Random(2310)
     aims = {name: structure(name, content) for name, content in good.items()}
     (tmp_path / "x.ckpt").write_bytes(good["converted"])
-    right = dict(open_model(tmp_path / "x.ckpt").expert(0))
+    right = dict(open_model(tmp_path / "x.ckpt").experts[0])
     loaded, slowest, peak = 0, 0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rounds = int(os.environ.get("MOESR_FUZZ", "250"))
     for i in range(rounds):
@@ -107,13 +107,13 @@ def test_mutations_give_one_line_or_a_right_result(tmp_path: Path, good: dict[st
         began = time.monotonic()
         try:
             files = open_model(path)
-            state = {**files.expert(0), **files.autoencoder()}
+            state = {**files.experts[0], **files.decoder}
             assert all(v.isfinite().numel() == v.numel() for v in state.values())  # every number was read
             network = denoiser(files.config.unet).state_dict()
             assert all(state[k].shape == v.shape and state[k].is_floating_point() for k, v in network.items())
             loaded += 1
             if name == "converted" and content[aims[name][0].stop :] == good[name][aims[name][0].stop :]:
-                assert all(torch.equal(files.expert(0)[k], v) for k, v in right.items())
+                assert all(torch.equal(files.experts[0][k], v) for k, v in right.items())
         except MoESRError as error:
             line = str(error)
             assert "\n" not in line, line

@@ -129,7 +129,6 @@ import json, resource, sys
 import numpy as np, torch
 torch.set_num_threads(1)
 import moesr
-from moesr import scratch
 from moesr import tiling
 from moesr.runtime import trim_memory
 from tests.test_memory import photo

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from scipy import linalg, ndimage, signal, special
+from scipy import linalg, signal
 from torch import Tensor, nn
 
 from moesr.errors import CheckpointError, ImageError, SettingError
@@ -75,7 +75,8 @@ def test_psnr_of_one_grey_level_and_its_border() -> None:
     assert psnr_y(planes(a), planes(b)).item() == pytest.approx(expected, abs=1e-3)
     b[:4], b[:, -4:] = 0, 255
     assert psnr_y(planes(a), planes(b)).item() == pytest.approx(expected, abs=1e-3)
-    assert psnr_y(planes(a), planes(b), border=3).item() < 30
+    b[4], b[:, -5] = 0, 255
+    assert psnr_y(planes(a), planes(b)).item() < 30
 
 
 def test_ssim_equals_its_definition() -> None:
@@ -168,63 +169,8 @@ def niqe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def halved(image: np.ndarray) -> np.ndarray:
-    """MATLAB's bicubic at half size: eight taps of the kernel at twice its width, borders mirrored."""
-    distance = np.abs(np.arange(-3.5, 4)) / 2
-    inner, outer = 1.5 * distance**3 - 2.5 * distance**2 + 1, -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
-    taps = np.where(distance <= 1, inner, outer) / 2
-    for axis in (0, 1):
-        size = image.shape[axis]
-        padded = np.pad(image, [(4, 4) if a == axis else (0, 0) for a in (0, 1)], mode="symmetric")
-        parts = [w * np.take(padded, np.arange(i + 1, i + 1 + size, 2), axis) for i, w in enumerate(taps)]
-        image = np.sum(parts, axis=0)
-    return image
-
-
-def aggd(x: np.ndarray) -> tuple[float, float, float]:
-    gammas = np.arange(0.2, 10.0005, 0.001)
-    ratios = special.gamma(2 / gammas) ** 2 / (special.gamma(1 / gammas) * special.gamma(3 / gammas))
-    left, right = np.sqrt(np.mean(x[x < 0] ** 2)), np.sqrt(np.mean(x[x > 0] ** 2))
-    g = left / right
-    r = np.mean(np.abs(x)) ** 2 / np.mean(x**2) * (g**3 + 1) * (g + 1) / (g**2 + 1) ** 2
-    alpha = gammas[np.argmin(np.abs(ratios - r))]
-    scale = np.sqrt(special.gamma(1 / alpha) / special.gamma(3 / alpha))
-    return alpha, left * scale, right * scale
-
-
-def plain_niqe(image: np.ndarray, folder: Path) -> float:
-    """NIQE of a grey image, block by block."""
-    file = np.load(folder / "niqe_pris_params.npz")
-    rows, columns = image.shape[0] // 96, image.shape[1] // 96
-    image = np.round(image[: 96 * rows, : 96 * columns])
-    scales = []
-    for side in (96, 48):
-        mean = ndimage.correlate(image, file["gaussian_window"], mode="nearest")
-        square = ndimage.correlate(image**2, file["gaussian_window"], mode="nearest")
-        normal = (image - mean) / (np.sqrt(np.abs(square - mean**2)) + 1)
-        features = []
-        for i in range(rows):
-            for j in range(columns):
-                block = normal[i * side : (i + 1) * side, j * side : (j + 1) * side]
-                alpha, left, right = aggd(block)
-                row = [alpha, (left + right) / 2]
-                for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
-                    alpha, left, right = aggd(block * np.roll(np.roll(block, dy, 0), dx, 1))
-                    row += [alpha, (right - left) * special.gamma(2 / alpha) / special.gamma(1 / alpha), left, right]
-                features.append(row)
-        scales.append(features)
-        image = halved(image)
-    features = np.concatenate(scales, axis=1)
-    difference = file["mu_pris_param"][0] - features.mean(0)
-    covariance = (file["cov_pris_param"] + np.cov(features.T)) / 2
-    return float(np.sqrt(difference @ np.linalg.pinv(covariance) @ difference))
-
-
-def test_niqe_equals_its_definition_and_the_fields_program(niqe_folder: Path) -> None:
-    pixels = texture(200, 310)
-    value = NIQE(niqe_folder)(planes(pixels)).item()
-    assert value == pytest.approx(plain_niqe(grey(pixels), niqe_folder), rel=1e-5)
-    assert value == pytest.approx(NIQE_BY_BASICSR, rel=1e-3)
+def test_niqe_equals_the_fields_program(niqe_folder: Path) -> None:
+    assert NIQE(niqe_folder)(planes(texture(200, 310))).item() == pytest.approx(NIQE_BY_BASICSR, rel=1e-4)
 
 
 def test_niqe_invariances(niqe_folder: Path) -> None:
@@ -235,7 +181,6 @@ def test_niqe_invariances(niqe_folder: Path) -> None:
     beyond = pixels.copy()
     beyond[192:], beyond[:, 288:] = 0, 255
     assert niqe(planes(beyond)).item() == value  # only whole blocks count
-    assert NIQE(niqe_folder, border=4)(planes(pixels)).item() == niqe(planes(pixels[4:-4, 4:-4])).item()
     pair = torch.cat([planes(pixels), planes(texture(204, 300, seed=2))])
     assert niqe(pair)[0].item() == value
     assert niqe(pair)[1].item() != value

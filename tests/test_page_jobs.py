@@ -194,7 +194,7 @@ def test_cancel_stops_inside_of_a_tile_and_the_next_job_runs(open_queue: OpenQue
         slow.wait(0.05)
     slow.cancel()
     assert slow.is_cancelled
-    finish(slow, within=1)
+    finish(slow, within=10)  # at once, but the machine may be busy
     assert (slow.state, slow.error, slow.results) == ("cancelled", "cancelled", [])
     assert finish(submit(queue, send("after.png"))).state == "done"
 

@@ -144,14 +144,14 @@ def test_order_is_that_of_the_numbers_in_the_names(release: Path, files: list[St
     names = [release / f"model_stage{i}.ckpt" for i in (2, 0, 3, 1)]
     found = open_model([release / "vq-f4" / "fa_vae.pth", *names])
     for i in range(STAGES):
-        assert_same(found.expert(i), wanted(files[i]))
+        assert_same(found.experts[i], wanted(files[i]))
 
 
 def test_unnumbered_files_keep_their_order_and_say_so(tmp_path: Path, files: list[State]) -> None:
     for name, i in (("high", 1), ("low", 0)):
         torch.save({"state_dict": files[i]}, tmp_path / f"{name}.ckpt")
     found = open_model([tmp_path / "high.ckpt", tmp_path / "low.ckpt"])
-    assert_same(found.expert(0), wanted(files[1]))
+    assert_same(found.experts[0], wanted(files[1]))
     assert any("order" in note for note in found.notes)
     assert any("plain first stage" in note for note in found.notes)
     assert found.config.autoencoder == FIRST
@@ -162,8 +162,8 @@ def test_plain_weights_are_used_if_the_ema_copy_is_incomplete(tmp_path: Path, fi
     broken = [dict(state) for state in files]
     del broken[1][ema_key(SOME)]
     found = open_model(write(tmp_path / "release", broken))
-    assert_same(found.expert(1), wanted(files[1], ema=False))
-    assert_same(found.expert(0), wanted(files[0]))
+    assert_same(found.experts[1], wanted(files[1], ema=False))
+    assert_same(found.experts[0], wanted(files[0]))
 
 
 @pytest.mark.parametrize(
@@ -223,5 +223,5 @@ def test_foreign_objects_in_a_checkpoint_are_neither_run_nor_in_the_way(tmp_path
     thing = Foreign()
     thing.__dict__["a"] = 1
     torch.save({"callbacks": {"x": thing}, "state_dict": files[1]}, folder / "model_stage1.ckpt")
-    assert_same(open_model(folder).expert(1), wanted(files[1]))
+    assert_same(open_model(folder).experts[1], wanted(files[1]))
     assert not Foreign.ran

@@ -15,7 +15,6 @@ from torch import Tensor
 
 import moesr
 from moesr.checkpoints.model_files import save_model
-from moesr.cli import main
 from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConfig
 from moesr.diffusion.experts import All, ExpertBank
 from moesr.diffusion.process import from_config
@@ -31,6 +30,7 @@ from moesr.pipeline_run import Run, plan_run
 from moesr.progress import Event
 from moesr.runtime import PlainRuntime
 from moesr.settings import resolve
+from tests.test_pipeline import photo
 
 UNET = SwinUNetConfig(
     model_channels=16, channel_mult=(1, 2), num_res_blocks=(1, 1), attention_downsamples=(1, 2), num_head_channels=8,
@@ -66,20 +66,6 @@ def model_of(*parts: Any) -> SRModel:
 @pytest.fixture(scope="module")
 def model() -> SRModel:
     return model_of()
-
-
-def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
-    """Smooth colours with some noise, uint8."""
-    rng = np.random.default_rng(height * 1000 + width)
-    y, x = np.mgrid[:height, :width] / 16
-    waves = np.stack([np.sin(y + k) * np.cos(x * (k + 1) / 2) for k in range(channels)], axis=-1)
-    return ((waves * 0.35 + 0.5 + rng.normal(0, 0.03, waves.shape)) * 255).clip(0, 255).astype(np.uint8)
-
-
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 17), (20, 20), (33, 100)])
-def test_any_size_gives_exactly_the_scaled_size(model: SRModel, height: int, width: int) -> None:
-    out = moesr.upscale(model, photo(height, width), steps=1)
-    assert out.shape == (height * 4, width * 4, 3)
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 20), (33, 100)])
@@ -315,15 +301,9 @@ def test_the_published_policy_averages_clamped_tiles(model: SRModel) -> None:
 
 @pytest.mark.parametrize(
     ("halvings", "chop", "tile", "stride"),
-    [
-        (0, None, 512, 448),
-        (0, 256, 256, 224),
-        (0, 64, 64, 48),
-        (0, 40, 40, 35),
-        (1, None, 1024, 896),
-        (2, 256, 256, 192),
-    ],
-)
+    [(0, None, 512, 448), (0, 256, 256, 224), (0, 64, 64, 48), (0, 40, 40, 35), (1, None, 1024, 896),
+     (2, 256, 256, 192)],
+)  # fmt: skip
 def test_published_tiles_overlap_by_what_belongs_to_their_size(
     halvings: int, chop: int | None, tile: int, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,19 +330,6 @@ def test_time_experts_over_residual_shifting_stream(tmp_path: Path) -> None:
     assert np.array_equal(streamed, moesr.upscale(moesr.load(path, residency="all"), photo(9, 9)))
     half = moesr.upscale(moesr.load(path, dtype="bf16"), photo(9, 9))
     assert half.shape == (36, 36, 3)
-
-
-def test_the_command_line_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = config_of()
-    path = tmp_path / "model.safetensors"
-    torch.manual_seed(3)
-    save_model(path, config, [SwinUNet(UNET).state_dict()], Autoencoder(VQ).state_dict(), torch.float16)
-    Image.fromarray(photo(10, 12)).save(tmp_path / "in.png")
-    command = ["upscale", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--model", str(path)]
-    assert main([*command, "--sampler", "auto", "--eta", "0"]) == 0
-    assert Image.open(tmp_path / "out.png").size == (48, 40)
-    assert main([*command, "--overwrite", "--steps", "5"]) == 1
-    assert "4 timesteps" in capsys.readouterr().err
 
 
 def test_out_of_memory_halves_the_tile_down_to_whole_windows(model: SRModel, monkeypatch: pytest.MonkeyPatch) -> None:

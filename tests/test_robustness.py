@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import moesr
@@ -127,43 +121,6 @@ def step_energies(image: np.ndarray, axis: int) -> np.ndarray:
     """Mean square of the step from each row (axis 0) or column to the next; the last step is across the border."""
     others = tuple(i for i in range(3) if i != axis)
     return np.square(np.roll(image, -1, axis) - image).mean(axis=others)
-
-
-def test_kill_at_any_moment_leaves_only_whole_files(nano: Path, tmp_path: Path) -> None:
-    source, out = tmp_path / "in", tmp_path / "out"
-    source.mkdir()
-    for i in range(12):
-        Image.fromarray(np.full((20, 20, 3), i * 9, np.uint8)).save(source / f"{i:02}.png")
-    command = [
-        sys.executable,
-        "-m",
-        "moesr",
-        "upscale",
-        str(source),
-        "-o",
-        str(out),
-        "--model",
-        str(nano),
-        "--steps",
-        "1",
-    ]
-    choose = random.Random(3)
-    for _ in range(3):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 60
-        while not any(out.glob("*.png")) and time.monotonic() < end:
-            time.sleep(0.01)
-        time.sleep(choose.uniform(0, 0.4))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        done = list(out.glob("*.png"))
-        assert done
-        for path in done:
-            with Image.open(path) as image:
-                image.load()
-                assert image.size == (80, 80)
-        for path in out.iterdir():
-            os.unlink(path)
 
 
 class Pictures(TorchDispatchMode):

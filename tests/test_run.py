@@ -13,7 +13,7 @@ import moesr
 from moesr import pipeline_run as runs
 from moesr.canvas_memory import place_canvases
 from moesr.config import SwinUNetConfig, UNetConfig
-from moesr.images.tile_windows import Blender, Window, crop
+from moesr.images.tile_windows import Blender, crop
 from moesr.model import SRModel
 from moesr.pipeline_run import plan_run
 from moesr.progress import Event, Reporter
@@ -186,7 +186,3 @@ def test_a_batch_that_does_not_fit_gets_smaller_groups(model: SRModel, monkeypat
     monkeypatch.setattr(runs, "Condition", limited)
     assert torch.equal(moesr.upscale(model, images, steps=1), want)
     assert made == [4, 2, 2]
-
-
-def test_windows_may_be_moved() -> None:
-    assert Window(1, 2, 3, 4).moved(10, 20) == Window(11, 22, 3, 4)

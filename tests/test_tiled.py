@@ -71,11 +71,6 @@ def test_windows_are_no_larger_than_they_must_be() -> None:
     assert {(w.x0, w.w) for w in plan_windows(128, 256, 128, 16, wrap=True)} == {(0, 102), (85, 102), (170, 102)}
 
 
-def test_a_small_canvas_is_one_window() -> None:
-    assert plan_windows(40, 24, 64, 16, 8) == [Window(0, 0, 40, 24)]
-    assert plan_windows(50, 50, 64, 16, 8) == [Window(0, 0, 50, 50)]
-
-
 def test_wrap_puts_the_border_inside_of_a_window_even_for_one_tile() -> None:
     assert plan_windows(32, 16, 64, 8, 8, wrap=True) == [
         Window(0, 0, 32, 16), Window(0, 8, 32, 16), Window(16, 0, 32, 16), Window(16, 8, 32, 16),
@@ -97,10 +92,6 @@ def test_crop_goes_around_the_border() -> None:
     assert torch.equal(crop(canvas, Window(1, 2, 3, 4)), canvas[..., 1:4, 2:6])
     around = crop(canvas, Window(3, 4, 4, 5))
     assert torch.equal(around, canvas.roll((-3, -4), (-2, -1))[..., :4, :5])
-
-
-def test_a_scaled_window_is_the_same_place() -> None:
-    assert Window(3, 5, 8, 16).scaled(4) == Window(12, 20, 32, 64)
 
 
 # ---- blending

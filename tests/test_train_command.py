@@ -22,13 +22,13 @@ def write_plan(path: Path, steps: int) -> Path:
     """A config like that of `tiny`, of very small networks."""
     plain = values("kl")
     loop = {"steps": steps, "batch": 1, "lr": 5e-3, "warmup": 2, "log_every": 1}
-    short = {**loop, "steps": min(steps, 2)}
+    estimator, first, trunk = ({**loop, "steps": count} for count in (4, 2, 8))
     plain["model"]["unet"]["restore"] = plain["model"]["autoencoder"]["estimator"] = True
     plain["model"]["fidelity"] = 0.25
     plain["degradation"] = "bicubic=1,web=1"
-    plain["first_stage"] |= {"loop": short, "crop": 32, "gan_start": 100}
-    plain["experts"] |= {"trunk": short}
-    plain["unrolled"] = {"loop": loop, "estimator": short, "crop": 32, "adversary_start": 1, "space_experts": 2}
+    plain["first_stage"] |= {"loop": first, "crop": 32, "gan_start": 100}
+    plain["experts"] |= {"trunk": trunk}
+    plain["unrolled"] = {"loop": loop, "estimator": estimator, "crop": 32, "adversary_start": 1, "space_experts": 2}
     plain["unrolled"]["lpips"] = {"vgg": 1.0}
     del plain["decoder"]
     path.write_text(json.dumps(plain))
@@ -37,7 +37,7 @@ def write_plan(path: Path, steps: int) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of 20 steps on two photographs, 14 of them of the last stage; both folders are beside it."""
+    """The folder of a run of 20 steps on two photographs, 6 of them of the last stage."""
     folder = tmp_path_factory.mktemp("train")
     photos = write_photos(folder / "photos")
     (photos / "2.png").unlink()
@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (sets / name).mkdir(parents=True)
         Image.open(photos / "0.png").crop((0, 0, 64, 64)).resize(size).save(sets / name / "0.png")
     out = folder / "run"
-    config = write_plan(folder / "nano.json", 14)
+    config = write_plan(folder / "nano.json", 6)
     command = ["train", str(config), "--pack", str(photos), "--out", str(out), "--metrics", str(metrics)]
     assert main([*command, "--device", "cpu", "--seed", "3", "--evaluate", str(sets)]) == 0
     return out
@@ -57,13 +57,13 @@ def test_a_run_ends_in_a_model_with_its_facts_log_sheets_and_figures(trained: Pa
     path = trained / "seed.safetensors"
     with safe_open(str(path), "pt") as file:
         facts = json.loads(file.metadata()["moesr.training"])
-    assert (facts["seed"], facts["steps"], facts["device"]) == (3, 14, "cpu")
-    for stage, steps in {"estimator": 2, "first_stage": 2, "trunk": 2, "unrolled": 14}.items():
+    assert (facts["seed"], facts["steps"], facts["device"]) == (3, 6, "cpu")
+    for stage, steps in {"estimator": 4, "first_stage": 2, "trunk": 8, "unrolled": 6}.items():
         rows = [json.loads(line) for line in (trained / stage / "log.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == list(range(1, steps + 1)), stage
     assert any("adversary" in row for row in rows)
     assert all(np.isfinite(value) for row in rows for value in row.values())
-    assert Image.open(trained / "unrolled" / "sheets" / "000014.png").size == (4 * 32, 32)
+    assert Image.open(trained / "unrolled" / "sheets" / "000006.png").size == (4 * 32, 32)
     assert (trained / "val_clean.html").is_file()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,6 @@ from moesr.training import config as configs
 from moesr.training import latent_samples
 from moesr.training.stages import export, train
 from tests import training_setup as setup
-
-
-@pytest.fixture(scope="module")
-def metrics(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return setup.write_metrics(tmp_path_factory.mktemp("weights") / "metrics")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return setup.write_photos(tmp_path_factory.mktemp("data") / "photos")
 
 
 @pytest.mark.parametrize(("name", "scale", "degradation"), [("paper_x4", 4, "blind"), ("paper_x8", 8, "bicubic")])
@@ -126,75 +117,71 @@ def test_the_launchers_precision_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [loop.precision for loop in loops] == ["fp16"] * 4
 
 
-def test_experts_one_by_one_are_the_experts_of_one_run(photos: Path, metrics: Path, tmp_path: Path) -> None:
+def test_experts_one_by_one_are_the_experts_of_one_run(photographs: Path, metrics: Path, tmp_path: Path) -> None:
     """Trunk here, expert 1 on another machine from copies of first stage and trunk, expert 0 here: the same weights."""
     config = setup.config()
     here, there, whole = (tmp_path / name for name in ("here", "there", "whole"))
-    train("first-stage", config, photos, here, metrics)
+    train("first-stage", config, photographs, here, metrics)
     shutil.copytree(here, whole)
     with pytest.raises(SettingError, match=r"train the trunk first, with --expert trunk, or copy it here"):
-        train("experts", config, photos, here, metrics, ["0"])
-    train("experts", config, photos, here, metrics, ["trunk"])
+        train("experts", config, photographs, here, metrics, ["0"])
+    train("experts", config, photographs, here, metrics, ["trunk"])
     assert not (here / "stage0").exists()
     for part in ("first_stage", "trunk"):
         shutil.copytree(here / part, there / part)
-    train("experts", config, photos, there, metrics, ["1"])
+    train("experts", config, photographs, there, metrics, ["1"])
     assert not (there / "stage0").exists()
     with pytest.raises(SettingError, match=r"stage0\.safetensors: not found; train expert 0 first, or copy it here"):
-        train("decoder", config, photos, there, metrics)
-    train("experts", config, photos, here, metrics, ["0"])
-    train("experts", config, photos, whole, metrics)
+        train("decoder", config, photographs, there, metrics)
+    train("experts", config, photographs, here, metrics, ["0"])
+    train("experts", config, photographs, whole, metrics)
     for root, stage in ((here, "stage0"), (there, "stage1")):
         a, b = load_file(root / stage / f"{stage}.safetensors"), load_file(whole / stage / f"{stage}.safetensors")
         assert all(torch.equal(a[k], b[k]) for k in b)
     with pytest.raises(SettingError, match="expert 2: there is no such expert; choose from trunk, 0, 1"):
-        train("experts", config, photos, here, metrics, ["2"])
+        train("experts", config, photographs, here, metrics, ["2"])
     with pytest.raises(SettingError, match="only the stage experts has experts"):
-        train("decoder", config, photos, here, metrics, ["0"])
+        train("decoder", config, photographs, here, metrics, ["0"])
 
 
-def test_samples_are_made_once_and_only_with_one_recipe(
-    photos: Path, metrics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_papers_recipe_runs_at_a_small_size(
+    photographs: Path, metrics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """DDPM, codes, blind degradation, the paper's decoder stage: paper_x4 with everything made small.
+
+    Latents are sampled once, those that are lost are made again, and those of another config are refused.
+    """
     monkeypatch.setattr(latent_samples, "FILE", 2)
-    config = setup.config()
-    for stage in ("first-stage", "experts", "decoder"):
-        train(stage, config, photos, tmp_path, metrics)
-    files = sorted((tmp_path / "samples").glob("*.safetensors"))
-    assert [len(load_file(path)["z"]) for path in files] == [2, 2, 1]
-    before = files[0].stat().st_mtime_ns, load_file(files[2])["z"]
-    files[2].unlink()  # as if the run had been killed
-    train("decoder", config, photos, tmp_path, metrics)
-    assert files[0].stat().st_mtime_ns == before[0]
-    assert torch.equal(load_file(files[2])["z"], before[1])
-    other = configs.from_dict({**configs.to_dict(config), "degradation": "mild"})
-    with pytest.raises(SettingError, match="made with degradation bicubic, now it is mild; remove the folder"):
-        train("decoder", other, photos, tmp_path, metrics)
-
-
-def test_the_papers_recipe_runs_at_a_small_size(photos: Path, metrics: Path, tmp_path: Path) -> None:
-    """DDPM, codes, blind degradation, the paper's decoder stage: paper_x4 with everything made small."""
     overrides = [f"model.unet.{k}" for k in ("model_channels=32", "channel_mult=[1,1]", "attention_downsamples=[2]")]
     overrides += ["model.autoencoder.ch=32", "model.autoencoder.num_res_blocks=1", "model.autoencoder.n_embed=32"]
     overrides += ["first_stage.lpips=alex", 'decoder.lpips={"alex":1.0}', "decoder.sample_steps=2"]
     overrides += ["experts.space_experts=4", "model.unet.num_res_blocks=1", "first_stage.crop=64"]
     for stage in ("first_stage", "experts", "decoder"):
         overrides += [f"{stage}.loop.{k}" for k in ("steps=1", "batch=2", "workers=0")]
-    overrides += ["experts.crop=64", "decoder.crop=64", "decoder.cache=2"]
+    overrides += ["experts.crop=64", "decoder.crop=64", "decoder.cache=5"]
     config = configs.load("paper_x4", overrides)
     for stage in ("first-stage", "experts", "decoder"):
-        train(stage, config, photos, tmp_path, metrics)
+        train(stage, config, photographs, tmp_path, metrics)
     model = moesr.load(export(config, tmp_path, tmp_path / "model.safetensors"))
     assert (model.process.kind, model.config.name, len(model.config.stages)) == ("ddpm", "moesr-x4", 4)
     assert moesr.upscale(model, np.zeros((8, 10, 3), np.uint8), steps=4).shape == (32, 40, 3)
+    files = sorted((tmp_path / "samples").glob("*.safetensors"))
+    assert [len(load_file(path)["z"]) for path in files] == [2, 2, 1]
+    before = files[0].stat().st_mtime_ns, load_file(files[2])["z"]
+    files[2].unlink()
+    train("decoder", config, photographs, tmp_path, metrics)
+    assert files[0].stat().st_mtime_ns == before[0]
+    assert torch.equal(load_file(files[2])["z"], before[1])
+    with pytest.raises(SettingError, match="made with degradation blind, now it is mild; remove the folder"):
+        train("decoder", replace(config, degradation="mild"), photographs, tmp_path, metrics)
 
 
 @pytest.mark.parametrize("out", ["file", "file/below"])
 def test_a_folder_that_cannot_be_is_one_line(
-    out: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    out: str, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
     config = setup.write_config(tmp_path / "config.json")
-    assert main(["train", "first-stage", str(config), "--data", str(photos), "--out", str(tmp_path / out)]) == 1
+    assert main(["train", "first-stage", str(config), "--data", str(photographs), "--out", str(tmp_path / out)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be read or written" in line

@@ -22,11 +22,6 @@ from moesr.training.unrolled import Unrolled, UnrolledConfig
 from tests import training_setup as setup
 
 
-@pytest.fixture(scope="module")
-def metrics(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return setup.write_metrics(tmp_path_factory.mktemp("weights") / "metrics")
-
-
 def batch(kind: str) -> dict[str, Tensor]:
     return torch.utils.data.default_collate([setup.item(i, 4 if kind == "kl" else 3) for i in range(2)])
 
@@ -164,9 +159,9 @@ def test_the_generator_does_not_learn_from_the_adversarys_loss(
 ) -> None:
     """With all of its own losses switched off it stands still, while the adversary trains."""
     settings = setup.config("vq")
-    off = {"frequency_weight": 0.0, "consistency": 0.0, "gan_weight": 0.0, "gan_start": 0}
+    off = {"frequency_weight": 0.0, "gan_weight": 0.0, "gan_start": 0}
     settings = replace(settings, decoder=replace(settings.decoder, lpips={"alex": 0.0}, **off))
-    monkeypatch.setattr("moesr.training.losses.F.l1_loss", lambda a, b: 0 * (a - b).mean())
+    monkeypatch.setattr("moesr.training.decoder.F.l1_loss", lambda a, b: 0 * (a - b).mean())
     task = setup.task("fcd", metrics, settings)
     assert isinstance(task, FCD)
     adversary = copied(adversary_of(task))

@@ -15,7 +15,6 @@ from moesr.errors import ImageError, SettingError
 from moesr.training.data import BatchSource, Pack
 from moesr.training.data.pack import find_sharp_size, write_pack
 from moesr.training.data.photos import open_photos
-from moesr.training.data.validation_sets import VALIDATION, read_names, split_validation
 
 TABLE = "file\tsource\tpath\tauthor\tlicence\tkind\n"
 
@@ -69,13 +68,13 @@ def test_a_pack_keeps_to_its_size_and_is_the_same_again(pack: Pack, folder: Path
     assert half.path.stat().st_size <= limit * 1e6
     with pytest.raises(SettingError, match="hold no part"):
         write_pack(open_photos(folder), half.path, max_mb=0.001)
-    assert len(Pack.open(half.path)) == len(half)  # it stays, and nothing else does
+    assert len(Pack(half.path)) == len(half)  # it stays, and nothing else does
     assert {p.name for p in tmp_path.iterdir()} == {"again.bin", "half.bin"}
     with pytest.raises(SettingError, match="left out"):
         write_pack(open_photos(folder), half.path, max_mb=1, leave_out=["large", *(f"photo{k}" for k in range(4))])
     half.path.write_bytes(half.path.read_bytes()[:500])
     with pytest.raises(ImageError, match="is no pack; make one"):
-        Pack.open(half.path)
+        Pack(half.path)
 
 
 def test_blurred_photographs_are_reduced() -> None:
@@ -143,18 +142,6 @@ def test_detail_is_preferred_and_images_are_reduced() -> None:
     assert float(spread.min()) < 0.2  # by 2 or more: grey
 
 
-def test_the_validation_photographs_are_of_all_kinds() -> None:
-    kinds = {"face": 300, "text": 20, "sky": 3, "food": 77}
-    rows = [{"file": f"{kind}{k}.webp", "kind": kind} for kind, n in kinds.items() for k in range(n)]
-    names = split_validation(rows)
-    assert names == split_validation(rows[::-1])
-    assert names != split_validation(rows, seed=1)
-    assert len(set(names)) == 40
-    count = {kind: sum(name.startswith(kind) for name in names) for kind in kinds}
-    assert count["face"] >= 10 and count["text"] >= 5 and count["sky"] >= 1  # noqa: PT018
-    assert len(read_names(VALIDATION)) == 40
-
-
 def test_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, names = tmp_path / "table.tsv", tmp_path / "names.txt"
     rows = [f"photo{k}.png\ta/b\tdir/{k}.jpg\tAnn\tCC0-1.0\tface\n" for k in range(4)]
@@ -162,11 +149,9 @@ def test_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     names.write_text("# held back\nphoto1.png\n")
     pack = tmp_path / "pack.bin"
     assert main(["data", str(folder), "--pack", str(pack), "--max-mb", "1", "--leave-out", str(names)]) == 0
-    assert "photo1.png" not in Pack.open(pack).photographs
+    assert "photo1.png" not in Pack(pack).photographs
     assert main(["data", "--notice", str(table), "--leave-out", str(names)]) == 0
     assert "https://github.com/a/b\nCC0-1.0: Ann (0.jpg, 2.jpg, 3.jpg)" in capsys.readouterr().out
-    assert main(["data", "--split", str(table)]) == 0
-    assert capsys.readouterr().out.split() == [f"photo{k}.png" for k in range(4)]
     for out in ("one", "two"):
         assert main(["data", str(folder), "--sets", str(tmp_path / out), "--only", str(names)]) == 0
     for name in ("hr", "clean", "degraded", "blind"):
@@ -177,7 +162,7 @@ def test_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
             assert image.size == ((320, 288) if name == "hr" else (80, 72))
     capsys.readouterr()
     for arguments, message in (
-        (["--split", str(names)], "no column 'author'"),
+        (["--notice", str(names)], "no column 'author'"),
         ([str(folder), "--sets", str(tmp_path / "three"), "--only", str(table)], "none of the 5 photographs"),
         ([], "PHOTOS: missing"),
     ):

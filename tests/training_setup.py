@@ -20,11 +20,8 @@ from moesr.training.decoder import FCD
 from moesr.training.engine import Engine, LaunchedEngine
 from moesr.training.experts import Expert
 from moesr.training.first_stage import FirstStage
-from moesr.training.loader import Items, Loader
+from moesr.training.loader import Loader
 from moesr.training.loop import Batch, LoopConfig, run
-
-#: Stages by name, with the config that they are tested with.
-TASKS = {"first": "vq", "expert": "vq", "fcd": "vq"}
 
 LOOP = {"steps": 2, "batch": 2, "warmup": 1, "save_every": 1, "log_every": 1}
 
@@ -39,7 +36,7 @@ def values(kind: str = "vq", **loop: Any) -> dict[str, Any]:
     process = {"kind": "residual_shift", "timesteps": 100, "predict": "residual"}
     first: dict[str, Any] = {"loop": steps, "crop": 32, "lpips": "alex", "gan_start": 1}
     decoder: dict[str, Any] = {"loop": steps, "crop": 32, "cache": 5, "sample_steps": 2, "train": "fcd"}
-    decoder |= {"lpips": {"alex": 1.0}, "consistency": 1.0, "gan_start": 1}
+    decoder |= {"lpips": {"alex": 1.0}, "gan_start": 1}
     if kind == "kl":
         unet |= {"in_channels": 7, "out_channels": 4}
         autoencoder |= {"kind": "kl", "z_channels": 4, "embed_dim": 4, "lr_skip": True}
@@ -124,7 +121,7 @@ def every_stage(metrics: Path, out: Path) -> None:
             plain["first_stage"] |= {"gan_start": 0}
             loop, engine = LoopConfig(**{**plain["experts"]["loop"], "steps": steps}), LaunchedEngine()
             stage = task(name, metrics, from_dict(plain), engine)
-            run(stage, Loader(Items(item), loop, engine), loop, out / name)
+            run(stage, Loader(item, loop, engine), loop, out / name)
             if engine.main:
                 shutil.copytree(out / name, out / str(steps) / name)
             engine.wait()

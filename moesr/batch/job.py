@@ -183,7 +183,7 @@ def batch(
             if chosen.engine == "ray":
                 from .ray_engine import run_ray
 
-                lines = run_ray(work, rows, journal, folder=folder, options=chosen, count=state.total)
+                lines = run_ray(work, rows, folder=folder, options=chosen, count=state.total)
             else:
                 workers = min(chosen.pool[1] or choose_workers(chosen.device), max(1, state.total))
                 lines = run_local(work, rows, journal, workers=workers, attempts=chosen.attempts)

@@ -70,13 +70,10 @@ class Journal:
                 self._append({"id": row_id, "attempt": state.attempts + 1, "worker": worker})
             return state.attempts + 1
 
-    def finish(self, row: Mapping[str, Any], *, write: bool = True) -> None:
-        """Note what became of a picture. write: False if another process has written it."""
+    def finish(self, row: Mapping[str, Any]) -> None:
+        """Note what became of a picture. Raises SettingError if the journal cannot be written."""
         with self._lock:
-            if write:
-                self._append(row)
-            else:
-                self._remember(row)
+            self._append(row)
 
     def find(self, row_id: str) -> State:
         """What is known of a picture."""

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MoESRError, SettingError
+from ..errors import MoESRError, SettingError, find_reason
 from .journal import Journal
 from .manifest import Row
 from .worker import Work, Worker, describe_death, describe_process
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 _LARGEST_BLOCK = 256
 
 
-def run_ray(
-    work: Work, rows: Iterator[Row], journal: Journal, *, folder: Path, options: Options, count: int
-) -> Iterator[dict[str, Any]]:
+def run_ray(work: Work, rows: Iterator[Row], *, folder: Path, options: Options, count: int) -> Iterator[dict[str, Any]]:
     """Process the rows on a cluster; yield the line of each, which is in the journal by then.
 
     count: about how many rows there are. Raises SettingError if Ray is missing or cannot be reached.
@@ -58,10 +56,8 @@ def run_ray(
         )  # fmt: skip
         for found in results.iter_rows():
             line = json.loads(found["row"])
-            if line["status"] == "pending" and not line["error"]:
-                continue  # not tried, as another one has said why
-            journal.finish(line, write=False)
-            yield line
+            if line["status"] != "pending" or line["error"]:  # else not tried, as another one has said why
+                yield line
     except MoESRError:
         raise
     except RayError as error:
@@ -84,8 +80,8 @@ def _connect(ray: Any, options: Options) -> bool:
             cpus = options.cpus_per_worker * options.pool[1]
             ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        words = " ".join(str(error).split())[:300]
-        raise SettingError(f"Ray at {options.address or 'this machine'}: {words}; check --address") from error
+        where, words = options.address or "this machine", find_reason(error)[:300]
+        raise SettingError(f"Ray at {where}: {words}; check --address") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return True

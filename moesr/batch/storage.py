@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..atomic_files import open_new
-from ..errors import ImageError, MoESRError, SettingError
+from ..errors import ImageError, MoESRError, SettingError, find_reason
 
 #: Protocols whose files appear whole when their upload ends, so that no temporary name is needed.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oss", "r2", "memory"})
@@ -42,9 +42,9 @@ def open_filesystem(address: str) -> tuple[Any, str]:
         system = _open_protocol(protocol)
         return system, str(system._strip_protocol(address))
     except ImportError as error:
-        raise SettingError(f"{address}: {_reason(error)}; run: pip install 'moesr[cluster]'") from error
+        raise SettingError(f"{address}: {find_reason(error)}; run: pip install 'moesr[cluster]'") from error
     except ValueError as error:
-        raise SettingError(f"{address}: {_reason(error)}; give a path, or an address such as s3://x/y") from error
+        raise SettingError(f"{address}: {find_reason(error)}; give a path, or an address such as s3://x/y") from error
 
 
 def open_file(address: str) -> BinaryIO:
@@ -57,7 +57,7 @@ def open_file(address: str) -> BinaryIO:
     except MoESRError:
         raise
     except Exception as error:  # each file system has errors of its own
-        raise ImageError(f"{address}: cannot be read ({_reason(error)}); check the address") from error
+        raise ImageError(f"{address}: cannot be read ({find_reason(error)}); check the address") from error
 
 
 def read_bytes(address: str, offset: int = -1, size: int = 0) -> bytes:
@@ -69,7 +69,7 @@ def read_bytes(address: str, offset: int = -1, size: int = 0) -> bytes:
             file.seek(offset)
             data = file.read(size)
         except Exception as error:  # each file system has errors of its own
-            raise ImageError(f"{address}: cannot be read ({_reason(error)}); check the address") from error
+            raise ImageError(f"{address}: cannot be read ({find_reason(error)}); check the address") from error
     if len(data) < size:
         raise ImageError(f"{address}: ends before its picture does; get the archive again")
     return data
@@ -151,13 +151,10 @@ def ask(address: str, list_entries: Callable[[], Any]) -> Any:
     try:
         return list_entries()
     except Exception as error:
-        raise SettingError(f"{address}: cannot be listed ({_reason(error)}); check it and its permissions") from error
+        raise SettingError(
+            f"{address}: cannot be listed ({find_reason(error)}); check it and its permissions"
+        ) from error
 
 
 def _cannot_write(address: str, error: Exception) -> str:
-    return f"{address}: cannot be written ({_reason(error)}); check the place and its room, then --resume"
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return f"{address}: cannot be written ({find_reason(error)}); check the place and its room, then --resume"

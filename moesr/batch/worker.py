@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..errors import ImageError, MoESRError, SettingError
+from ..errors import ImageError, MoESRError, SettingError, find_reason
 from .manifest import Row
 from .storage import PlaceError, exists, read_bytes, write_new
 
@@ -77,8 +77,7 @@ class Worker:
             line.update(status="failed", error=str(error))
         except Exception as error:  # one broken file must not take the others with it
             logging.getLogger(__name__).info("%s", row.label, exc_info=True)
-            words = " ".join(str(error).split())
-            line.update(status="failed", error=f"{row.label}: {type(error).__name__}: {words}; report it")
+            line.update(status="failed", error=f"{row.label}: {type(error).__name__}: {find_reason(error)}; report it")
         seconds, now, work = round(time.perf_counter() - started, 3), round(time.time(), 3), self._work
         same = {"model_hash": work.model_hash, "settings_hash": work.settings_hash, "worker": describe_process()}
         return {**line, "seconds": seconds, "time": now, "attempts": attempt, **same}
@@ -92,10 +91,7 @@ class Worker:
         from ..settings_record import digest_bytes, to_texts
 
         data = read_bytes(row.source, row.offset, row.size)
-        try:
-            picture = read_image(data, allow_truncated=self._work.allow_truncated)
-        except ImageError as error:
-            raise ImageError(str(error).replace("the picture", row.label, 1)) from error
+        picture = read_image(data, name=row.label, allow_truncated=self._work.allow_truncated)
         notes = list(picture.notes)
         kind = WRITE_SUFFIXES[PurePosixPath(row.target).suffix.lower()]
         height, width = picture.rgb.shape[:2]
@@ -160,4 +156,3 @@ def main() -> None:
 def to_line(row: Row, attempt: int) -> str:
     """What `main` reads."""
     return json.dumps({"row": asdict(row), "attempt": attempt}) + "\n"
-

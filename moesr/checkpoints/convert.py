@@ -60,11 +60,11 @@ def convert(
     files = open_model(paths[0] if len(paths) == 1 else paths, scale, timesteps)
     if target.exists() and any(os.path.samefile(target, p) for p in files.paths):
         raise SettingError(f"{target}: is one of the sources; give another name")
-    files = _corrected(files, scale, timesteps) if files.converted else files
+    files = _correct(files, scale, timesteps) if files.converted else files
     return _convert(files, target, DTYPES[dtype], progress or (lambda done, total, what: None))
 
 
-def _corrected(files: ModelFiles, scale: int | None, timesteps: int | None) -> ModelFiles:
+def _correct(files: ModelFiles, scale: int | None, timesteps: int | None) -> ModelFiles:
     """A converted file with another scale or schedule than its header says, and without the notes on those."""
     config, notes = files.config, files.notes
     if scale is not None:
@@ -96,7 +96,7 @@ def _convert(files: ModelFiles, target: Path, dtype: torch.dtype, progress: Prog
     made_from = read_sources(files.converted) if files.converted else []
     for path, weights in {v.weights.path: v.weights for v in (*files.experts, files.decoder)}.items():
         weights.verify()
-        made_from.append(_source(path, lambda size, path=path: advance(size, f"checking {path.name}")))
+        made_from.append(_hash_source(path, lambda size, path=path: advance(size, f"checking {path.name}")))
     name = files.config.name if files.converted else target.stem
     config = replace(files.config, name=name)
     licence = f"{LICENCE_NOTE} {files.licence}".strip()
@@ -143,7 +143,7 @@ class _Ledger:
         return [f"NaN or infinite weights, pictures will be broken: {', '.join(self.broken[:NAMED])}{more}"]
 
 
-def _source(path: Path, advance: Callable[[int], None]) -> Source:
+def _hash_source(path: Path, advance: Callable[[int], None]) -> Source:
     """Name, size and sha256 of a file."""
     digest, size = hashlib.sha256(), 0
     try:

@@ -36,22 +36,22 @@ def describe(path: Path, scale: int | None = None, timesteps: int | None = None)
         weights = Weights(path)
         kind = find_role(weights)
         if kind == "autoencoder":
-            return _decoder(path)
+            return _describe_decoder(path)
         if kind == "expert" and holds_swin(weights):
             try:
                 open_model(path, scale, timesteps)
             except CheckpointError as error:
-                return _swin(path, weights, timesteps, str(error))
+                return _describe_swin(path, weights, timesteps, str(error))
         elif kind == "expert" and read_stage_number(path) is not None:
-            return _stage(path, weights)
+            return _describe_stage(path, weights)
     files = open_model(path, scale, timesteps)
     facts: Facts = {
         "path": str(path),
-        "kind": "MoESR model" if files.converted else _released(files.config),
+        "kind": "MoESR model" if files.converted else _name_release(files.config),
         "bytes": sum(p.stat().st_size for p in files.paths),
         "experts": len(files.config.stages),
         "scale": files.config.scale,
-        "parameters": _parameters(files.config),
+        "parameters": _count_parameters(files.config),
         "config": files.config.to_dict(),
         "notes": list(files.notes),
     }
@@ -77,10 +77,10 @@ def format_facts(facts: Facts) -> str:
         ]
     if "unet" in config:
         unet = config["unet"]
-        own = _attention(unet) if unet["kind"] == SwinUNetConfig.kind else _moe(unet)
+        own = _describe_attention(unet) if unet["kind"] == SwinUNetConfig.kind else _describe_moe(unet)
         lines.append(
             f"  unet       {unet['model_channels']} channels x {list(unet['channel_mult'])}, "
-            f"{_each(unet['num_res_blocks'])} blocks per level, {own}"
+            f"{_format_numbers(unet['num_res_blocks'])} blocks per level, {own}"
         )
     if "autoencoder" in config:
         vae = config["autoencoder"]
@@ -94,23 +94,23 @@ def format_facts(facts: Facts) -> str:
     return "\n".join([*lines, *(f"  note       {note}" for note in facts["notes"])])
 
 
-def _moe(unet: Facts) -> str:
+def _describe_moe(unet: Facts) -> str:
     experts = unet["space_experts"]
     return f"Space MoE: {experts} FFNs" if experts > 1 else f"Space MoE: {'averaged' if experts else 'none'}"
 
 
-def _attention(unet: Facts) -> str:
+def _describe_attention(unet: Facts) -> str:
     lr = "LR image and mask" if unet["mask"] else "LR image"
     return f"windows of {unet['window']}, {lr} at {2 ** unet['lr_downsamples']} x the latent"
 
 
-def _each(numbers: Any) -> str:
+def _format_numbers(numbers: Any) -> str:
     """One number where all levels have the same."""
     different = numbers if isinstance(numbers, (list, tuple)) else [numbers]
     return str(different[0] if len(set(different)) == 1 else list(different))
 
 
-def _decoder(path: Path) -> Facts:
+def _describe_decoder(path: Path) -> Facts:
     config, _ = open_autoencoder(path)
     if config.kind == "kl":
         note = "decodes Stable Diffusion 1.5 latents; it is no super-resolution model by itself"
@@ -128,7 +128,7 @@ def _decoder(path: Path) -> Facts:
     }
 
 
-def _stage(path: Path, weights: Weights) -> Facts:
+def _describe_stage(path: Path, weights: Weights) -> Facts:
     config, view, notes = open_stage(weights)
     from_ema = any(key.startswith(EMA) for key in view.sources(next(iter(view))))
     return {
@@ -143,7 +143,7 @@ def _stage(path: Path, weights: Weights) -> Facts:
     }
 
 
-def _swin(path: Path, weights: Weights, timesteps: int | None, missing: str) -> Facts:
+def _describe_swin(path: Path, weights: Weights, timesteps: int | None, missing: str) -> Facts:
     config, _ = find_network(weights)
     process, notes = schedule(path, config, timesteps)
     return {
@@ -157,13 +157,13 @@ def _swin(path: Path, weights: Weights, timesteps: int | None, missing: str) -> 
     }
 
 
-def _released(config: ModelConfig) -> str:
+def _name_release(config: ModelConfig) -> str:
     if isinstance(config.unet, SwinUNetConfig):
         return "ResShift checkpoint"
     return "released MoESR checkpoints" if config.unet.space_experts else "LDM-SR checkpoint, one expert"
 
 
-def _parameters(config: ModelConfig) -> dict[str, int]:
+def _count_parameters(config: ModelConfig) -> dict[str, int]:
     expert, decoder = _count(denoiser, config.unet), _count(Autoencoder, config.autoencoder)
     return {"expert": expert, "decoder": decoder, "all": expert * len(config.stages) + decoder}
 

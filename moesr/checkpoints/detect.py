@@ -120,7 +120,7 @@ def read_autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
             attention_levels=tuple(i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in shapes),
             lr_fusion=fusion,
             refine=refine,
-            refine_mult=_refine_mult(shapes, unet, ch) if refine else (1, 1, 2, 2),
+            refine_mult=_read_refine_mult(shapes, unet, ch) if refine else (1, 1, 2, 2),
             filter_expansion=filters[3] // filters[2],
             fusion_growth=shapes[f"{rdb}.0.rdb1.conv1.weight"][0] if fusion else 32,
             fusion_blocks=count(shapes, rdb) if fusion else 2,
@@ -144,13 +144,13 @@ def check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int
     """Raise CheckpointError, naming the first few, if a tensor is missing or has another shape than the network's."""
     missing = [k for k in expected if k not in found]
     if missing:
-        raise CheckpointError(f"{what}: {_some(missing)} missing; the file is incomplete or of another model")
+        raise CheckpointError(f"{what}: {_name_some(missing)} missing; the file is incomplete or of another model")
     wrong = [f"{k} {list(found[k])} instead of {list(s)}" for k, s in expected.items() if tuple(found[k]) != tuple(s)]
     if wrong:
-        raise CheckpointError(f"{what}: shape of {_some(wrong)}; the file is of another model")
+        raise CheckpointError(f"{what}: shape of {_name_some(wrong)}; the file is of another model")
 
 
-def _refine_mult(shapes: Shapes, unet: str, ch: int) -> tuple[int, ...]:
+def _read_refine_mult(shapes: Shapes, unet: str, ch: int) -> tuple[int, ...]:
     outs = [shapes[f"{unet}.conv{i}.up_dim.weight"][0] // ch for i in (1, 2, 3)]
     return (shapes[f"{unet}.conv1.up_dim.weight"][1] // ch, *outs)
 
@@ -173,6 +173,6 @@ def reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else one_line(error) or "its shapes"
 
 
-def _some(items: Collection[str]) -> str:
+def _name_some(items: Collection[str]) -> str:
     names = list(items)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -73,17 +73,17 @@ def read_model_config(weights: Weights) -> ModelConfig:
 
 def read_sources(weights: Weights) -> list[Source]:
     """The files that the model was converted from, as far as its header says it."""
-    found = _json(weights, SOURCES)
+    found = _read_list(weights, SOURCES)
     names = {f.name for f in fields(Source)}
     return [Source(**entry) for entry in found if isinstance(entry, dict) and set(entry) == names]
 
 
 def read_notes(weights: Weights) -> list[str]:
     """What had to be assumed when the file was converted."""
-    return [one_line(note, 400) for note in _json(weights, NOTES) if isinstance(note, str)]
+    return [one_line(note, 400) for note in _read_list(weights, NOTES) if isinstance(note, str)]
 
 
-def _json(weights: Weights, name: str) -> list[Any]:
+def _read_list(weights: Weights, name: str) -> list[Any]:
     try:
         found = json.loads(weights.metadata.get(name, "[]"))
     except (ValueError, RecursionError):
@@ -100,13 +100,13 @@ def _check_types(value: Any, like: Any, where: str) -> None:
             _check_types(found, type(found)() if is_dataclass(found) else default, field.name)
             continue
         default = (1,) if isinstance(found, tuple) and "tuple" in str(field.type) else default
-        if not _of_kind(found, default):
+        if not _is_of_kind(found, default):
             raise ValueError(f"{field.name} of {where} is {one_line(repr(found), 40)}")
 
 
-def _of_kind(found: Any, default: Any) -> bool:
+def _is_of_kind(found: Any, default: Any) -> bool:
     if isinstance(default, tuple):
-        return isinstance(found, tuple) and len(found) < MOST_BLOCKS and all(_of_kind(v, 1) for v in found)
+        return isinstance(found, tuple) and len(found) < MOST_BLOCKS and all(_is_of_kind(v, 1) for v in found)
     if isinstance(default, float):
         return type(found) in (int, float) and math.isfinite(found)
     if isinstance(default, (bool, str)):

@@ -56,7 +56,7 @@ def open_model(source: Path | Sequence[Path], scale: int | None = None, timestep
     """
     given = [source] if isinstance(source, Path) else list(source)
     named = {p.absolute(): p for p in given if not p.is_dir()}
-    found = {p.absolute(): p for folder in given if folder.is_dir() for p in _inside(folder)}
+    found = {p.absolute(): p for folder in given if folder.is_dir() for p in _list_checkpoints(folder)}
     roles = [(w, find_role(w)) for w in map(Weights, named.values())]
     strange: list[str] = []
     for w in [Weights(p) for place, p in found.items() if place not in named]:
@@ -75,10 +75,10 @@ def open_model(source: Path | Sequence[Path], scale: int | None = None, timestep
         some = ", ".join(w.path.name for w in whole)
         raise CheckpointError(f"{given[0]}: {some} is a whole model already; give one such file alone")
     if not whole:
-        return _released(given[0], roles, scale, timesteps, notes, set(named.values()))
+        return _open_released(given[0], roles, scale, timesteps, notes, set(named.values()))
     others = [w.path.name for w, kind in roles if kind != "model"]
     notes += [f"left out beside the converted model: {', '.join(others)}"] if others else []
-    model = _converted(whole[0], notes)
+    model = _open_converted(whole[0], notes)
     asked = []
     if scale not in (None, model.config.scale):
         asked.append(f"asked for x{scale}, but the file says x{model.config.scale}")
@@ -133,7 +133,7 @@ def save_model(
     write(path, entries, {**make_header(config), **(metadata or {})})
 
 
-def _inside(folder: Path) -> list[Path]:
+def _list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder and below, in order of name."""
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not found:
@@ -141,7 +141,7 @@ def _inside(folder: Path) -> list[Path]:
     return found
 
 
-def _converted(weights: Weights, notes: Sequence[str]) -> ModelFiles:
+def _open_converted(weights: Weights, notes: Sequence[str]) -> ModelFiles:
     config = read_model_config(weights)
     count = len(config.stages)
     if any(k.startswith(f"experts.{count}.") for k in weights):
@@ -153,7 +153,7 @@ def _converted(weights: Weights, notes: Sequence[str]) -> ModelFiles:
     return ModelFiles(config, tuple(experts), decoder, (weights.path,), (*read_notes(weights), *notes), weights)
 
 
-def _released(
+def _open_released(
     where: Path,
     roles: Sequence[tuple[Weights, str]],
     scale: int | None,
@@ -186,7 +186,7 @@ def _released(
         views.append(view)
         if unet is not None and averaged(found) != averaged(unet):
             raise CheckpointError(
-                f"{w.path}: {_widths(found)}, but {experts[0].path.name} has {_widths(unet)}; give files of one model"
+                f"{w.path}: {_describe(found)}, but {experts[0].path.name} has {_describe(unet)}; give one model"
             )
         unet = unet or found
     assert unet is not None
@@ -231,6 +231,6 @@ def _choose_decoder(
     return config, view, ["no frequency-compensated decoder among the files: the plain first stage decodes"]
 
 
-def _widths(config: UNetConfig) -> str:
+def _describe(config: UNetConfig) -> str:
     moe = "Space MoE" if config.space_experts else "no Space MoE"
     return f"{config.model_channels} channels x {list(config.channel_mult)} with {moe}"

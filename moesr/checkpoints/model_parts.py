@@ -37,14 +37,6 @@ class ModelFiles:
     converted: Weights | None = field(default=None, repr=False)
     licence: str = ""
 
-    def expert(self, i: int) -> View:
-        """Weights of expert i, by the keys of its network."""
-        return self.experts[i]
-
-    def autoencoder(self) -> View:
-        """Weights of the decoder and its first stage, by the keys of `Autoencoder`."""
-        return self.decoder
-
 
 def find_autoencoder(weights: Weights, prefix: str) -> tuple[AutoencoderConfig, View]:
     """The autoencoder under a prefix of a file, and its weights. Raises CheckpointError if it is incomplete."""

@@ -71,7 +71,7 @@ def assemble(
     unet, view = find_network(first)
     process, more = schedule(first.path, unet, timesteps)
     notes = [*notes, *more]
-    vae, decoder, more = _first_stage(first, unet, decoders or find_decoders([first]), named)
+    vae, decoder, more = _choose_first_stage(first, unet, decoders or find_decoders([first]), named)
     notes += more
     if vae.factor % unet.detail:
         raise CheckpointError(f"{decoder.weights.path}: first stage of another model than {first.path.name}")
@@ -147,7 +147,7 @@ def list_first_stages(path: Path, unet: SwinUNetConfig) -> tuple[str, ...]:
     return (FACE_F4,) if "face" in name else (F4, FACE_F4)
 
 
-def _first_stage(
+def _choose_first_stage(
     network: Weights, unet: SwinUNetConfig, candidates: Sequence[Weights], named: set[Path]
 ) -> tuple[AutoencoderConfig, View, list[str]]:
     """The first stage that the user named; else that of the published name; else the only one that is no other's."""
@@ -162,7 +162,7 @@ def _first_stage(
         plain = [pair for pair in fitting if not (pair[0].lr_fusion or pair[0].refine)]
         chosen = [pair for pair in plain if pair[1].weights.path.stem not in _FIRST_STAGES]
     if len(chosen) != 1:
-        raise CheckpointError(f"{network.path}: {_which(chosen, wanted)}{_source(network.path)}")
+        raise CheckpointError(f"{network.path}: {_describe_choice(chosen, wanted)}{_suggest_download(network.path)}")
     config, view = chosen[0]
     name = view.weights.path.name
     if view.weights.path.stem in stems and len(stems) == 1:
@@ -170,14 +170,14 @@ def _first_stage(
     return config, view, [f"first stage: {name} is used, by its shapes; published is {' or '.join(wanted)}"]
 
 
-def _which(chosen: Sequence[tuple[AutoencoderConfig, View]], wanted: Sequence[str]) -> str:
+def _describe_choice(chosen: Sequence[tuple[AutoencoderConfig, View]], wanted: Sequence[str]) -> str:
     if chosen:
         names = ", ".join(view.weights.path.name for _, view in chosen)
         return f"several first stages fit ({names}); give one of them by name, beside the network"
     return f"its first stage is missing; put {' or '.join(wanted)} beside it, or give that file too"
 
 
-def _source(path: Path) -> str:
+def _suggest_download(path: Path) -> str:
     """Where to get a published model whole, if the file is one."""
     for entry in CATALOGUE.values():
         if path.name in (file.name for file in entry.files):

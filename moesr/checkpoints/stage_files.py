@@ -32,17 +32,17 @@ def sort_stages(experts: Sequence[Weights]) -> tuple[list[Weights], list[str]]:
     numbers = [read_stage_number(w.path) for w in experts]
     known = [n for n in numbers if n is not None]
     if len(known) == len(experts):
-        return _sorted(experts, known), _whole(experts, known)
+        return _sort(experts, known), _check_numbers(experts, known)
     if len(experts) == 1:
         return list(experts), ["one expert works at all timesteps"]
-    counted = _counted(experts)
+    counted = _find_counting_numbers(experts)
     if counted is not None and not known:
-        return _sorted(experts, counted), []
+        return _sort(experts, counted), []
     order = ", ".join(w.path.name for w in experts)
     return list(experts), [f"no stage numbers in the names: taken in the given order from least to most noise, {order}"]
 
 
-def _whole(experts: Sequence[Weights], numbers: list[int]) -> list[str]:
+def _check_numbers(experts: Sequence[Weights], numbers: list[int]) -> list[str]:
     """Notes on stage numbers that are all there; CheckpointError if they are not."""
     for n in numbers:
         if numbers.count(n) > 1:
@@ -62,14 +62,14 @@ def _whole(experts: Sequence[Weights], numbers: list[int]) -> list[str]:
     return []
 
 
-def _counted(experts: Sequence[Weights]) -> list[int] | None:
+def _find_counting_numbers(experts: Sequence[Weights]) -> list[int] | None:
     """One number of each name such that they count 0, 1, ...; None if there is none, or more than one order."""
     found = [[int(n) for n in re.findall(r"\d{1,8}", w.path.stem)] for w in experts]
     places = {tuple(column) for column in zip(*found) if sorted(column) == list(range(len(experts)))}
     return list(places.pop()) if len(places) == 1 else None
 
 
-def _sorted(experts: Sequence[Weights], numbers: Sequence[int]) -> list[Weights]:
+def _sort(experts: Sequence[Weights], numbers: Sequence[int]) -> list[Weights]:
     return [w for _, w in sorted(zip(numbers, experts), key=lambda pair: pair[0])]
 
 
@@ -87,7 +87,7 @@ def open_stage(weights: Weights) -> tuple[UNetConfig, View, list[str]]:
         expected = compute_shapes(UNet, averaged(config))
     except CheckpointError as error:
         raise CheckpointError(f"{weights.path}: {error}") from error
-    copies = {name: _copies(name, config.space_experts) for name in expected}
+    copies = {name: _list_copies(name, config.space_experts) for name in expected}
     grouped = {copy: shape for name, shape in expected.items() for copy in copies[name]}
     place = {copy: f"{EMA}diffusion_model{copy.replace('.', '')}" for copy in grouped}
     missing = [copy for copy, key in place.items() if key not in shapes]
@@ -102,7 +102,7 @@ def open_stage(weights: Weights) -> tuple[UNetConfig, View, list[str]]:
     return config, View(weights, {name: tuple(place[c] for c in copies[name]) for name in expected}), notes
 
 
-def _copies(name: str, experts: int) -> tuple[str, ...]:
+def _list_copies(name: str, experts: int) -> tuple[str, ...]:
     """The same parameter of every FFN expert."""
     if ".moe_blocks.0." not in name:
         return (name,)

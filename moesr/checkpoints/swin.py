@@ -34,10 +34,10 @@ def read_swin_config(shapes: Shapes) -> SwinUNetConfig:
     """
     try:
         base, joined = shapes["input_blocks.0.0.weight"][:2]
-        levels = _levels(shapes)
-        windows = {i: _window(shapes, f"output_blocks.{first}.1") for i, (first, _) in enumerate(levels)}
+        levels = _find_levels(shapes)
+        windows = {i: _read_window(shapes, f"output_blocks.{first}.1") for i, (first, _) in enumerate(levels)}
         last = len(levels) - 1
-        windows[last] = _window(shapes, "middle_block.1")
+        windows[last] = _read_window(shapes, "middle_block.1")
         window = max(filter(None, windows.values()))
         dim = shapes["middle_block.1.patch_embed.proj.weight"][0]
         heads = shapes[f"middle_block.1{_TABLE}"][1]
@@ -53,7 +53,7 @@ def read_swin_config(shapes: Shapes) -> SwinUNetConfig:
             in_channels=joined - features,
             out_channels=out_channels,
             model_channels=base,
-            channel_mult=tuple(width // base for width in _widths(shapes, levels)),
+            channel_mult=tuple(width // base for width in _read_widths(shapes, levels)),
             num_res_blocks=tuple(n - 1 for _, n in levels),
             attention_downsamples=tuple(2**i for i in attends),
             num_head_channels=dim // heads,
@@ -61,7 +61,7 @@ def read_swin_config(shapes: Shapes) -> SwinUNetConfig:
             swin_channels=dim,
             mlp_channels=shapes["middle_block.1.blocks.0.mlp.fc1.weight"][0],
             window=window,
-            latent_size=_latent_size(shapes, levels, windows, window),
+            latent_size=_read_latent_size(shapes, levels, windows, window),
             lr_downsamples=halvings,
             mask=lr_channels == 4,
             scale_shift=embedded == 2 * shapes["middle_block.0.in_layers.2.weight"][0],
@@ -85,7 +85,7 @@ def shift_mask(weights: Mapping[str, Tensor], config: SwinUNetConfig, prefix: st
     return "textbook" if mask.shape == textbook.shape and torch.equal(mask, textbook) else "released"
 
 
-def _levels(shapes: Shapes) -> list[tuple[int, int]]:
+def _find_levels(shapes: Shapes) -> list[tuple[int, int]]:
     """First output block of every level, full resolution first, and how many it has; an upsampling ends a level."""
     found, first = [], 0
     blocks = count(shapes, "output_blocks")
@@ -102,11 +102,11 @@ def _resamples(shapes: Shapes, block: int) -> bool:
     return any(f"output_blocks.{block}.{part}.in_layers.0.weight" in shapes for part in (1, 2))
 
 
-def _widths(shapes: Shapes, levels: list[tuple[int, int]]) -> list[int]:
+def _read_widths(shapes: Shapes, levels: list[tuple[int, int]]) -> list[int]:
     return [shapes[f"output_blocks.{first}.0.in_layers.2.weight"][0] for first, _ in levels]
 
 
-def _window(shapes: Shapes, layer: str) -> int:
+def _read_window(shapes: Shapes, layer: str) -> int:
     """Side of a layer's windows: its table has (2 side - 1)^2 rows. 0 if there is no such layer."""
     rows = shapes[layer + _TABLE][0] if layer + _TABLE in shapes else 0
     side = (math.isqrt(rows) + 1) // 2
@@ -115,7 +115,7 @@ def _window(shapes: Shapes, layer: str) -> int:
     return side
 
 
-def _latent_size(shapes: Shapes, levels: list[tuple[int, int]], windows: Mapping[int, int], window: int) -> int:
+def _read_latent_size(shapes: Shapes, levels: list[tuple[int, int]], windows: Mapping[int, int], window: int) -> int:
     for level, (first, _) in enumerate(levels):
         mask = shapes.get(f"output_blocks.{first}.1{_MASK}")
         if mask:

@@ -93,7 +93,7 @@ class Weights(Mapping[str, Tensor]):
         except Exception as error:  # torch's loader raises errors of many kinds for damaged files
             raise CheckpointError(f"{path}: damaged ({one_line(error)}); download it again") from error
         self.metadata: dict[str, str] = metadata or {}
-        self._keys = {_bare(key): key for key in keys}
+        self._keys = {_strip_wrappers(key): key for key in keys}
         self._slices: dict[str, tuple[tuple[int, ...], str]] = {}
 
     @property
@@ -296,7 +296,7 @@ class View(Mapping[str, Tensor]):
         return self.weights.dtype(self._sources[name][0])
 
 
-def _bare(key: str) -> str:
+def _strip_wrappers(key: str) -> str:
     """A key without the prefixes of wrappers: data parallel's in front, the compiler's anywhere."""
     key = key.replace("_orig_mod.", "")
     while key.startswith("module."):

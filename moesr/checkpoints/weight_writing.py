@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from ..atomic_files import open_new, remove_abandoned_parts
 from ..errors import CheckpointError
 from .unknown_files import one_line
 from .weight_reading import SAFETENSORS
@@ -47,42 +47,35 @@ def write(
 ) -> None:
     """Write the entries as one safetensors file, with one tensor in memory at a time.
 
-    Whatever interrupts it, `path` is either as before or the whole new file, which is on the disk when this returns.
-    late: more of the header, asked for when all tensors have been read; `room` bytes are kept for it. written: called
-    after each tensor. Raises CheckpointError if the disk is full or the file cannot be written.
+    Whatever interrupts it, `path` is either as before or the whole new file. late: more of the header, asked for when
+    all tensors have been read; `room` bytes are kept for it. written: called after each tensor. Raises CheckpointError
+    if the disk is full or the file cannot be written.
     """
     path = Path(os.path.realpath(path))  # a link keeps pointing to the file it names
     ordered = sorted(entries, key=lambda e: -e.dtype.itemsize)  # so that every tensor is aligned to its numbers
     room = room if late else 0
-    length = -(-(8 + len(_header(ordered, metadata)) + room) // 64) * 64 - 8  # tensors begin at a multiple of 64
-    partial = path.with_name(f".{path.name}.partial")
+    length = -(-(8 + len(_make_header(ordered, metadata)) + room) // 64) * 64 - 8  # tensors begin at a multiple of 64
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _room_for(path.parent, sum(e.size for e in entries) + length)
-        with partial.open("wb") as file:
+        remove_abandoned_parts(path.parent)
+        _check_room(path.parent, sum(e.size for e in entries) + length)
+        with open_new(path, replaces=True) as file:
             file.write(b"\0" * (8 + length))
             for entry in ordered:
                 _write_tensor(file, entry)
                 if written:
                     written(entry)
-            header = _header(ordered, {**metadata, **(late() if late else {})})
+            header = _make_header(ordered, {**metadata, **(late() if late else {})})
             if len(header) > length:
                 raise ValueError("the notes of the file do not fit into its header")
             file.seek(0)
             file.write(length.to_bytes(8, "little") + header.ljust(length))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise CheckpointError(f"{path}: cannot be written ({reason}); check the folder and its space") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
-def _header(entries: Sequence[Entry], metadata: dict[str, str]) -> bytes:
+def _make_header(entries: Sequence[Entry], metadata: dict[str, str]) -> bytes:
     table: dict[str, object] = {"__metadata__": metadata}
     at = 0
     for e in entries:
@@ -99,17 +92,7 @@ def _write_tensor(file: BinaryIO, entry: Entry) -> None:
         file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _room_for(folder: Path, size: int) -> None:
+def _check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise CheckpointError(f"{folder}: {size / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name last, where the system has that: without it a power cut could bring the old file back."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

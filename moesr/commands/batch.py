@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from .. import result_files
 from ..batch.job import ENGINES, ON_ERROR, Estimate, Options, Report, batch, estimate
 from ..settings import RUN_SETTINGS
-from .common import add_model_options, add_settings, fail, positive, verbose
+from .common import Bar, add_model_options, add_settings, fail, positive, say, verbose
 
 
 def add(commands: Any) -> None:
@@ -56,13 +55,21 @@ def _batch(options: argparse.Namespace) -> int:
     chosen = {name: getattr(options, name) for name in names}
     if options.dry_run:
         return _print_estimate(estimate(options.inputs, options.output, **chosen))
-    with _Progress() as progress:
-        report = batch(options.inputs, options.output, callback=progress.show, **chosen)
+    with Bar(unit="picture") as bar:
+
+        def show(report: Report, line: Mapping[str, Any]) -> None:
+            failed = len(report.failed)
+            bar.move(report.done + report.skipped + failed, report.total, text=f"{failed} failed" if failed else "")
+            for note in line.get("notes") or ():
+                if "memory" in note:
+                    bar.note(f"{line['source']}: {note}")
+
+        report = batch(options.inputs, options.output, callback=show, **chosen)
     if report.passed_over:
-        _say(report.passed_over)
+        say(report.passed_over)
     rate = f", {report.done / report.seconds:.2f} pictures per second" if report.done else ""
     there = f", {report.skipped} finished before" if report.skipped else ""
-    _say(f"{report.done} done{there}, {len(report.failed)} failed{rate}; journal: {report.journal}")
+    say(f"{report.done} done{there}, {len(report.failed)} failed{rate}; journal: {report.journal}")
     for line in report.failed:
         fail(line)
     if report.stopped:
@@ -72,42 +79,10 @@ def _batch(options: argparse.Namespace) -> int:
 
 def _print_estimate(found: Estimate) -> int:
     if found.passed_over:
-        _say(found.passed_over)
+        say(found.passed_over)
     hours = f"{found.seconds / 3600:.2f} hours with one worker" if found.seconds else "no sample could be read"
     print(
         f"{found.pictures} pictures, {found.megapixels:.1f} megapixels, {hours} "
         f"({found.seconds_per_megapixel:.2f} s per megapixel of input, from one picture measured here)"
     )
     return 0
-
-
-class _Progress:
-    """A bar over the pictures that are left, with pictures per second and the time left."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def show(self, report: Report, line: Mapping[str, Any]) -> None:
-        """Move the bar to where the job is; say what a worker noted."""
-        from tqdm import tqdm
-
-        if self._bar is None:
-            self._bar = tqdm(total=report.total, unit="picture", leave=False, smoothing=0.05)
-            self._bar.initial = report.skipped
-        self._bar.n = report.done + report.skipped + len(report.failed)
-        self._bar.set_postfix_str(f"{len(report.failed)} failed" if report.failed else "", refresh=False)
-        self._bar.update(0)
-        for note in line.get("notes") or ():
-            if "memory" in note:
-                self._bar.write(f"note: {line['source']}: {note}", file=sys.stderr)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

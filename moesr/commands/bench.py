@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from .common import choose_parts, positive, verbose
@@ -18,7 +17,6 @@ def add(commands: Any) -> None:
     bench.add_argument("--json", action="store_true", help="print a JSON list of rows and nothing else")
     bench.add_argument("--quick", action="store_true", help="small sizes, one round: does it run? not for tables")
     bench.add_argument("--only", metavar="PARTS", help="some of matrix,copy,step,decode,image,scaling,full")
-    bench.add_argument("--reference", metavar="FILE", help="plain networks to compare with (default: ours)")
     bench.add_argument("--model", default="tiny", help="of whole images and scaling (default: tiny)")
     bench.add_argument("--side", type=positive, default=512, help="of the decoded image in pixels (default: 512)")
     bench.add_argument("--rounds", type=positive, help="repetitions, of which the median counts (default: 3)")
@@ -35,7 +33,6 @@ def _bench(options: argparse.Namespace) -> int:
     from ..errors import SettingError
     from ..evaluation.selftest_device import check_device, device_name
     from ..evaluation.speed.bench import SECTIONS, Bench, Plan, choose_sections
-    from ..evaluation.speed.network_parts import read_reference
 
     device = check_device(options.device)
     sections = choose_parts(options.only, SECTIONS) if options.only else choose_sections(device, options.quick)
@@ -57,7 +54,7 @@ def _bench(options: argparse.Namespace) -> int:
         threads = torch.get_num_threads()
         print(f"torch {torch.__version__}, {device} ({device_name(device)}), {threads} threads")
         print(_format_line(_HEAD))
-    for row in Bench(plan, read_reference(Path(options.reference) if options.reference else None)).rows():
+    for row in Bench(plan).rows():
         rows.append(row.values())
         if not options.json:
             print(_format_line([_format_cell(k, v) for k, v in rows[-1].items()]), flush=True)

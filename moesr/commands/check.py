@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from typing import Any
 
 from .common import choose_parts, verbose
@@ -42,7 +43,7 @@ def _check(options: argparse.Namespace) -> int:
             print(f"{result.name:12}{word:8}{result.seconds:6.1f} s  {result.summary}", flush=True)
     passed = all(result.passed for result in results)
     if options.json:
-        report = {"passed": passed, "machine": machine, "rows": [result.as_json() for result in results]}
+        report = {"passed": passed, "machine": machine, "rows": [asdict(result) for result in results]}
         print(json.dumps(report, indent=2))
     elif not passed:
         print("Something is wrong here. Please send this report with your issue.")

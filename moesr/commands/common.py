@@ -32,15 +32,10 @@ def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
         if setting.kind == "flag":
             parser.add_argument(option, action="store_true", help=sentence)
         else:
-            values = (
-                ""
-                if setting.kind == "text"
-                else f" [{setting.wanted.partition(' from ')[2] or '|'.join(setting.choices)}]"
-            )
+            values = setting.wanted.partition(" from ")[2] or "|".join(setting.choices)
+            sentence += f" [{values}]" if values else ""
             metavar = (setting.unit or name).split("_")[-1].upper()
-            parser.add_argument(
-                option, type=setting.read, default=setting.default, metavar=metavar, help=sentence + values
-            )
+            parser.add_argument(option, type=setting.read, default=setting.default, metavar=metavar, help=sentence)
 
 
 def positive(text: str) -> int:
@@ -83,8 +78,13 @@ def choose_parts(text: str | None, known: Sequence[str]) -> tuple[str, ...]:
 
 def fail(line: str) -> int:
     """Say what went wrong, on one line of stderr; the exit code."""
-    print(f"error: {line}", file=sys.stderr)
+    say(f"error: {line}")
     return 1
+
+
+def say(line: str) -> None:
+    """A line on stderr, where it is in the way of no output."""
+    print(line, file=sys.stderr)
 
 
 def open_model(options: argparse.Namespace) -> Any:
@@ -101,28 +101,47 @@ def open_model(options: argparse.Namespace) -> Any:
         compile=getattr(options, "compile", False),
     )
     for note in model.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
     return model
 
 
 class Bar:
-    """A progress bar that says where the run is: tile 3/12, step 7/50."""
+    """A progress bar on stderr, drawn with the first thing that is shown, gone at the end.
 
-    def __init__(self, name: str) -> None:
-        from tqdm import tqdm
+    options: those of tqdm; by default for the fraction of a run.
+    """
 
+    def __init__(self, name: str = "", **options: Any) -> None:
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-        self.bar = tqdm(total=1.0, desc=name, bar_format=layout, leave=False)
+        self._name, self._options = name, options or {"bar_format": layout}
+        self._bar: Any = None
 
     def __enter__(self) -> Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def move(self, done: float, total: float | None, *, name: str = "", text: str = "") -> None:
+        """To `done` of `total`, with a text behind it; another name begins another bar."""
+        from tqdm import tqdm
+
+        if self._bar is None or (name and name != self._name):
+            self.__exit__()
+            self._name = name or self._name
+            self._bar = tqdm(desc=self._name, initial=done, total=total, leave=False, **self._options)
+        self._bar.n, self._bar.total = done, total
+        self._bar.set_postfix_str(text)
+
+    def note(self, line: str) -> None:
+        """A line above the bar."""
+        from tqdm import tqdm
+
+        tqdm.write(f"note: {line}", file=sys.stderr)
 
     def show(self, event: Event) -> None:
-        """Move the bar to an event of the pipeline."""
-        self.bar.n = event.fraction
+        """Move it to an event of the pipeline: tile 3/12, step 7/50."""
         if event.note:
-            self.bar.write(f"note: {event.note}", file=sys.stderr)
-        self.bar.set_postfix_str(event.text)
+            self.note(event.note)
+        self.move(event.fraction, 1.0, text=event.text)

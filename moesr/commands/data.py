@@ -29,7 +29,6 @@ def add(commands: Any) -> None:
     data.add_argument("--leave-out", metavar="NAMES", help="file with names of photographs that must not be trained on")
     data.add_argument("--sets", metavar="DIR", help="write HR pictures and their clean, degraded and blind LR")
     data.add_argument("--only", metavar="NAMES", help="file with names of the photographs that --sets is made of")
-    data.add_argument("--split", metavar="TABLE", help="print names of 40 photographs of all kinds, to leave out")
     data.add_argument("--notice", metavar="TABLE", nargs="+", help="print who made the photographs of these tables")
     data.add_argument("--bench", action="store_true", help="measure images per second of training batches")
     data.add_argument("--device", default="cpu", help="where --bench computes (default: cpu)")
@@ -43,17 +42,15 @@ def _data(options: argparse.Namespace) -> int:
     from ..images.files import write_image
     from ..result_files import save_new
     from ..training.data.contact_sheet import draw_sheet
-    from ..training.data.notice_table import credit_photographs
+    from ..training.data.notice_table import credit_photographs, read_table
     from ..training.data.pack import write_pack
     from ..training.data.photos import open_photos, read_images
-    from ..training.data.validation_sets import read_names, read_table, split_validation, write_sets
+    from ..training.data.validation_sets import read_names, write_sets
 
     left_out = read_names(Path(options.leave_out)) if options.leave_out else []
-    if options.split or options.notice:
-        if options.split:
-            print(*split_validation(read_table(Path(options.split)), seed=options.seed), sep="\n")
-        for path in options.notice or []:
-            print(credit_photographs(read_table(Path(path)), leave_out=left_out))
+    for path in options.notice or []:
+        print(credit_photographs(read_table(Path(path)), leave_out=left_out))
+    if options.notice:
         return 0
     if not options.photos:
         raise SettingError("PHOTOS: missing; give a folder with photographs, or a pack")

@@ -1,4 +1,4 @@
-"""`evaluate`: a model, or ready results, against the originals."""
+"""`evaluate`: measure a model, or ready results, against the originals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     test.add_argument("--model", default="tiny", help="name, file or folder; bicubic for Pillow's (default: tiny)")
     test.add_argument("--scale", type=positive, help="between LR and HR (default: the model's, or as the files say)")
     add_settings(test, *_SETTINGS, "dtype", "device")
-    test.add_argument("--without", choices=("latent", "experts", "filters"), help="what the figures are without a part")
+    test.add_argument("--without", choices=("latent", "experts", "filters"), help="measure the model without a part")
     test.add_argument("--metrics", metavar="DIR", help="weights of the metrics (default: MOESR_METRICS)")
     test.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
     test.add_argument("--json", action="store_true", help="print JSON and nothing else")
@@ -37,14 +37,14 @@ def add(commands: Any) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from ..evaluation.metric_suite import Suite
-    from ..evaluation.quality_benchmark import Benchmark, as_json, match, table_row
+    from ..evaluation.quality_benchmark import Benchmark, format_row, match, to_json
     from ..evaluation.report import Report
 
     check_new(options.html, options)
     lr, results = (Path(folder) if folder else None for folder in (options.lr, options.results))
     cases, missing = match(Path(options.hr), lr, results, options.limit)
     report = Report(Path(options.html)) if options.html else None
-    name, settings, upscale = _contestant(options)
+    name, settings, upscale = _choose_upscale(options)
     settings |= {"lr": options.lr or f"{options.scale_from} bicubic, 1/{settings['scale']}"}
     suite = Suite(options.metrics, "cpu" if options.device == "auto" else options.device)
     for line in suite.left_out:
@@ -55,7 +55,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     def show(row: Any) -> None:
         if not options.json:
-            print(table_row(row, suite.keys, width, upscale is not None), flush=True)
+            print(format_row(row, suite.keys, width, upscale is not None), flush=True)
 
     show(None)
     for row, trio in benchmark.run(cases):
@@ -66,7 +66,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             print(f"note: {row.name}: {line}", file=sys.stderr)
     show(benchmark.mean())
     if options.json:
-        print(json.dumps(as_json(name, settings, benchmark), indent=2, allow_nan=False))
+        print(json.dumps(to_json(name, settings, benchmark), indent=2, allow_nan=False))
     if report is not None:
         report.write(name, settings, benchmark)
     for line in benchmark.failed:
@@ -74,10 +74,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 1 if benchmark.failed else 0
 
 
-def _contestant(options: argparse.Namespace) -> tuple[str, dict[str, Any], Any]:
-    """Who is evaluated: a name, the settings that count, and what makes an image (None for ready results)."""
-    from ..evaluation.ablation import without
-    from ..evaluation.quality_benchmark import bicubic
+def _choose_upscale(options: argparse.Namespace) -> tuple[str, dict[str, Any], Any]:
+    """The name of what is measured, its settings, and the function that makes an image (None for ready results)."""
+    from ..evaluation.ablation import remove_part
+    from ..evaluation.quality_benchmark import make_bicubic
     from ..pipeline import upscale
     from ..settings import resolve
 
@@ -85,11 +85,11 @@ def _contestant(options: argparse.Namespace) -> tuple[str, dict[str, Any], Any]:
         return options.results, {"scale": options.scale or (None if options.lr else 4)}, None
     if options.model == "bicubic":
         scale = options.scale or 4
-        return "Pillow bicubic", {"scale": scale}, bicubic(scale)
+        return "Pillow bicubic", {"scale": scale}, make_bicubic(scale)
     model = open_model(options)
     name = model.config.name or options.model
     if options.without:
-        model = without(model, options.without)
+        model = remove_part(model, options.without)
         name = f"{name} without {options.without}"
     settings = {name: getattr(options, name) for name in _SETTINGS}
     settings["scale"] = options.scale or model.scale

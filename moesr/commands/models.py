@@ -7,7 +7,8 @@ import json
 import sys
 from typing import Any
 
-from .common import add_model_options, add_overwrite, check_new, verbose
+from ..errors import format_size
+from .common import Bar, add_model_options, add_overwrite, check_new, say, verbose
 
 
 def add(commands: Any) -> None:
@@ -28,12 +29,8 @@ def add(commands: Any) -> None:
     models.set_defaults(run=_models)
 
     conv = commands.add_parser("convert", help="make one small file of training checkpoints")
-    conv.add_argument(
-        "sources",
-        nargs="+",
-        metavar="SRC",
-        help="stage files and a decoder, a ResShift network and its first stage, or a folder with them",
-    )
+    sources = "stage files and a decoder, a ResShift network and its first stage, or a folder with them"
+    conv.add_argument("sources", nargs="+", metavar="SRC", help=sources)
     conv.add_argument("-o", "--output", required=True, metavar="OUT", help="the .safetensors file to write")
     conv.add_argument("--dtype", default="fp16", help="fp16 (default), bf16, fp32")
     conv.add_argument("--scale", type=int, help="scale of released files, which do not say it")
@@ -59,7 +56,6 @@ def _models(options: argparse.Namespace) -> int:
 
     from ..library import folders, installed
     from ..library.catalogue import CATALOGUE
-    from ..library.download import format_size
 
     there = installed()
     print("in the library:")
@@ -83,14 +79,17 @@ def _download(options: argparse.Namespace) -> int:
     def agree(entry: Entry) -> bool:
         if options.yes:
             return True
-        print(f"{entry.name}: {entry.about}; {entry.licence} ({entry.page})", file=sys.stderr)
+        say(f"{entry.name}: {entry.about}; {entry.licence} ({entry.page})")
         if not sys.stdin.isatty():
             return False
         print("Fetch it under that licence? [y/N] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
-    with _TransferBar() as bar:
-        done = download(options.name, to=options.to, agree=agree, force=options.force, progress=bar.show)
+    with Bar(unit="B", unit_scale=True) as bar:
+        done = download(
+            options.name, to=options.to, agree=agree, force=options.force,
+            progress=lambda name, size, total: bar.move(size, total, name=name),
+        )  # fmt: skip
     if not done.fetched:
         print(f"{done.path}: there already, nothing was fetched")
         return 0
@@ -98,43 +97,15 @@ def _download(options: argparse.Namespace) -> int:
     return 0
 
 
-class _TransferBar:
-    """A progress bar for each file of a download."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-
-    def __enter__(self) -> _TransferBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def show(self, name: str, done: int, total: int | None) -> None:
-        """Move the bar of a file; the first call for it draws it."""
-        from tqdm import tqdm
-
-        if self.bar is None or self.bar.desc.removesuffix(": ") != name:
-            self.__exit__()
-            self.bar = tqdm(desc=name, initial=done, unit="B", unit_scale=True, unit_divisor=1000, leave=False)
-        self.bar.total = total
-        self.bar.update(done - self.bar.n)
-
-
 def _convert(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from ..checkpoints.convert import convert
     from ..checkpoints.describe import describe, format_facts
 
     check_new(options.output, options)
-    with tqdm(unit="B", unit_scale=True, leave=False, disable=None) as bar:
+    with Bar(unit="B", unit_scale=True, disable=None) as bar:
 
         def show(done: int, total: int, what: str) -> None:
-            bar.total = total
-            bar.set_description_str(what, refresh=False)
-            bar.update(done - bar.n)
+            bar.move(done, total, name=what)
 
         path = convert(options.sources, options.output, options.dtype, options.scale, show, options.timesteps)
     print(format_facts(describe(path)))

@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 
 class TolerantStream:
@@ -53,8 +53,8 @@ def tolerant_streams() -> Iterator[None]:
     _fill_descriptors()
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w", encoding="utf-8") as null:
-        sys.stdout = TolerantStream(before[0] or null, "stdout")  # type: ignore[assignment]
-        sys.stderr = TolerantStream(before[1] or null, "stderr")  # type: ignore[assignment]
+        sys.stdout = cast(Any, TolerantStream(before[0] or null, "stdout"))
+        sys.stderr = cast(Any, TolerantStream(before[1] or null, "stderr"))
         try:
             yield
         finally:

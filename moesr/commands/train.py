@@ -19,22 +19,22 @@ def add(commands: Any) -> None:
         "what", nargs="+", metavar="[STAGE] CONFIG",
         help=f"a config by name (tiny) or .json file; before it one stage, if not all: {', '.join(STAGES)}",
     )  # fmt: skip
-    train.add_argument("--out", required=True, help="folder of the run; an interrupted run goes on from it")
+    train.add_argument("--out", required=True, help="folder of the run, from which an interrupted run continues")
     train.add_argument("--metrics", help="folder of the LPIPS weights (default: MOESR_METRICS)")
     train.add_argument("--override", action="append", metavar="KEY=VALUE", help="as unrolled.loop.steps=100")
     train.add_argument("--threads", type=int, help="CPU threads")
     whole = train.add_argument_group("all stages by one command")
     whole.add_argument("--pack", metavar="FILE", help="a pack of photographs, see `data --pack`; or a folder of them")
-    whole.add_argument("--minutes", type=positive_number, help="time for all of it (default: the steps of the config)")
-    whole.add_argument("--start", help="go on from a model of this config: a name, a file, or a folder of its parts")
+    whole.add_argument("--minutes", type=positive_number, help="minutes for all stages (default: the config's steps)")
+    whole.add_argument("--start", help="continue from a model of this config: a name, a file, or a folder of its parts")
     whole.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    whole.add_argument("--seed", type=int, default=0, help="another seed, another run")
+    whole.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
     whole.add_argument("--save-minutes", type=positive_number, default=10.0, help="between states (default: 10)")
     whole.add_argument("--evaluate", action="append", metavar="DIR", help="sets to measure the result on: hr/ and LRs")
     single = train.add_argument_group("one stage")
     single.add_argument("--data", help="folder of photographs, or a pack")
     single.add_argument(
-        "--expert", action="append", metavar="I", help="of experts: train only number I, or trunk; may be repeated"
+        "--expert", action="append", metavar="I", help="of experts, train only number I, or trunk; may be repeated"
     )
     single.add_argument("--to", help="for export: the file to write")
     add_overwrite(train)
@@ -83,7 +83,7 @@ def _all(config: Any, out: Path, metrics: Path | None, options: argparse.Namespa
 
 
 def _evaluate(model: Path, folder: Path, out: Path, options: argparse.Namespace) -> None:
-    """Measure a model on every LR set beside folder/hr; a report each below the run."""
+    """Measure a model on every LR set beside folder/hr, with a report for each in the folder of the run."""
     from ..cli import main
 
     metrics = ["--metrics", options.metrics] if options.metrics else []

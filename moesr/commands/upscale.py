@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from .. import input_files, result_files
-from ..errors import ImageError, MoESRError, SettingError
+from ..errors import ImageError, MoESRError, SettingError, find_reason
 from ..result_files import Target
-from .common import Bar, add_model_options, add_settings, fail, open_model, verbose
+from ..settings import SETTINGS
+from .common import Bar, add_model_options, add_settings, fail, open_model, say, verbose
 
 #: Settings that have an option each.
 SETTINGS_OF_A_RUN = (
     "model", "scale", "fidelity", "restore", "seed", "steps", "color_fix", "wrap", "sampler", "spacing", "eta", "tile",
     "tile_batch",
 )  # fmt: skip
+#: Settings that may be grey pictures.
+_MAPS = ("protect", "mask", "fidelity")
 _FILE_FLAGS = {
     "--recursive": "folders with all that is below them, structure kept",
-    "--side-by-side": "also write OUT_compare.png",
+    "--compare": "also write OUT_compare.png: input, result and difference",
     "--overwrite": "replace files that are there; inputs are never replaced",
     "--skip-existing": "pass over results of the same input and settings; with --overwrite, make the others anew",
     "--allow-truncated": "read a JPEG or PNG that is cut short as far as it goes",
@@ -40,8 +43,13 @@ def add(commands: Any) -> None:
         "-o", "--output", required=True, metavar="OUT",
         help="a file (its suffix is its format), a folder, or - for standard output",
     )  # fmt: skip
-    add_settings(up, *SETTINGS_OF_A_RUN)
-    up.add_argument("--mask", help="a grey picture: white where the result counts, black for plain bicubic")
+    add_settings(up, *(name for name in SETTINGS_OF_A_RUN if name != "fidelity"))
+    up.add_argument(
+        "--fidelity", type=_read_fidelity, metavar="NUMBER|FILE",
+        help=f"{SETTINGS['fidelity'].sentence} [0 to 2] Or a grey picture: black is 0, white is 1.",
+    )  # fmt: skip
+    for name in ("protect", "mask"):
+        up.add_argument(f"--{name}", metavar="FILE", help=f"A grey picture. {SETTINGS[name].sentence}")
     add_settings(up, "dtype", "device", "residency")
     up.add_argument("--compile", action="store_true", help="torch.compile the experts: for many pictures on a GPU")
     files = up.add_argument_group("files")
@@ -53,9 +61,15 @@ def add(commands: Any) -> None:
     files.add_argument("--bits", type=int, choices=(8, 16), help="bits per sample of a PNG (default: as in the input)")
     for option, sentence in _FILE_FLAGS.items():
         files.add_argument(option, action="store_true", help=sentence)
+    files.add_argument("--side-by-side", dest="compare", action="store_true", help=argparse.SUPPRESS)
     up.set_defaults(run=_upscale)
     add_model_options(up)
     verbose(up)
+
+
+def _read_fidelity(text: str) -> Any:
+    """A number, or the name of a file that there is."""
+    return text if os.path.isfile(text) else SETTINGS["fidelity"].read(text)
 
 
 def _upscale(options: argparse.Namespace) -> int:
@@ -78,7 +92,7 @@ def _upscale(options: argparse.Namespace) -> int:
         failed.append(f"{', '.join(options.inputs)}: no pictures in there")
     if (to_stream or to_file) and len(sources) > 1:
         raise SettingError(f"{output}: one file for {len(sources)} pictures; give a folder")
-    run = _Run(options, sources, _plan(options, sources, output, to_file, to_stream))
+    run = _Run(options, _plan(options, sources, output, to_file, to_stream))
     done = 0
     try:
         if sources:
@@ -89,11 +103,11 @@ def _upscale(options: argparse.Namespace) -> int:
             done += not error
     finally:
         if run.finished:
-            _say(f"{len(run.finished)} of {len(sources)} results were there already")
+            say(f"{len(run.finished)} of {len(sources)} results were there already")
         if passed_over.describe():
-            _say(passed_over.describe())
+            say(passed_over.describe())
         if failed and done + len(failed) > 1:
-            _say(f"{done} done, {len(failed)} failed:")
+            say(f"{done} done, {len(failed)} failed:")
         for line in failed:
             fail(line)
     return 1 if failed else 0
@@ -107,7 +121,7 @@ def _plan(
 
     suffix = result_files.FORMATS[options.format or "png"]
     if to_stream:
-        if options.side_by_side or options.format == "same":
+        if options.compare or options.format == "same":
             raise SettingError("-: standard output takes one result; choose --format png, jpg or webp and nothing else")
         if getattr(sys.stdout, "name", "") == os.devnull:
             raise SettingError("-: standard output is closed; give a file or a folder")
@@ -117,12 +131,12 @@ def _plan(
     elif to_file:
         if options.format not in (None, "same") and WRITE_SUFFIXES[suffix] != WRITE_SUFFIXES[output.suffix.lower()]:
             raise SettingError(f"{output}: not a file of --format {options.format}; leave one of them out")
-        compare = result_files.name_compare(output) if options.side_by_side else None
+        compare = result_files.name_compare(output) if options.compare else None
         targets = [Target(source, output, compare) for source in sources]
     else:
         folders = {source.folder for source in sources}
         targets = list(
-            result_files.plan_targets(sources, output, suffix=suffix, compare=options.side_by_side, folders=folders)
+            result_files.plan_targets(sources, output, suffix=suffix, compare=options.compare, folders=folders)
         )
     suffixes = {target.path.suffix.lower() for target in targets}
     kinds = {WRITE_SUFFIXES[suffix] for suffix in suffixes}
@@ -136,11 +150,10 @@ def _plan(
 class _Run:
     """The pictures of one command, with one model and the same settings."""
 
-    def __init__(self, options: argparse.Namespace, sources: list[input_files.Source], targets: list[Target]) -> None:
+    def __init__(self, options: argparse.Namespace, targets: list[Target]) -> None:
         self.options = options
         self.todo = targets
         self.finished: list[Target] = []
-        self._sources = sources
 
     def prepare(self, folder: Path | None) -> None:
         """Everything that can be wrong before the first picture; `folder` is where results go. Raises MoESRError."""
@@ -154,7 +167,7 @@ class _Run:
             result_files.check_writable(folder)
             result_files.check_space(self.todo, folder, self._record["scale"])
         if self.todo:
-            _ = self._model, self._mask
+            _ = self._model, self._maps
 
     def upscale_one(self, target: Target) -> str | None:
         """Upscale a file; the line that says what went wrong, or None. Raises what is wrong for all: settings."""
@@ -168,7 +181,7 @@ class _Run:
         try:
             picture, digest = _read(target.source, options.allow_truncated)
             for note in picture.notes:
-                _say(f"{target.source.path}: {note}")
+                say(f"{target.source.path}: {note}")
             if options.output != input_files.STREAM:
                 height, width = picture.rgb.shape[:2]
                 height, width = result_size(height, width, self._record["scale"])
@@ -176,7 +189,7 @@ class _Run:
             if options.bits:
                 picture = replace(picture, bits=options.bits)
             with Bar(name) as bar:
-                result = upscale(self._model, picture, **self._settings, mask=self._mask, callback=bar.show)
+                result = upscale(self._model, picture, **{**self._settings, **self._maps}, callback=bar.show)
             if target.compare is not None:  # first, as a result that is there says that all is done
                 self._save(target, target.compare, draw_comparison(picture, result), digest)
             self._save(target, target.path, result, digest)
@@ -188,8 +201,8 @@ class _Run:
             return f"{target.path}: cannot be written ({error.strerror or error}); check the folder and its space"
         except Exception as error:  # one broken file must not take the others with it
             logging.getLogger(__name__).info("%s", target.source.path, exc_info=True)
-            words = " ".join(str(error).split())
-            return f"{target.source.path}: {type(error).__name__}: {words}; run with --verbose and report it"
+            words = f"{type(error).__name__}: {find_reason(error)}"
+            return f"{target.source.path}: {words}; run with --verbose and report it"
         return None
 
     def _save(self, target: Target, path: Path, picture: Any, digest: str) -> None:
@@ -201,7 +214,7 @@ class _Run:
         record = {**self._record, "input_hash": digest}
         picture = replace(picture, metadata=picture.metadata.with_text(to_texts(record)))
         for line in write_image(buffer, picture, format=kind, quality=self.options.quality, metadata=not strip):
-            _say(f"{path}: {line}")
+            say(f"{path}: {line}")
         data = buffer.getvalue()
         if self.options.output == input_files.STREAM:
             sys.stdout.buffer.write(data)
@@ -210,7 +223,7 @@ class _Run:
         saved = result_files.save_new(path, lambda file: file.write(data), replaces=target.replaces)
         height, width = picture.rgb.shape[:2]
         note = "" if saved == path else f" ({path.name} was taken by another file meanwhile)"
-        what = ", input, bicubic and result side by side" if path == target.compare else ""
+        what = ", input, result and difference" if path == target.compare else ""
         print(f"{saved}: {width} x {height}{what}{note}")
 
     @cached_property
@@ -219,13 +232,18 @@ class _Run:
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self.options, name) for name in SETTINGS_OF_A_RUN if name != "model"}
+        names = {*SETTINGS_OF_A_RUN} - {"model", *self._map_files}
+        return {name: getattr(self.options, name) for name in names}
 
     @cached_property
-    def _mask(self) -> Any:
+    def _map_files(self) -> dict[str, Path]:
+        return {name: Path(file) for name in _MAPS if isinstance(file := getattr(self.options, name), str)}
+
+    @cached_property
+    def _maps(self) -> dict[str, Any]:
         from ..images.files import read_image
 
-        return read_image(self.options.mask).rgb[..., 1] if self.options.mask else None
+        return {name: read_image(path).floats().rgb[..., 1] for name, path in self._map_files.items()}
 
     @cached_property
     def _record(self) -> dict[str, Any]:
@@ -233,13 +251,8 @@ class _Run:
         from ..library import find
         from ..settings_record import describe_settings
 
-        mask = Path(self.options.mask) if self.options.mask else None
-        path = find(self.options.model)
-        return describe_settings(self._model.config, path, self._settings, mask=mask, bits=self.options.bits)
-
-    @cached_property
-    def _source_states(self) -> set[tuple[int, int]]:
-        return {(state.st_dev, state.st_ino) for state in (os.stat(s.path) for s in self._sources if not s.is_stream)}
+        config, path = self._model.config, find(self.options.model)
+        return describe_settings(config, path, self._settings, maps=self._map_files, bits=self.options.bits)
 
     def _find_difference(self, target: Target, path: Path) -> str | None:
         """Why the file at `path` is not the result of this input and these settings, None if it is."""
@@ -258,9 +271,8 @@ class _Run:
             if not self.options.strip_metadata:
                 return "it does not say that it is a result"
             with Image.open(path) as result, Image.open(target.source.path) as source:
-                state, scale, (width, height) = path.stat(), self._record["scale"], source.size
-                sizes = [result_size(width, height, scale), result_size(height, width, scale)]
-                if (state.st_dev, state.st_ino) in self._source_states or result.size not in sizes:
+                scale, (width, height) = self._record["scale"], source.size
+                if result.size not in (result_size(width, height, scale), result_size(height, width, scale)):
                     return "it is no result of this size"
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             return f"it cannot be compared ({error})"
@@ -277,11 +289,4 @@ def _read(source: input_files.Source, allow_truncated: bool) -> tuple[Any, str]:
     if sys.stdin is None:
         raise ImageError("-: standard input is closed")
     data = sys.stdin.buffer.read()
-    try:
-        return read_image(data, allow_truncated=allow_truncated), digest_bytes(data)
-    except ImageError as error:
-        raise ImageError(str(error).replace("the picture", "-", 1)) from error
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    return read_image(data, name=input_files.STREAM, allow_truncated=allow_truncated), digest_bytes(data)

@@ -89,7 +89,7 @@ class Process:
         if self.predict == "x0":
             return out
         if self.predict == "residual":
-            return _given(y) - out
+            return _require(y) - out
         noise = out if self.predict == "eps_scale" else _at(self.s, t, z) * out
         return (z - self.shift(y, t, z) - noise) / _at(self.a, t, z)
 
@@ -104,7 +104,7 @@ class Process:
         if self.kind == "ddpm":
             return noise
         sigma = self.s[self.total - 1 if t is None else t].item()
-        return torch.add(_given(y), noise, alpha=sigma, out=out)
+        return torch.add(_require(y), noise, alpha=sigma, out=out)
 
     def add_noise(self, x0: Tensor, y: Tensor | None, noise: Tensor, t: int | Tensor) -> Tensor:
         """The forward marginal z_t = a_t x0 + b_t y + s_t noise."""
@@ -114,12 +114,12 @@ class Process:
         """b_t y in the dtype of `like`; 0 for DDPM, which has no such term. SettingError if y is needed and absent."""
         if self.kind == "ddpm":
             return 0.0
-        return _at(self.b, t, like) * _given(y)
+        return _at(self.b, t, like) * _require(y)
 
     def shift_(self, z: Tensor, y: Tensor | None, t: int, prev: int, keep: float) -> None:
         """Adds (b_prev - keep b_t) y to z in place: the term in y of a step that keeps `keep` of z."""
         if self.kind != "ddpm":
-            z.add_(_given(y), alpha=self.b[prev].item() - keep * self.b[t].item())
+            z.add_(_require(y), alpha=self.b[prev].item() - keep * self.b[t].item())
 
     def _spacing(self, steps: int, spacing: str) -> str:
         SETTINGS["spacing"].check(spacing)
@@ -130,9 +130,9 @@ def ddpm(config: ProcessConfig) -> Process:
     """DDPM with betas = linspace(sqrt(start), sqrt(end), T)^2 in float64 (LDM's schedule; arXiv 2310.12004, eq. 1)."""
     root = torch.linspace(config.linear_start**0.5, config.linear_end**0.5, config.timesteps, dtype=torch.float64)
     alpha_bar = torch.cumprod(1 - root**2, dim=0)
-    a = _ended(alpha_bar.sqrt(), 1.0)
-    s = _ended((1 - alpha_bar).sqrt(), 0.0)
-    return Process("ddpm", _known(config.predict), a, torch.zeros_like(a), s, carry=a, divisor=torch.ones_like(a))
+    a = _append_clean(alpha_bar.sqrt(), 1.0)
+    s = _append_clean((1 - alpha_bar).sqrt(), 0.0)
+    return Process("ddpm", _check(config.predict), a, torch.zeros_like(a), s, carry=a, divisor=torch.ones_like(a))
 
 
 def residual_shift(config: ProcessConfig, *, latent: bool = True) -> Process:
@@ -144,12 +144,12 @@ def residual_shift(config: ProcessConfig, *, latent: bool = True) -> Process:
     first = min(config.min_noise_level / kappa, config.min_noise_level)
     # One timestep has no slope: it is the noisiest.
     position = torch.arange(T, dtype=torch.float64) / (T - 1) if T > 1 else torch.ones(1, dtype=torch.float64)
-    root = _ended(first * (config.etas_end / first) ** position**config.power, 0.0)
+    root = _append_clean(first * (config.etas_end / first) ** position**config.power, 0.0)
     eta, s = root**2, kappa * root
     divisor = (s**2 + 1).sqrt() if latent else 3 * s + 1
     divisor = divisor if config.normalize_input else torch.ones_like(s)
     one = torch.ones_like(s)
-    return Process("residual_shift", _known(config.predict), 1 - eta, eta, s, carry=one, divisor=divisor)
+    return Process("residual_shift", _check(config.predict), 1 - eta, eta, s, carry=one, divisor=divisor)
 
 
 def from_config(config: ProcessConfig) -> Process:
@@ -160,13 +160,13 @@ def from_config(config: ProcessConfig) -> Process:
     return builders[config.kind](config)
 
 
-def _known(predict: str) -> str:
+def _check(predict: str) -> str:
     if predict not in PREDICTIONS:
         raise SettingError(f"prediction {predict!r} is unknown: choose one of {', '.join(PREDICTIONS)}")
     return predict
 
 
-def _ended(values: Tensor, clean: float) -> Tensor:
+def _append_clean(values: Tensor, clean: float) -> Tensor:
     return torch.cat([values, values.new_tensor([clean])])
 
 
@@ -178,7 +178,7 @@ def _at(array: Tensor, t: int | Tensor, like: Tensor) -> Tensor | float:
     return array[t].item()
 
 
-def _given(y: Tensor | None) -> Tensor:
+def _require(y: Tensor | None) -> Tensor:
     if y is None:
         raise SettingError("this process shifts towards the encoded LR image: pass it as y")
     return y

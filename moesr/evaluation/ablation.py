@@ -1,4 +1,4 @@
-"""The same model without one of its parts: what the part is worth, and that it is no decoration."""
+"""The same model without one of its parts, to measure what the part is worth."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..networks.frequency import AdaptiveFrequencyFilter
 PARTS = ("latent", "experts", "filters")
 
 
-def without(model: SRModel, part: str) -> SRModel:
-    """A model that shares its weights with `model`, and is the same but for one part.
+def remove_part(model: SRModel, part: str) -> SRModel:
+    """A model with the weights of `model` that works without one part.
 
-    latent: decoded is the encoding of the bicubic image, in place of a sampled latent (residual shift only). experts:
-    the time experts stand in reversed order. filters: the frequency filters pass everything as it is. Raises
-    SettingError for another name, or where the model does not have the part.
+    latent: it decodes the latent of the bicubic image instead of a sampled one (residual shift only). experts: the time
+    experts work in reversed order. filters: the frequency filters change nothing. Raises SettingError for another name,
+    or if the model does not have the part.
     """
     if part == "latent":
         if model.process.kind != "residual_shift":
@@ -60,7 +60,7 @@ class _Zero(nn.Module):
 
 
 class _Reversed:
-    """Residency that hands out the last expert for the first, and so on."""
+    """Residency that gives the last expert in place of the first, and so on."""
 
     def __init__(self, residency: Residency, count: int) -> None:
         self.residency, self.count = residency, count

@@ -1,4 +1,4 @@
-"""DISTS (Ding et al., arXiv 2004.07728): structure and texture of deep features, a judge that no loss here uses."""
+"""DISTS (Ding et al., arXiv 2004.07728): structure and texture of deep features. No training loss uses it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class DISTS(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         similarity = torch.zeros(len(a), device=a.device)
-        parts = zip(self._stages(a), self._stages(b), self.alpha.split(WIDTHS), self.beta.split(WIDTHS))
+        parts = zip(self._extract_stages(a), self._extract_stages(b), self.alpha.split(WIDTHS), self.beta.split(WIDTHS))
         for x, y, alpha, beta in parts:
             x, y = x.float().flatten(2), y.float().flatten(2)  # [N, C, H W]
             mean_x, mean_y = x.mean(2), y.mean(2)
@@ -56,7 +56,7 @@ class DISTS(nn.Module):
             similarity = similarity + (alpha * texture + beta * structure).sum(1)
         return 1 - similarity
 
-    def _stages(self, image: Tensor) -> list[Tensor]:
+    def _extract_stages(self, image: Tensor) -> list[Tensor]:
         """The image, and the last features of every stage."""
         h, out = (image - self.mean) / self.std, [image]
         for layer in self.features:

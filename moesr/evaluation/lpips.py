@@ -40,9 +40,11 @@ class LPIPS(nn.Module):
                     f"{folder / name}: not found; LPIPS needs its published weights there "
                     "(set MOESR_METRICS or give the folder; docs/metrics.md says how to make the files)"
                 )
-        self.features = _alexnet() if net == "alex" else _vgg16()
+        with torch.device("meta"):  # the network never has random weights, which take time
+            self.features = _alexnet() if net == "alex" else _vgg16()
         tensors = load_file(folder / _FILES[net])
-        self.features.load_state_dict({k.removeprefix("features."): v.float() for k, v in tensors.items()})
+        state = {k.removeprefix("features."): v.float() for k, v in tensors.items()}
+        self.features.load_state_dict(state, assign=True)
         heads = load_file(folder / "lpips_heads.safetensors")
         self.heads = nn.ParameterList([heads[f"{net}.lin{i}.model.1.weight"].float() for i in range(5)])
         self.taps = _TAPS[net]

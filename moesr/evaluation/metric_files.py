@@ -18,7 +18,7 @@ def metrics_folder(weights: str | Path | None = None) -> Path:
     return Path(weights or os.environ.get("MOESR_METRICS", "metrics"))
 
 
-def find(folder: Path, word: str, prefer: str = "") -> Path:
+def find_weights(folder: Path, word: str, prefer: str = "") -> Path:
     """The weight file with `word` in its name; of several one with `prefer`, then the first by name.
 
     Raises CheckpointError where there is none.

@@ -1,8 +1,8 @@
-"""All metrics at once: those whose weights are there, by name, in the order in which they are shown."""
+"""All metrics at once: those whose weights are there, by name, in the order of their columns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,16 @@ _SMALLEST = 32  # AlexNet's pools leave nothing of smaller images
 
 @dataclass(frozen=True)
 class Column:
-    """How a metric is shown."""
+    """How a metric is printed."""
 
+    #: Its name in JSON, and in tables.
     key: str
     title: str
+    #: Decimals.
     digits: int
+    #: "higher" or "lower".
     better: str
+    #: What it is computed on.
     about: str
 
 
@@ -48,11 +52,16 @@ COLUMNS = (
 )
 
 
-class Suite:
-    """The metrics whose weights lie in a folder, and those that need none. What is missing is said, not raised.
+def columns_of(keys: Collection[str]) -> list[Column]:
+    """The columns of these metrics, in order."""
+    return [column for column in COLUMNS if column.key in keys]
 
-    weights: a folder, by default the one that MOESR_METRICS names. `left_out`: a line for each metric that cannot be
-    measured. `keys`: the others, in order; FID, the one of the set as a whole, is among them but not in `score`.
+
+class Suite:
+    """The metrics whose weights are in a folder, and those that need none.
+
+    weights: a folder, by default the one that MOESR_METRICS names. `left_out` has a line for each metric that cannot be
+    measured, `keys` the names of the others, in order. FID is among them, but measures the whole set: see `score_set`.
     """
 
     def __init__(self, weights: str | Path | None = None, device: str | torch.device = "cpu") -> None:
@@ -73,7 +82,7 @@ class Suite:
             self._try(key.upper(), lambda key=key, metric=metric: self._add_blind(key, metric(folder)))
         self._try("FID", lambda: setattr(self, "_fid", FID(folder, device)))
         there = {*self._measures, *(["fid"] if self._fid else [])}
-        self.keys = [c.key for c in COLUMNS if c.key in there]
+        self.keys = [c.key for c in columns_of(there)]
 
     @torch.inference_mode()
     def score(self, result: Tensor, reference: Tensor, lr: Tensor) -> tuple[dict[str, float | None], list[str]]:
@@ -86,10 +95,9 @@ class Suite:
         values: dict[str, float | None] = {}
         notes = []
         for key in self.keys:
-            if key == "fid":
-                continue
             try:
-                values[key] = float(self._measures[key](result, reference, lr))
+                if key != "fid":
+                    values[key] = float(self._measures[key](result, reference, lr))
             except ImageError as error:
                 values[key] = None
                 notes.append(str(error))
@@ -97,8 +105,8 @@ class Suite:
             self._fid.add(result, reference)
         return values, notes
 
-    def together(self) -> dict[str, float | None]:
-        """The metrics of the set of all images that were scored."""
+    def score_set(self) -> dict[str, float | None]:
+        """The metrics of the whole set of images that were scored."""
         if self._fid is None:
             return {}
         try:
@@ -107,7 +115,7 @@ class Suite:
             return {"fid": None}
 
     def _add_network(self, key: str, network: nn.Module, factor: int, offset: int) -> None:
-        """A distance of deep features of images, which are in [0, 1] here, times factor plus offset."""
+        """Add a distance of deep features. It is given images in [0, 1] times `factor` plus `offset`."""
         network = network.to(self._device)
 
         def measure(sr: Tensor, hr: Tensor, lr: Tensor) -> Tensor:

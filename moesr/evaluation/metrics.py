@@ -9,6 +9,8 @@ from torch import Tensor
 from ..errors import ImageError
 from ..images.resize import resize
 
+#: Pixels that PSNR and SSIM leave out at each side.
+BORDER = 4
 _LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # BT.601, studio range
 _SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
 _SSIM_C1, _SSIM_C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -23,24 +25,24 @@ def luma(image: Tensor) -> Tensor:
     return (image * weights).sum(1, keepdim=True) + 16 / 255
 
 
-def psnr_y(image: Tensor, reference: Tensor, border: int = 4) -> Tensor:
-    """PSNR in dB on the Y channel without `border` pixels at each side: [B]; infinite for equal images.
+def psnr_y(image: Tensor, reference: Tensor) -> Tensor:
+    """PSNR in dB on the Y channel without BORDER pixels at each side: [B]; infinite for equal images.
 
     image, reference: [B, 3, H, W] in [0, 1]. Raises ImageError if the sizes differ or leave nothing inside the border.
     """
-    _check("PSNR", image, reference, 2 * border + 1)
-    return _psnr(_inside(luma(image) - luma(reference), border))
+    _check("PSNR", image, reference, 2 * BORDER + 1)
+    return _psnr(_inside(luma(image) - luma(reference)))
 
 
-def ssim_y(image: Tensor, reference: Tensor, border: int = 4) -> Tensor:
-    """SSIM on the Y channel without `border` pixels at each side, as MATLAB's `ssim_index`: [B]; 1 for equal images.
+def ssim_y(image: Tensor, reference: Tensor) -> Tensor:
+    """SSIM on the Y channel without BORDER pixels at each side, as MATLAB's `ssim_index`: [B]; 1 for equal images.
 
     Wang et al. 2004: windows of 11 x 11, Gaussian with sigma 1.5, only where they lie inside the image, K = 0.01 and
     0.03 of 255; in float64. image, reference: [B, 3, H, W] in [0, 1]. Raises ImageError if the sizes differ or no
     window fits.
     """
-    _check("SSIM", image, reference, 2 * border + _SSIM_WINDOW)
-    a, b = (_inside(255 * luma(x.double()), border) for x in (image, reference))
+    _check("SSIM", image, reference, 2 * BORDER + _SSIM_WINDOW)
+    a, b = (_inside(255 * luma(x.double())) for x in (image, reference))
     offset = torch.arange(_SSIM_WINDOW, dtype=a.dtype, device=a.device) - _SSIM_WINDOW // 2
     kernel = torch.exp(-offset.square() / (2 * _SSIM_SIGMA**2))
     kernel = kernel / kernel.sum()
@@ -114,9 +116,8 @@ def _psnr(difference: Tensor) -> Tensor:
     return -10 * torch.log10(difference.double().square().mean(dim=(1, 2, 3)))
 
 
-def _inside(image: Tensor, border: int) -> Tensor:
-    inside = slice(border, -border or None)
-    return image[..., inside, inside]
+def _inside(image: Tensor) -> Tensor:
+    return image[..., BORDER:-BORDER, BORDER:-BORDER]
 
 
 def _check(what: str, image: Tensor, reference: Tensor, smallest: int) -> None:

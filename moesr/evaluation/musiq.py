@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.weight_reading import Weights
-from .metric_files import bare_keys, fill, find, metrics_folder
+from .metric_files import bare_keys, fill, find_weights, metrics_folder
 
 _PATCH, _GRID, _WIDTH, _HEADS, _LAYERS, _MLP = 32, 10, 384, 6, 14, 1152
-#: Longer sides of the reduced copies that are looked at beside the image itself.
+#: Longer sides in pixels of the reduced copies that are rated beside the image itself.
 _SIDES = (224, 384)
 
 
@@ -26,8 +26,10 @@ class MUSIQ:
     """
 
     def __init__(self, weights: str | Path | None = None, device: str | torch.device = "cpu") -> None:
-        self.network = load_network(find(metrics_folder(weights), "musiq", "koniq")).to(device)
-        self.device = device
+        file = Weights(find_weights(metrics_folder(weights), "musiq", "koniq"))
+        rating = bare_keys(file).get("head.0.weight")
+        self.network, self.device = Network(file.shapes()[rating][0] if rating else 1).to(device), device
+        fill(self.network, file, "MUSIQ as pyiqa has it")
 
     @torch.inference_mode()
     def __call__(self, image: Tensor) -> Tensor:
@@ -50,24 +52,24 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         images = 2 * images - 1
-        tokens = [self._tokens(self._reduced(images, side), scale) for scale, side in enumerate(_SIDES)]
-        tokens.append(self._tokens(images, len(_SIDES)))
+        tokens = [self._embed_patches(self._reduce(images, side), scale) for scale, side in enumerate(_SIDES)]
+        tokens.append(self._embed_patches(images, len(_SIDES)))
         ratings = self.head(self.transformer_encoder(torch.cat(tokens, dim=1)))  # [B, classes]
         return (ratings * torch.arange(1, ratings.shape[1] + 1, device=ratings.device)).sum(dim=1)
 
-    def _tokens(self, images: Tensor, scale: int) -> Tensor:
+    def _embed_patches(self, images: Tensor, scale: int) -> Tensor:
         """An embedded token for each patch of 32 x 32, borders padded evenly: [B, patches, width]."""
         height, width = images.shape[-2:]
         rows, columns = math.ceil(height / _PATCH), math.ceil(width / _PATCH)
-        padded = _padded(images, rows * _PATCH - height, columns * _PATCH - width)
+        padded = _pad(images, rows * _PATCH - height, columns * _PATCH - width)
         patches = padded.unfold(2, _PATCH, _PATCH).unfold(3, _PATCH, _PATCH)  # [B, 3, rows, columns, 32, 32]
         patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
         h = F.relu(self.gn_root(self.conv_root(patches)))
-        h = self.block1(F.max_pool2d(_padded(h, 1, 1), 3, 2))  # [B * patches, 256, 8, 8]
+        h = self.block1(F.max_pool2d(_pad(h, 1, 1), 3, 2))  # [B * patches, 256, 8, 8]
         h = self.embedding(h.permute(0, 2, 3, 1).flatten(1)).view(len(images), rows * columns, -1)
-        return h + self.transformer_encoder.place(rows, columns, scale)
+        return h + self.transformer_encoder.embed_places(rows, columns, scale)
 
-    def _reduced(self, images: Tensor, side: int) -> Tensor:
+    def _reduce(self, images: Tensor, side: int) -> Tensor:
         height, width = images.shape[-2:]
         ratio = side / max(height, width)
         size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
@@ -84,7 +86,7 @@ class _StandardConv(nn.Conv2d):
         weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
         weight = weight / (weight.std(dim=(1, 2, 3), keepdim=True) + 1e-5)
         extra = self.kernel_size[0] - self.stride[0]
-        return F.conv2d(_padded(x, extra, extra), weight, stride=self.stride)
+        return F.conv2d(_pad(x, extra, extra), weight, stride=self.stride)
 
 
 class _Bottleneck(nn.Module):
@@ -113,7 +115,7 @@ class _Encoder(nn.Module):
         self.transformer = nn.ModuleDict({f"encoderblock_{i}": _Layer() for i in range(_LAYERS)})
         self.encoder_norm = nn.LayerNorm(_WIDTH, eps=1e-6)
 
-    def place(self, rows: int, columns: int, scale: int) -> Tensor:
+    def embed_places(self, rows: int, columns: int, scale: int) -> Tensor:
         """Where tokens come from, [rows * columns, width]: the place on a grid of 10 x 10, and the scale."""
         y, x = (torch.arange(n, device=self.cls.device) * _GRID // n for n in (rows, columns))
         places = self.posembed_input.get_parameter("position_emb")[0][(y[:, None] * _GRID + x).flatten()]
@@ -140,15 +142,6 @@ class _Layer(nn.Module):
         return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
 
 
-def load_network(path: Path) -> Network:
-    """MUSIQ's network with the weights of a file. Raises CheckpointError, one line, for any other network's."""
-    weights = Weights(path)
-    rated = bare_keys(weights).get("head.0.weight")
-    network = Network(weights.shapes()[rated][0] if rated else 1)
-    fill(network, weights, "MUSIQ as pyiqa has it")
-    return network
-
-
-def _padded(x: Tensor, rows: int, columns: int) -> Tensor:
+def _pad(x: Tensor, rows: int, columns: int) -> Tensor:
     """Zeros on both sides; the odd one at the bottom and right."""
     return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))

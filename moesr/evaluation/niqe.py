@@ -25,12 +25,12 @@ class NIQE:
     """NIQE of images [B, 3, H, W] in [0, 1], as [B] in float64: lower is more natural; about 3 to 5 for photographs.
 
     As published and as the field reports it: Y rounded to grey levels, blocks of 96 x 96 at full and half size (MATLAB
-    bicubic), 18 features of asymmetric generalised Gaussians each. border: pixels cut off at each side first. weights:
-    a folder with `niqe_pris_params.npz`, by default the one that MOESR_METRICS names. Raises CheckpointError for a file
-    that is missing or damaged, ImageError for an image with fewer than two blocks.
+    bicubic), 18 features of asymmetric generalised Gaussians each. weights: a folder with `niqe_pris_params.npz`, by
+    default the one that MOESR_METRICS names. Raises CheckpointError for a file that is missing or damaged, ImageError
+    for an image with fewer than two blocks.
     """
 
-    def __init__(self, weights: str | Path | None = None, border: int = 0) -> None:
+    def __init__(self, weights: str | Path | None = None) -> None:
         path = metrics_folder(weights) / FILE
         if not path.is_file():
             raise CheckpointError(f"{path}: not found (docs/metrics.md says where NIQE's parameters are)")
@@ -45,14 +45,12 @@ class NIQE:
         self.mean = values["mu_pris_param"][0]
         self.covariance = values["cov_pris_param"]
         self.window = values["gaussian_window"]
-        self.border = border
         self.shapes = torch.arange(200, 10001, dtype=torch.float64) / 1000  # the gammas that a fit chooses from
         first, second, third = (torch.lgamma(n / self.shapes) for n in (1, 2, 3))
         self.ratios = (2 * second - first - third).exp()
 
     def __call__(self, image: Tensor) -> Tensor:
-        inside = slice(self.border, -self.border or None)
-        grey = (255 * luma(image.double().cpu())[..., inside, inside] + 0.5).floor().float()
+        grey = (255 * luma(image.double().cpu()) + 0.5).floor().float()
         return torch.stack([self._distance(plane) for plane in grey[:, 0]])
 
     def _distance(self, plane: Tensor) -> Tensor:

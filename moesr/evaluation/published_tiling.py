@@ -1,7 +1,6 @@
-"""ResShift's own way with large images: tiles one after the other, averaged. To repeat its numbers; else use `upscale`.
+"""ResShift's published policy for large images, to repeat its numbers: independent tiles, averaged. Else use `upscale`.
 
-Its tiles know nothing of one another: each has its own noise and is sampled to the end, so seams are only averaged
-away (ResShift, section 7).
+Each tile has its own noise and is sampled to the end. Seams are only averaged away (ResShift, section 7).
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from ..pipeline_run import Run, plan_run
 from ..progress import Callback
 from ..settings import resolve
 
-#: Tile and seed of the published runs, and by how much tiles of their sizes overlap. Both count LR pixels of a model
-#: that enlarges four times; they are as many times larger as a model enlarges less.
+#: Side of tiles and seed of the published runs, and the overlap of tiles by their side, in LR pixels of an x4 model.
+#: For x2 sides and overlaps are twice as large, for x1 four times.
 CHOP, SEED = 512, 12345
 OVERLAPS = {512: 64, 256: 32, 64: 16}
 
@@ -46,11 +45,10 @@ def upscale_published(
 ) -> Any:
     """The image at the model's scale, by ResShift's published policy, in the kind it was given.
 
-    chop, stride: side and step of tiles in LR pixels (512 and 448 for x4, 1024 and 896 for x2; the step that belongs to
-    a smaller tile is 224 for 256 and 48 for 64). Every step is ancestral at the published respacing; there is no colour
-    fix. Noise is drawn on the CPU, a generator an image, tile after tile: the distribution is the published one, the
-    numbers are not. noise: drawn elsewhere, for one image. The images of a batch are run one by one. Raises what
-    `upscale` raises.
+    chop, stride: side and step of tiles in LR pixels (512 and 448 for x4, 1024 and 896 for x2; smaller tiles have the
+    steps 224 for 256 and 48 for 64). Every step is ancestral at the published respacing; there is no colour fix. Noise
+    is drawn on the CPU, with one generator per image: its distribution is the published one, its numbers are not.
+    noise: numbers drawn elsewhere, for one image. The images of a batch run one by one. Raises what `upscale` raises.
     """
     wider = max(4 // model.scale, 1)
     chop = CHOP * wider if chop is None else chop
@@ -72,9 +70,9 @@ def upscale_published(
                 part = crop(lr[i : i + 1], window)
                 plan = plan_run(model, window.h, window.w, tile=0, tile_batch=1, callback=callback)
                 run = Run(plan, part, None if hidden is None else crop(hidden[i : i + 1], window))
-                drawn = run.noise([generator]) if noise is None else partial(_drawn, noise, k)
+                drawn = run.noise([generator]) if noise is None else partial(_draw_tile_noise, noise, k)
                 z = run.denoise(run.encode(), settings, noise=drawn)
-                tile = run.decode(z, 0, 1.0).rows(0)(0, window.h * model.scale)
+                tile = run.decode(z, 0).rows(0)(0, window.h * model.scale)
                 average.add(tile.clamp(-1, 1), window.scaled(model.scale))
             shown = None if weights is None else weights[i % len(weights)]
             finish_image(canvas, i, lr[i], average.rows, out, mask=shown)
@@ -82,19 +80,19 @@ def upscale_published(
 
 
 def overlap(chop: int, wider: int = 1) -> int:
-    """LR pixels that published tiles of that side share; an eighth of sides that were not published."""
+    """LR pixels by which published tiles of that side overlap; for other sides an eighth."""
     return OVERLAPS.get(chop // wider, chop // wider // 8) * wider
 
 
 def starts(length: int, chop: int, stride: int) -> list[int]:
-    """Where tiles begin along a side: every `stride`, those that would reach beyond it moved back to end with it."""
+    """Where tiles start along a side: every `stride` pixels. Those that would reach beyond the end are moved back."""
     if length <= chop:
         return [0]
     return list(dict.fromkeys(min(start, length - chop) for start in range(0, length, stride)))
 
 
 def published_windows(height: int, width: int, chop: int, stride: int) -> list[Window]:
-    """Tiles of an LR image, row by row; as many or few pixels overlap as the sides ask for."""
+    """Tiles of an LR image, row by row."""
     rows, columns = starts(height, chop, stride), starts(width, chop, stride)
     return [Window(y, x, min(chop, height), min(chop, width)) for y in rows for x in columns]
 
@@ -117,5 +115,5 @@ class Average:
         return self.total[:, start:stop] / self.count[start:stop]
 
 
-def _drawn(noise: TileNoise, tile: int, step: int) -> Tensor:
+def _draw_tile_noise(noise: TileNoise, tile: int, step: int) -> Tensor:
     return noise(tile, step + 1)

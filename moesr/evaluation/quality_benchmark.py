@@ -1,4 +1,4 @@
-"""A folder of HR images against what a model, or anybody's results, make of their LR."""
+"""Results, by a model or from files, measured against a folder of HR images."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ from torch import Tensor
 from ..errors import ImageError, MoESRError, SettingError
 from ..images.files import READ_SUFFIXES, read_image
 from ..images.resize import resize_uint8
-from .metric_suite import COLUMNS, Suite
+from .metric_suite import Suite, columns_of
 
 #: uint8 LR [h, w, 3] -> uint8 result [H, W, 3].
 Upscale = Callable[[np.ndarray], np.ndarray]
-#: Bicubics that make an LR image from its HR.
-REDUCTIONS = ("pillow", "matlab")
 #: What LR files and results append to the name of their HR: photo.png and photo_x4.png are a pair.
 _SUFFIX = re.compile(r"[ _-]?x\d+$", re.IGNORECASE)
 
@@ -33,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Case:
-    """Files that belong together; `lr` is None where the LR is made from the HR, `result` where a model makes it."""
+    """Files of one image. lr is None if it is made from the HR, result if a model makes it."""
 
     name: str
     hr: Path
@@ -43,11 +41,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured on one image; None where the image did not allow it. seconds: of the model, None without."""
+    """What was measured on one image."""
 
     name: str
+    #: By metric; None where the image does not allow it.
     values: dict[str, float | None]
+    #: Seconds that the model took; None for results from files.
     seconds: float | None = None
+    #: A line for each metric that the image does not allow.
     notes: tuple[str, ...] = ()
 
 
@@ -65,12 +66,12 @@ def match(
 ) -> tuple[list[Case], list[str]]:
     """The images of the folder `hr` by name, the first `limit`, with the files of one stem in the other folders.
 
-    There an ending such as x4 or _x4 may follow the stem. Second: a line for each image whose partner is missing.
+    In those an ending such as x4 or _x4 may follow the stem. Also returns a line for each image without such a file.
     Raises SettingError for a folder that does not exist or holds no pictures.
     """
     found, missing = [], []
-    partners = {folder: _by_stem(folder) for folder in (lr, results) if folder is not None}
-    for path in _pictures(hr)[:limit]:
+    partners = {folder: _sort_by_stem(folder) for folder in (lr, results) if folder is not None}
+    for path in _list_pictures(hr)[:limit]:
         files = []
         for folder in (lr, results):
             files.append(None if folder is None else partners[folder].get(path.stem))
@@ -82,7 +83,7 @@ def match(
     return found, missing
 
 
-def bicubic(scale: int) -> Upscale:
+def make_bicubic(scale: int) -> Upscale:
     """Pillow's bicubic, the baseline of every table."""
 
     def upscale(lr: np.ndarray) -> np.ndarray:
@@ -95,25 +96,23 @@ def bicubic(scale: int) -> Upscale:
 class Benchmark:
     """Rows of a table, one by one, and their mean.
 
-    scale: between LR and HR; None takes it from the two files' sizes. upscale: the model, None where the cases bring
-    results. reduction: the bicubic that makes the LR where the cases bring none.
+    scale: between LR and HR; None takes it from the sizes of the files. upscale: the model; None if the cases have
+    results. reduction: the bicubic that makes the LR of cases without one, "pillow" or "matlab".
     """
 
     def __init__(self, suite: Suite, scale: int | None, upscale: Upscale | None, reduction: str = "pillow") -> None:
-        if reduction not in REDUCTIONS:
-            raise SettingError(f"reduction {reduction!r} is unknown: choose {' or '.join(REDUCTIONS)}")
         self.suite, self.scale, self.upscale, self.reduction = suite, scale, upscale, reduction
         self.rows: list[Row] = []
         self.failed: list[str] = []
 
     def run(self, cases: Sequence[Case]) -> Iterator[tuple[Row, Trio]]:
-        """Measure image by image and keep the rows. Of an image that fails a line is kept in `failed`.
+        """Measure image by image. Rows are kept in `rows`, and a line for each image that fails in `failed`.
 
-        Raises SettingError for what is wrong with all of them.
+        Raises SettingError for an error that all images share.
         """
         for case in cases:
             try:
-                row, trio = self._one(case)
+                row, trio = self._measure(case)
             except SettingError:
                 raise
             except MoESRError as error:
@@ -125,11 +124,11 @@ class Benchmark:
                 self.rows.append(row)
                 yield row, trio
 
-    def _one(self, case: Case) -> tuple[Row, Trio]:
-        lr, hr = self._inputs(case)
+    def _measure(self, case: Case) -> tuple[Row, Trio]:
+        lr, hr = self._read_inputs(case)
         seconds = None
         if case.result is not None:
-            result = _pixels(case.result)
+            result = _read_pixels(case.result)
         elif self.upscale is not None:
             start = time.perf_counter()
             result = self.upscale(lr)
@@ -138,39 +137,39 @@ class Benchmark:
             raise SettingError("nothing to evaluate: give a model or a folder of results")
         if result.shape != hr.shape:
             raise ImageError(f"{case.result or case.hr}: the result is {_size(result)}, the HR {_size(hr)} pixels")
-        values, notes = self.suite.score(_planes(result), _planes(hr), _planes(lr))
+        values, notes = self.suite.score(_to_tensor(result), _to_tensor(hr), _to_tensor(lr))
         return Row(case.name, values, seconds, tuple(notes)), Trio(lr, result, hr)
 
     def mean(self) -> Row:
         """The means over the images that have a value, and the metrics of the set."""
         keys = [k for k in self.suite.keys if k != "fid"]
         values = {k: _mean([row.values.get(k) for row in self.rows]) for k in keys}
-        return Row("mean", {**values, **self.suite.together()}, _mean([row.seconds for row in self.rows]))
+        return Row("mean", {**values, **self.suite.score_set()}, _mean([row.seconds for row in self.rows]))
 
-    def _inputs(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
+    def _read_inputs(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
         """LR, and HR without the pixels at its right and bottom that the scale does not divide."""
-        hr = _pixels(case.hr)
+        hr = _read_pixels(case.hr)
         if case.lr is None:
             scale = self.scale or 1
             height, width = (side // scale for side in hr.shape[:2])
             if not height or not width:
                 raise ImageError(f"{case.hr}: {_size(hr)} pixels leave nothing at 1/{scale} of the size")
             hr = hr[: height * scale, : width * scale]
-            return self._reduced(hr, height, width), hr
-        lr = _pixels(case.lr)
+            return self._reduce(hr, height, width), hr
+        lr = _read_pixels(case.lr)
         scale = self.scale or max(1, round(hr.shape[0] / lr.shape[0]))
         height, width = (side * scale for side in lr.shape[:2])
         if not (0 <= hr.shape[0] - height < scale and 0 <= hr.shape[1] - width < scale):
             raise ImageError(f"{case.lr}: {_size(lr)} pixels do not fit its HR, {_size(hr)}, at scale {scale}")
         return lr, hr[:height, :width]
 
-    def _reduced(self, hr: np.ndarray, height: int, width: int) -> np.ndarray:
+    def _reduce(self, hr: np.ndarray, height: int, width: int) -> np.ndarray:
         if self.reduction == "matlab":
             return resize_uint8(hr, (height, width))
         return np.array(Image.fromarray(hr).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def as_json(model: str, settings: dict[str, Any], benchmark: Benchmark) -> dict[str, Any]:
+def to_json(model: str, settings: dict[str, Any], benchmark: Benchmark) -> dict[str, Any]:
     """Everything that was measured, JSON-able: model, settings, images, mean, left_out, failed.
 
     A metric that could not be measured, or is infinite (PSNR of equal images), is null.
@@ -186,18 +185,19 @@ def as_json(model: str, settings: dict[str, Any], benchmark: Benchmark) -> dict[
     }
 
 
-def table_row(row: Row | None, keys: Sequence[str], width: int, timed: bool) -> str:
+def format_row(row: Row | None, keys: Sequence[str], width: int, timed: bool) -> str:
     """One line of the table on a screen, or its head for None; the name takes `width` characters."""
     cells = [("image" if row is None else row.name).ljust(width)[:width]]
-    for column in (c for c in COLUMNS if c.key in keys):
-        cells.append((column.title if row is None else shown(row.values.get(column.key), column.digits)).rjust(10))
+    for column in columns_of(keys):
+        value = column.title if row is None else format_value(row.values.get(column.key), column.digits)
+        cells.append(value.rjust(10))
     if timed:
-        cells.append(("seconds" if row is None else shown(row.seconds, 2)).rjust(8))
+        cells.append(("seconds" if row is None else format_value(row.seconds, 2)).rjust(8))
     return " ".join(cells).rstrip()
 
 
-def shown(value: float | None, digits: int) -> str:
-    """A number as tables print it; a dash where there is none."""
+def format_value(value: float | None, digits: int) -> str:
+    """A number as tables print it; a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
@@ -211,7 +211,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(there) / len(there) if there else None
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _list_pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise SettingError(f"{folder}: no such folder")
     pictures = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in READ_SUFFIXES)
@@ -220,18 +220,18 @@ def _pictures(folder: Path) -> list[Path]:
     return pictures
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _sort_by_stem(folder: Path) -> dict[str, Path]:
     """Pictures by stem; one without an ending such as x4 counts before one with it."""
-    pictures = _pictures(folder)
+    pictures = _list_pictures(folder)
     return {**{_SUFFIX.sub("", p.stem): p for p in pictures}, **{p.stem: p for p in pictures}}
 
 
-def _pixels(path: Path) -> np.ndarray:
+def _read_pixels(path: Path) -> np.ndarray:
     """uint8 [H, W, 3]; alpha is ignored, 16 bits are rounded to 8."""
     return np.rint(read_image(path).floats().rgb * 255).astype(np.uint8)
 
 
-def _planes(pixels: np.ndarray) -> Tensor:
+def _to_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
 
 

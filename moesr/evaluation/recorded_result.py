@@ -30,19 +30,14 @@ def read_expected() -> np.ndarray:
 
 def has_recorded_weights(path: Path) -> bool:
     """Whether the model's file is byte for byte the one of the record."""
-    return hash_file(path) == json.loads(_HASHES.read_text())[NAME]
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return _hash(path) == json.loads(_HASHES.read_text())[NAME]
 
 
 def write_record(result: np.ndarray, path: Path) -> None:
     """Record a result of the model in that file as the expected one."""
     Image.fromarray(result).save(_EXPECTED)
-    _HASHES.write_text(json.dumps({NAME: hash_file(path)}) + "\n")
+    _HASHES.write_text(json.dumps({NAME: _hash(path)}) + "\n")
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

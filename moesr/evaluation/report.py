@@ -1,12 +1,10 @@
-"""The HTML report: tables, images side by side, and a closer look where result and HR differ most."""
+"""The HTML report: the table, the images side by side, and the square in which result and HR differ most."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..atomic_files import open_new
 from ..errors import SettingError
-from .metric_suite import COLUMNS, Column
-from .quality_benchmark import Benchmark, Row, Trio, shown
+from .metric_suite import columns_of
+from .quality_benchmark import Benchmark, Row, Trio, format_value
 
-#: Largest side of a panel; larger images are shown reduced. Crops always show the very pixels.
-PANEL = 640
-CROP = 96
+#: Largest side in pixels of a panel, to which larger images are reduced, and side of the crops, which are not reduced.
+PANEL, CROP = 640, 96
 _LABELS = ("LR, bicubic", "result", "HR")
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -40,7 +38,7 @@ img { width: 100%; display: block; }
 
 
 class Report:
-    """One HTML file that holds everything it shows. `add` takes an image at a time; `write` puts the file in place."""
+    """One HTML file that holds all its images. `add` takes one image at a time; `write` writes the file."""
 
     def __init__(self, path: Path) -> None:
         if path.is_dir():
@@ -49,13 +47,13 @@ class Report:
         self._sections: list[str] = []
 
     def add(self, row: Row, trio: Trio) -> None:
-        """Show an image: bicubic, result and HR, and a crop of each."""
+        """Add an image: bicubic, result and HR, and a crop of each."""
         height, width = trio.hr.shape[:2]
         small = Image.fromarray(trio.lr).resize((width, height), Image.Resampling.BICUBIC)
         panels = [np.asarray(small), trio.result, trio.hr]
-        top, left = most_different(trio.result, trio.hr)
+        top, left = find_most_different(trio.result, trio.hr)
         crops = [p[top : top + CROP, left : left + CROP] for p in panels]
-        numbers = ", ".join(f"{c.title} {shown(row.values[c.key], c.digits)}" for c in _columns(list(row.values)))
+        numbers = ", ".join(f"{c.title} {format_value(row.values[c.key], c.digits)}" for c in columns_of(row.values))
         where = f"{crops[0].shape[1]} x {crops[0].shape[0]} pixels from ({left}, {top})"
         self._sections.append(
             f'<section id="i{len(self._sections)}"><h2>{html.escape(row.name)}</h2><p>{html.escape(numbers)}</p>'
@@ -64,7 +62,7 @@ class Report:
         )
 
     def write(self, model: str, settings: dict[str, Any], benchmark: Benchmark) -> None:
-        """Write the file whole; an older one is replaced in one step. Raises SettingError where that cannot be."""
+        """Write the file; an older one is replaced in one step. Raises SettingError if it cannot be written."""
         facts = ", ".join(f"{k} {v}" for k, v in settings.items())
         lines = "".join(f"<li>{html.escape(line)}</li>" for line in [*benchmark.suite.left_out, *benchmark.failed])
         page = (
@@ -72,40 +70,32 @@ class Report:
             f"<style>{_STYLE}</style></head><body><h1>{html.escape(model)}</h1><p>{html.escape(facts)}</p>"
             f"{_table(benchmark)}<ul>{lines}</ul>{''.join(self._sections)}</body></html>\n"
         )
-        partial = self.path.with_name(f".moesr-{secrets.token_hex(8)}.part")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(page, encoding="utf-8")
-            os.replace(partial, self.path)
+            with open_new(self.path, replaces=True) as file:
+                file.write(page.encode())
         except OSError as error:
             raise SettingError(f"{self.path}: cannot be written ({error.strerror or error})") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
 
-def most_different(a: np.ndarray, b: np.ndarray, side: int = CROP) -> tuple[int, int]:
-    """Top and left of the square of `side` pixels in which two uint8 images [H, W, 3] differ most, in mean square."""
+def find_most_different(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
+    """Top and left of the square of CROP pixels in which two uint8 images [H, W, 3] differ most, in mean square."""
     difference = torch.from_numpy(a.astype(np.float32) - b.astype(np.float32)).square().mean(dim=2)[None, None]
-    window = tuple(min(side, n) for n in difference.shape[-2:])
+    window = tuple(min(CROP, n) for n in difference.shape[-2:])
     means = F.avg_pool2d(difference, window, stride=8)[0, 0]
     row, column = divmod(int(means.argmax()), means.shape[1])
     return 8 * row, 8 * column
 
 
 def _table(benchmark: Benchmark) -> str:
-    columns = _columns(benchmark.suite.keys)
+    columns = columns_of(benchmark.suite.keys)
     head = "".join(f'<th title="{html.escape(c.about)}; {c.better} is better">{c.title}</th>' for c in columns)
     body = []
     for i, row in enumerate([*benchmark.rows, benchmark.mean()]):
         name = html.escape(row.name)
         link = f'<a href="#i{i}">{name}</a>' if i < len(benchmark.rows) else name
-        cells = "".join(f"<td>{shown(row.values.get(c.key), c.digits)}</td>" for c in columns)
-        body.append(f"<tr><td>{link}</td>{cells}<td>{shown(row.seconds, 2)}</td></tr>")
+        cells = "".join(f"<td>{format_value(row.values.get(c.key), c.digits)}</td>" for c in columns)
+        body.append(f"<tr><td>{link}</td>{cells}<td>{format_value(row.seconds, 2)}</td></tr>")
     return f"<table><tr><th>image</th>{head}<th>seconds</th></tr>{''.join(body)}</table>"
-
-
-def _columns(keys: Sequence[str]) -> list[Column]:
-    return [c for c in COLUMNS if c.key in keys]
 
 
 def _figures(images: Sequence[np.ndarray], labels: Sequence[str], kind: str) -> str:

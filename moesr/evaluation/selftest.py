@@ -1,4 +1,4 @@
-"""The self-test of `python -m moesr check`: is this device right, and does it keep to its memory?
+"""The self-test of `python -m moesr check`: are results right on this device, and does it keep to its memory?
 
 Every row compares numbers: networks on the device with the plain networks in float32 on the CPU, the embedded model
 with the result that is shipped, samplers with their results on the CPU. A row that fails or crashes leaves the others.
@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
 from typing import Any
@@ -31,16 +31,16 @@ from .nano_models import build_nano
 from .parity import largest_difference, parity_cases, psnr, share_within_a_level, synthetic_picture
 from .selftest_device import exact_numerics, release
 from .speed.measure import Stopwatch, allocated_bytes, peak, wait_for
-from .speed.network_parts import step
+from .speed.network_parts import expert_step
 
 ROWS = ("parity", "tiny", "samplers", "residency", "memory", "cancel", "throughput")
 #: Largest difference to the plain networks in float32, as a part of their largest value.
 BOUNDS = {"fp32": 1e-4, "bf16": 0.06, "fp16": 0.015}
-#: Part of the samples that must be within one 8-bit level of the expected picture.
+#: Share of the samples that must be within one 8-bit level of the expected picture.
 NEAR = 0.999
-#: The same for latents of samplers, as a part of their largest value: rounding grows from step to step.
+#: Largest difference of sampled latents, as a part of their largest value. Rounding grows from step to step.
 LATENT_BOUND = 2e-3
-#: Least PSNR in dB of a picture made of smaller tiles than its neighbour in memory.
+#: Least PSNR in dB between pictures made in smaller tiles and in one.
 TILED_PSNR = 30.0
 #: Seconds within which a run must end after it was cancelled.
 CANCEL_SECONDS = 0.5
@@ -62,10 +62,6 @@ class Result:
     summary: str
     #: Measured numbers and reasons for what was skipped, by name.
     values: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """The row as JSON has it."""
-        return asdict(self)
 
 
 class Failure(Exception):
@@ -117,28 +113,25 @@ class SelfTest:
         return ", ".join(f"{n} {v:.1e}" for n, v in worst.items()) + " of the largest value"
 
     def _check_tiny(self, values: dict[str, Any]) -> str:
-        """The model in float32 against its recorded result (tiny), or against the CPU."""
+        """The model in float32 against its recorded result (tiny), and on a device against the CPU."""
         model = self._load("fp32")
-        lines = []
+        pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         if model.config.name == recorded_result.NAME:
-            expected = recorded_result.read_expected()
-            values["near"] = near = share_within_a_level(upscale(model, recorded_result.read_input()), expected)
-            if near < NEAR:
-                raise Failure(f"{near:.2%} of the samples are within a level of the recorded result, not {NEAR:.1%}")
-            if not recorded_result.has_recorded_weights(model.paths[0]):
-                raise Failure(f"{model.paths[0]}: its weights are not those of the released model; get the file again")
-            lines.append(f"{near:.2%} within a level of the recorded result")
-        if not self.is_cpu and not (lines and self.quick):
+            pairs["recorded"] = upscale(model, recorded_result.read_input()), recorded_result.read_expected()
+        if not self.is_cpu and not (pairs and self.quick):
             picture = synthetic_picture(32 if self.quick else 128)
-            expected = upscale(load(self.source, dtype="fp32", device="cpu"), picture)
-            values["near_cpu"] = near = share_within_a_level(upscale(model, picture), expected)
+            on_cpu = load(self.source, dtype="fp32", device="cpu")
+            pairs["CPU's"] = upscale(model, picture), upscale(on_cpu, picture)
+        for name, (result, expected) in pairs.items():
+            values["near" if name == "recorded" else "near_cpu"] = near = share_within_a_level(result, expected)
             if near < NEAR:
-                raise Failure(f"{near:.2%} of the samples are within a level of the CPU's result, not {NEAR:.1%}")
-            lines.append(f"{near:.2%} within a level of the CPU's result")
-        elif not lines:
+                raise Failure(f"{near:.2%} of the samples are within a level of the {name} result, not {NEAR:.1%}")
+        if "recorded" in pairs and not recorded_result.has_recorded_weights(model.paths[0]):
+            raise Failure(f"{model.paths[0]}: its weights are not those of the released model; get the file again")
+        if not pairs:
             upscale(model, self._picture)  # raises NumericsError for NaN
-            lines.append("finite; only tiny has a recorded result")
-        return ", ".join(lines)
+            return "finite; only tiny has a recorded result"
+        return ", ".join(f"{v:.2%} within a level of the {n} result" for n, v in zip(pairs, values.values()))
 
     def _check_samplers(self, values: dict[str, Any]) -> str:
         """Every sampler over both processes against the CPU; ancestral ddim against ddpm, its equal by theory."""
@@ -243,8 +236,7 @@ class SelfTest:
             lines.append(f"{side} x {side} in {seconds:.3f} s" + ("" if mib is None else f", {mib} MiB"))
         if not (self.quick and self.is_cpu):
             with torch.inference_mode():
-                part = step(128, model.dtype, self.device, None)
-                seconds, _ = self._time(part.run)
+                seconds, _ = self._time(expert_step(128, model.dtype, self.device).run)
             values["full-size step 128"] = {"seconds": round(seconds, 4)}
             lines.append(f"full-size step {seconds * 1000:.1f} ms")
         lines.append(self._compare_compiled(values))

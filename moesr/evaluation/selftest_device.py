@@ -1,4 +1,4 @@
-"""The machine of a self-test: what a report says of it, and how its device is made exact and empty."""
+"""The machine of a self-test: its description, exact numerics, and the release of memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
 
 
 def device_name(device: torch.device) -> str:
-    """The name that a person would recognise: of the graphics card, or of the processor."""
+    """The product name of the graphics card, or of the processor."""
     if device.type in ("cuda", "xpu"):
         return getattr(torch, device.type).get_device_name(device)
     with suppress(OSError):
@@ -71,7 +71,7 @@ def exact_numerics() -> Iterator[None]:
 
 
 def release(device: torch.device) -> None:
-    """Let go of what nobody uses, on the device and in this process."""
+    """Free unused memory, on the device and in this process."""
     wait_for(device)
     gc.collect()
     PlainRuntime().release()

@@ -17,7 +17,7 @@ from ..progress import Event
 from ..settings import resolve, result_size
 from ..settings_record import describe_run
 from .model_facts import ModelFacts
-from .time_left import RunClock, TimeEstimate
+from .time_left import Costs, RunClock
 
 
 class Stopped(MoESRError):
@@ -65,7 +65,7 @@ class Runner:
 
     def __init__(self, source: ModelSource) -> None:
         self.source = source
-        self._estimate = TimeEstimate()
+        self._costs: Costs = {}
 
     @contextmanager
     def open(self, name: str, *, side: int, check: Callable[[], None]) -> Iterator[OpenModel]:
@@ -76,7 +76,7 @@ class Runner:
         """
         check()
         with self.source.use(name, side=side) as model, _check_layers(check):
-            yield OpenModel(name, self.source.facts.compute_hash(name), model, self._estimate)
+            yield OpenModel(name, self.source.facts.compute_hash(name), model, self._costs)
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,14 @@ class OpenModel:
     #: The fingerprint of its files.
     hash: str
     model: SRModel
-    estimate: TimeEstimate
+    #: Of earlier runs.
+    costs: Costs
 
     def start_clock(self, width: int, height: int, settings: Mapping[str, Any]) -> RunClock:
         """The clock of a picture of that size in pixels."""
         used = resolve(self.model.config, **settings)
         rows, columns = result_size(height, width, used.scale)
-        return self.estimate.begin(self.name, rows * columns, used.steps)
+        return RunClock(self.costs, self.name, rows * columns, used.steps)
 
     def upscale(
         self, picture: Any, settings: Mapping[str, Any], *, clock: RunClock, show: Callable[[Progress], None]

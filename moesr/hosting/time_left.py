@@ -11,22 +11,16 @@ _GUESS = {phase: end - start for phase, (start, end) in PHASES.items() if phase 
 _GUESS["save"] = 0.03
 
 
-class TimeEstimate:
-    """Seconds that phases take per megapixel of output, by model: those of the last finished run."""
-
-    def __init__(self) -> None:
-        self._costs: dict[str, dict[str, float]] = {}
-
-    def begin(self, model: str, pixels: float, steps: int) -> RunClock:
-        """The clock of one picture of so many pixels of output, which is sampled in so many steps."""
-        return RunClock(self._costs, model, max(pixels / 1e6, 1e-6), steps)
+#: Seconds that phases take per megapixel of output, by model: those of the last finished run.
+Costs = dict[str, dict[str, float]]
 
 
 class RunClock:
     """The clock of one picture: it sees the events of the run, and learns what a phase took when the last one ends."""
 
-    def __init__(self, costs: dict[str, dict[str, float]], model: str, size: float, steps: int) -> None:
-        self._learned, self._model, self._size, self._steps = costs, model, size, steps
+    def __init__(self, costs: Costs, model: str, pixels: int, steps: int) -> None:
+        """costs: of earlier runs, for this one to read and to change. pixels: of output. steps: of sampling."""
+        self._learned, self._model, self._size, self._steps = costs, model, pixels / 1e6, steps
         known = costs.get(model)  # of sampling: per step
         self._costs = {**_GUESS} if known is None else {**known, "sample": known["sample"] * steps}
         self._took: dict[str, float] = {}

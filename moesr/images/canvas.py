@@ -66,13 +66,13 @@ def as_canvas(image: Any) -> Canvas:
     C is 1, 3 or 4. Raises ImageError for another kind, shape or dtype, or for values that are not numbers.
     """
     if isinstance(image, Image.Image):
-        canvas = _of_picture(replace(from_pil(image), bits=8), to_pil)
+        canvas = _read_picture(replace(from_pil(image), bits=8), to_pil)
     elif isinstance(image, Picture):
-        canvas = _of_picture(image, lambda picture: picture)
+        canvas = _read_picture(image, lambda picture: picture)
     elif isinstance(image, np.ndarray):
-        canvas = _of_array(image)
+        canvas = _read_array(image)
     elif isinstance(image, Tensor):
-        canvas = _of_tensor(image)
+        canvas = _read_tensor(image)
     else:
         canvas = None
     if canvas is not None:
@@ -94,7 +94,7 @@ def _is_neutral(rgb: Tensor, alpha: Tensor | None) -> bool:
     return bool(difference.abs().max() <= _NEUTRAL_NOISE and difference.mean(1).abs().max() <= _NEUTRAL_TINT)
 
 
-def _of_picture(picture: Picture, back: Callable[[Picture], Any]) -> Canvas:
+def _read_picture(picture: Picture, back: Callable[[Picture], Any]) -> Canvas:
     def restore(out: np.ndarray) -> Any:
         colours = 1 if picture.grey else 3
         rgb = np.broadcast_to(out[0, ..., :colours], (*out.shape[1:3], 3))
@@ -108,11 +108,11 @@ def _of_picture(picture: Picture, back: Callable[[Picture], Any]) -> Canvas:
     return Canvas(rgb, alpha, picture.grey, samples, restore)
 
 
-def _of_array(array: np.ndarray) -> Canvas:
+def _read_array(array: np.ndarray) -> Canvas:
     planes = array[..., None] if array.ndim == 2 else array
     if array.dtype != np.uint8 or planes.ndim != 3 or planes.shape[2] not in (1, 3, 4) or not array.size:
         raise ImageError(f"array of {array.dtype} {array.shape}: give uint8 of height x width x 1, 3 or 4")
-    canvas = _of_tensor(torch.from_numpy(np.array(planes))[None].float() / 255)
+    canvas = _read_tensor(torch.from_numpy(np.array(planes))[None].float() / 255)
 
     def restore(out: np.ndarray) -> np.ndarray:
         return out[0, ..., 0] if array.ndim == 2 else out[0]
@@ -120,7 +120,7 @@ def _of_array(array: np.ndarray) -> Canvas:
     return replace(canvas, samples=np.dtype(np.uint8), restore=restore)
 
 
-def _of_tensor(tensor: Tensor) -> Canvas:
+def _read_tensor(tensor: Tensor) -> Canvas:
     if tensor.ndim != 4 or not tensor.is_floating_point() or tensor.shape[3] not in (1, 3, 4) or not tensor.numel():
         raise ImageError(
             f"tensor of {tensor.dtype} {list(tensor.shape)}: give floats of B x H x W x 1, 3 or 4 in [0, 1]"

@@ -18,7 +18,10 @@ _GAP = 8
 
 
 def draw_comparison(before: Picture, after: Picture) -> Picture:
-    """Input (pixels as squares), bicubic and result, labelled, in a row; the middle of each if they are large."""
+    """Input (pixels as squares), result and difference, labelled, in a row; the middle of each if they are large.
+
+    The difference is what the result adds to the bicubic enlargement, twice as strong; grey is none.
+    """
     before = before.floats()
     height, width = after.rgb.shape[:2]
     small_height, small_width = before.rgb.shape[:2]
@@ -33,8 +36,9 @@ def draw_comparison(before: Picture, after: Picture) -> Picture:
     bicubic = band.clamp(0, 1).permute(1, 2, 0).numpy()[:, columns]
     squares = before.rgb[rows * small_height // height][:, columns * small_width // width]
     result = replace(after, rgb=after.rgb[rows][:, columns], alpha=None).floats().rgb
-    labels = (f"input {small_width} x {small_height}", "bicubic", f"MoESR {width} x {height}")
-    panels = [_add_label(p, text) for p, text in zip((squares, bicubic, result), labels)]
+    labels = (f"input {small_width} x {small_height}", f"MoESR {width} x {height}", "MoESR - bicubic, x 2")
+    difference = (0.5 + 2 * (result - bicubic)).clip(0, 1)
+    panels = [_add_label(p, text) for p, text in zip((squares, result, difference), labels)]
     gap = np.ones((panels[0].shape[0], _GAP, 3), np.float32)
     return Picture(np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1))
 

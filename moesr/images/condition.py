@@ -53,9 +53,9 @@ class Condition:
         self.size = (lr.shape[-2] * scale, lr.shape[-1] * scale)
         self.cells = compute_latent_size(lr.shape[-2], lr.shape[-1], scale=scale, factor=factor, multiple=multiple)
         height, width = (side * factor // scale for side in self.cells)
-        self._lr = _sharp_mask(periodic_resize(lr, (height, width))) if wrap else pad(lr, (height, width))
+        self._lr = _sharpen_mask(periodic_resize(lr, (height, width))) if wrap else pad(lr, (height, width))
         self._enlarge, self._matrices = RESIZES[lr_resize], Matrices()
-        self._resized = self._resampled((self.cells[0] * detail, self.cells[1] * detail))
+        self._resized = self._resample((self.cells[0] * detail, self.cells[1] * detail))
 
     @property
     def filled(self) -> tuple[int, int]:
@@ -68,20 +68,27 @@ class Condition:
 
     def thumbnail(self, image: int) -> Tensor:
         """One LR image at latent size, [3, h, w]."""
-        return (self._resized if self.detail == 1 else self._resampled(self.cells))[image, :3]
+        return (self._resized if self.detail == 1 else self._resample(self.cells))[image, :3]
 
     def upsampled(self, image: int, window: Window) -> Tensor:
         """The same window of the LR image resized to output size, [1, 3, factor h, factor w] in [-1, 1].
 
         Only the part of the LR image that the window needs is resized, so memory is bounded by the window.
         """
-        (top, height), (left, width) = self._span(window.y0, window.h, 2), self._span(window.x0, window.w, 3)
+        (top, height), (left, width) = self._find_span(window.y0, window.h, 2), self._find_span(window.x0, window.w, 3)
         part = crop(self._lr[image : image + 1, :3], Window(top, left, height, width))
         size = (height * self.scale, width * self.scale)
         large = part if self.scale == 1 else self._enlarge(part, size, self._matrices)
         y0 = (window.y0 * self.factor - top * self.scale) % (self._lr.shape[2] * self.scale)
         x0 = (window.x0 * self.factor - left * self.scale) % (self._lr.shape[3] * self.scale)
         return large[..., y0 : y0 + window.h * self.factor, x0 : x0 + window.w * self.factor]
+
+    def to_cells(self, plane: Tensor) -> Tensor:
+        """A plane [B, 1, H, W] of the LR image's size with a value per latent cell, [B, 1, h, w], within its range."""
+        size = (self._lr.shape[2], self._lr.shape[3])
+        plane = periodic_resize(plane, size) if self.wrap else pad(plane, size)
+        low, high = plane.aminmax()
+        return (periodic_resize if self.wrap else resize)(plane, self.cells).clamp(low, high)
 
     def finish(self, rows: Tensor) -> Tensor:
         """Decoded rows [3, h, W] without padding at the right; of an endless texture, at exactly the scaled size.
@@ -90,13 +97,13 @@ class Condition:
         """
         return periodic_resize(rows[None], self.size)[0] if self.wrap else rows[..., : self.size[1]]
 
-    def _resampled(self, size: tuple[int, int]) -> Tensor:
+    def _resample(self, size: tuple[int, int]) -> Tensor:
         """The padded LR images, with their masks, at another size."""
         if size == tuple(self._lr.shape[-2:]):
             return self._lr
-        return _sharp_mask((periodic_resize if self.wrap else resize)(self._lr, size).clamp(-1, 1))
+        return _sharpen_mask((periodic_resize if self.wrap else resize)(self._lr, size).clamp(-1, 1))
 
-    def _span(self, start: int, cells: int, dim: int) -> tuple[int, int]:
+    def _find_span(self, start: int, cells: int, dim: int) -> tuple[int, int]:
         """Start and size, in LR pixels, of what a window needs along one axis, with a margin."""
         side = self._lr.shape[dim]
         low = start * self.factor // self.scale - _MARGIN
@@ -106,7 +113,7 @@ class Condition:
         return max(low, 0), min(high, side) - max(low, 0)
 
 
-def _sharp_mask(image: Tensor) -> Tensor:
+def _sharpen_mask(image: Tensor) -> Tensor:
     """The image with its fourth channel, if it has one, as 0 and 1 again."""
     if image.shape[1] == 3:
         return image

@@ -130,12 +130,12 @@ def _rows_of(image: Tensor) -> Rows:
     return lambda start, stop: image[:, start:stop]
 
 
-def read_mask(mask: Any, images: int) -> Tensor:
+def read_mask(mask: Any, images: int, name: str = "mask") -> Tensor:
     """[1 or images, 1, H, W] in [0, 1] from a PIL image, an array or a tensor [H, W] or [B, H, W]; else ImageError."""
     if isinstance(mask, Image.Image):
         mask = np.asarray(mask.convert("L"))
     values = torch.as_tensor(np.array(mask) if not isinstance(mask, Tensor) else mask)
     values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
     if values.ndim not in (2, 3) or values.numel() == 0 or (values.ndim == 3 and values.shape[0] not in (1, images)):
-        raise ImageError(f"mask of shape {list(values.shape)}: give height x width, or one for each image of the batch")
+        raise ImageError(f"{name} of shape {list(values.shape)}: give height x width, or one per image of a batch")
     return values.reshape(-1, 1, *values.shape[-2:])

@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from PIL import Image
 
-from ..errors import ImageError, MoESRError
+from ..errors import ImageError, MoESRError, find_reason
 from . import colour_profile, exif, png
 from .metadata import get_exif, read_metadata
 from .picture import Picture, make_picture, round_samples
@@ -37,23 +37,25 @@ _KINDS = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF or PPM"
 _TRUNCATED = "get it again (the command line reads it as far as it goes with --allow-truncated)"
 
 
-def read_image(source: str | os.PathLike[str] | bytes | BinaryIO, *, allow_truncated: bool = False) -> Picture:
+def read_image(
+    source: str | os.PathLike[str] | bytes | BinaryIO, *, name: str = "the picture", allow_truncated: bool = False
+) -> Picture:
     """The picture in a file, upright, with alpha, profile, metadata and (PNG, TIFF) all of its 16 bits.
 
-    source: a path, the bytes of a file, or a file open for reading. CMYK is converted to sRGB. What a user must know
-    (only the first of several frames was read) is in `notes`. A JPEG or PNG that lacks only what follows its pixels is
-    read with a note; one that lacks pixels only if `allow_truncated` is set. Raises ImageError for whatever cannot be
-    read.
+    source: a path, the bytes of a file, or a file open for reading; `name` is what errors call bytes. CMYK is converted
+    to sRGB. What a user must know (only the first of several frames was read) is in `notes`. A JPEG or PNG that lacks
+    only what follows its pixels is read with a note; one that lacks pixels only if `allow_truncated` is set. Raises
+    ImageError for whatever cannot be read.
     """
-    name, data = _contents(source)
+    label, data = _contents(source, name)
     if not data:
-        raise ImageError(f"{name}: the file is empty; get it again")
-    with explain_errors(name, data):
+        raise ImageError(f"{label}: the file is empty; get it again")
+    with explain_errors(label, data):
         if is_tiff(data):
             try:
                 return read_tiff(data, from_pil)
             except ImageError as error:
-                raise ImageError(f"{name}: {error}") from error
+                raise ImageError(f"{label}: {error}") from error
         try:
             return _decode(data)
         except (OSError, SyntaxError) as error:
@@ -61,7 +63,7 @@ def read_image(source: str | os.PathLike[str] | bytes | BinaryIO, *, allow_trunc
             if picture is None:
                 raise
             if not allow_truncated and not picture.notes:
-                raise ImageError(f"{name}: damaged picture, cut short; {_TRUNCATED}") from error
+                raise ImageError(f"{label}: damaged picture, cut short; {_TRUNCATED}") from error
             return picture
 
 
@@ -95,14 +97,8 @@ def explain_errors(name: object, data: bytes = b"") -> Iterator[None]:
         raise ImageError(f"{name}: not enough memory to open it; cut the picture into smaller ones") from error
     except Exception as error:  # damaged files make Pillow raise nearly anything, from KeyError to SyntaxError
         if isinstance(error, OSError) and error.errno is not None:
-            raise ImageError(f"{name}: cannot be read ({reason(error)}); check the path") from error
-        raise ImageError(f"{name}: damaged picture ({reason(error)}); get it again or save it anew") from error
-
-
-def reason(error: Exception) -> str:
-    """What went wrong, on one line."""
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__
+            raise ImageError(f"{name}: cannot be read ({find_reason(error)}); check the path") from error
+        raise ImageError(f"{name}: damaged picture ({find_reason(error)}); get it again or save it anew") from error
 
 
 def read_text(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -174,18 +170,18 @@ def to_pil(picture: Picture) -> Image.Image:
     return image
 
 
-def _contents(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[object, bytes]:
+def _contents(source: str | os.PathLike[str] | bytes | BinaryIO, name: str) -> tuple[object, bytes]:
     """What to call a source in messages, and all its bytes."""
     if isinstance(source, bytes):
-        return "the picture", source
+        return name, source
     if hasattr(source, "read"):
         file = cast(BinaryIO, source)
-        return getattr(file, "name", "the picture"), file.read()
+        return getattr(file, "name", name), file.read()
     path = Path(cast("str | os.PathLike[str]", source))
     try:
         return path, path.read_bytes()
     except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: cannot be read ({reason(error)}); check the path") from error
+        raise ImageError(f"{path}: cannot be read ({find_reason(error)}); check the path") from error
 
 
 def _decode(data: bytes) -> Picture:

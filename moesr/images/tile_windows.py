@@ -52,8 +52,8 @@ def plan_windows(
     turn apart, unless `overlap` is 0. Raises SettingError if an axis that needs several windows is no multiple of
     `alignment`, or if the overlap leaves nothing of a tile.
     """
-    rows, h = _starts(height, tile, overlap, multiple, alignment or multiple, wrap)
-    columns, w = _starts(width, tile, overlap, multiple, alignment or multiple, wrap)
+    rows, h = _plan_axis(height, tile, overlap, multiple, alignment or multiple, wrap)
+    columns, w = _plan_axis(width, tile, overlap, multiple, alignment or multiple, wrap)
     return [Window(y, x, h, w) for y in rows for x in columns]
 
 
@@ -86,7 +86,7 @@ class Blender:
     def __init__(self, windows: Sequence[Window], height: int, width: int, *, partial: bool = False) -> None:
         self._height, self._width = height, width
         rows, columns = sorted({(w.y0, w.h) for w in windows}), sorted({(w.x0, w.w) for w in windows})
-        axes = (_axis_weights(rows, height, partial), _axis_weights(columns, width, partial))
+        axes = (_compute_axis_weights(rows, height, partial), _compute_axis_weights(columns, width, partial))
         self._axes = {torch.device("cpu"): axes}  # copies by device: tiles are weighted where they are
         self._total: Tensor | None = None
         if len(set(windows)) != len(rows) * len(columns):
@@ -127,7 +127,7 @@ class Blender:
                 canvas[..., y : y + piece.shape[-2], x : x + piece.shape[-1]] += piece
 
 
-def _starts(side: int, tile: int, overlap: int, multiple: int, alignment: int, wrap: bool) -> tuple[list[int], int]:
+def _plan_axis(side: int, tile: int, overlap: int, multiple: int, alignment: int, wrap: bool) -> tuple[list[int], int]:
     """Starts of the windows along one axis, and their size."""
     if tile < 1 or overlap < 0 or min(multiple, alignment) < 1:
         raise SettingError(f"tile {tile}, overlap {overlap}, multiple {multiple}: sizes must be positive")
@@ -153,7 +153,7 @@ def _starts(side: int, tile: int, overlap: int, multiple: int, alignment: int, w
     return [start * alignment for start in starts], size * alignment
 
 
-def _axis_weights(spans: Sequence[tuple[int, int]], side: int, partial: bool) -> dict[int, Tensor]:
+def _compute_axis_weights(spans: Sequence[tuple[int, int]], side: int, partial: bool) -> dict[int, Tensor]:
     """Weights of the windows (start, size) along one axis, by start, normalised to sum to one where there is one."""
     ring = any(start + size > side for start, size in spans)
     ends = [start + size for start, size in spans]
@@ -161,7 +161,7 @@ def _axis_weights(spans: Sequence[tuple[int, int]], side: int, partial: bool) ->
     shared = [max(end - start, 0) for end, (start, _) in zip(previous, spans)]
     shared.append(shared[0])  # the last window's right neighbour is the first; without a ring both are 0
 
-    raw = [_rising(size, shared[i]) * _rising(size, shared[i + 1]).flip(0) for i, (_, size) in enumerate(spans)]
+    raw = [_make_ramp(size, shared[i]) * _make_ramp(size, shared[i + 1]).flip(0) for i, (_, size) in enumerate(spans)]
     cells = [torch.arange(start, start + size) % side for start, size in spans]
     total = torch.zeros(side, dtype=torch.float64)
     for index, weight in zip(cells, raw):
@@ -171,7 +171,7 @@ def _axis_weights(spans: Sequence[tuple[int, int]], side: int, partial: bool) ->
     return {start: (w / total[index]).float() for (start, _), w, index in zip(spans, raw, cells)}
 
 
-def _rising(size: int, overlap: int) -> Tensor:
+def _make_ramp(size: int, overlap: int) -> Tensor:
     """[size] weights that rise over the first `overlap` cells: faint for a quarter, a raised cosine, then one."""
     guard = overlap // 4
     length = overlap - 2 * guard

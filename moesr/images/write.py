@@ -12,11 +12,11 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from ..atomic_files import open_new
-from ..errors import ImageError, NumericsError, SettingError
+from ..errors import ImageError, NumericsError, SettingError, find_reason
 from . import colour_profile, png
 from . import metadata as translate
 from .picture import Metadata, Picture, lay_on_white, round_samples
-from .read import reason, to_pil
+from .read import to_pil
 from .tiff import write_tiff
 
 WRITE_SUFFIXES = {
@@ -65,7 +65,7 @@ def write_image(
             with open_new(Path(os.path.realpath(path)), replaces=True) as part:  # a link keeps pointing to its file
                 part.write(data)
     except (OSError, ValueError) as error:
-        raise ImageError(f"{name}: cannot be written ({reason(error)}); check the folder and its space") from error
+        raise ImageError(f"{name}: cannot be written ({find_reason(error)}); check the folder and its space") from error
     return tuple(notes)
 
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..checkpoints.weight_reading import Weights
-from ..errors import CheckpointError, SettingError
+from ..errors import CheckpointError, SettingError, format_size
 from . import model_folders as library
 from .catalogue import CATALOGUE, Entry, HubFile, RemoteFile
 
@@ -74,10 +74,10 @@ def download(
     """
     entry = CATALOGUE.get(name)
     if entry is None:
-        return Downloaded(_known(name))
+        return Downloaded(_find_known(name))
     root = Path(to).expanduser().absolute() if to is not None else library.download_folder()
     roots = list(dict.fromkeys([root, *library.folders()]))
-    if not force and (found := _installed(entry, roots)):
+    if not force and (found := _find_installed(entry, roots)):
         return Downloaded(found)
     if offline():
         raise CheckpointError(
@@ -99,7 +99,7 @@ def offline() -> bool:
     return any(value in ("1", "true", "yes", "on") for value in values)
 
 
-def _known(name: str) -> Path:
+def _find_known(name: str) -> Path:
     """A model that is in the library without being in the catalogue."""
     found = library.installed()
     if name in found:
@@ -111,7 +111,7 @@ def _known(name: str) -> Path:
     )
 
 
-def _installed(entry: Entry, roots: list[Path]) -> Path | None:
+def _find_installed(entry: Entry, roots: list[Path]) -> Path | None:
     """The model in the first folder that has all of it, checked."""
     for root in roots:
         places = [root / place for place in entry.places()]
@@ -166,20 +166,18 @@ def _settle(entry: Entry, root: Path, gathering: Path) -> Path:
 
 def _take(file: RemoteFile, target: Path, roots: list[Path]) -> bool:
     """Link or copy the file from where the library has it under another model's name."""
-    for path in _elsewhere(file, roots):
+    for path in _list_places(file, roots):
         if _is_right(path, file):
             log.info("%s: taken from %s", file.name, path)
             try:
                 os.link(os.path.realpath(path), target)
             except OSError:
-                partial = target.with_name(target.name + ".partial")
-                shutil.copyfile(path, partial)
-                os.replace(partial, target)
+                shutil.copyfile(path, target)  # checked again before it is used
             return True
     return False
 
 
-def _elsewhere(file: RemoteFile, roots: list[Path]) -> Iterator[Path]:
+def _list_places(file: RemoteFile, roots: list[Path]) -> Iterator[Path]:
     """Places where a file of that name is the same file: by its hash, or because it came from the same address."""
     for root in roots:
         for other in CATALOGUE.values():
@@ -273,11 +271,3 @@ def find_problem(path: Path, file: RemoteFile) -> str | None:
         return str(error).removeprefix(f"{path}: ").split("; ")[0]
     except OSError as error:
         return f"it cannot be read ({error.strerror or error})"
-
-
-def format_size(count: int) -> str:
-    """Bytes as people read them: 3.65 GB, 289 MB."""
-    for unit, factor, digits in (("GB", 1e9, 2), ("MB", 1e6, 0), ("kB", 1e3, 0)):
-        if count >= factor:
-            return f"{count / factor:.{digits}f} {unit}"
-    return f"{count} bytes"

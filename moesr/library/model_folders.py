@@ -35,7 +35,7 @@ def folders() -> list[Path]:
     MOESR_HOME (several, separated as in PATH), folders given to `add_folder`, the folder of the host that the package
     sits in, the user's data folder, the models inside the package.
     """
-    own = [*_home_folders(), *_added, *host_folders(_PACKAGE), *user_folders()]
+    own = [*_read_home_folders(), *_added, *host_folders(_PACKAGE), *user_folders()]
     return list(dict.fromkeys([*own, EMBEDDED]))
 
 
@@ -64,12 +64,12 @@ def find(name: str) -> Path:
     if os.path.isfile(path):
         return Path(path)
     for folder in folders():
-        for entry in _models(folder):
-            if name in (entry.name, _name(entry)):
+        for entry in _list_models(folder):
+            if name in (entry.name, _name_model(entry)):
                 return entry
     if os.path.exists(path):
         return Path(path)
-    raise CheckpointError(_missing(name))
+    raise CheckpointError(_describe_missing(name))
 
 
 def names() -> list[str]:
@@ -81,8 +81,8 @@ def installed() -> dict[str, Path]:
     """The models in `folders` by name, each once and from the first folder that has it, the embedded default first."""
     found: dict[str, Path] = {}
     for folder in folders():
-        for entry in _models(folder):
-            found.setdefault(_name(entry), entry)
+        for entry in _list_models(folder):
+            found.setdefault(_name_model(entry), entry)
     return dict(sorted(found.items(), key=lambda item: item[0] != DEFAULT))
 
 
@@ -133,18 +133,18 @@ def user_folders(platform: str = sys.platform) -> list[Path]:
         return []
 
 
-def _home_folders() -> list[Path]:
+def _read_home_folders() -> list[Path]:
     parts = os.environ.get("MOESR_HOME", "").split(os.pathsep)
     return [Path(os.path.expanduser(part)).absolute() for part in parts if part.strip()]
 
 
-def _models(folder: Path) -> list[Path]:
+def _list_models(folder: Path) -> list[Path]:
     """Model files and folders in a folder, in order of name; of files that differ in suffix, the safest first."""
-    found = [path for path in _children(folder) if _is_model(path)]
-    return sorted(found, key=lambda p: (_name(p), _rank(p)))
+    found = [path for path in _list(folder) if _is_model(path)]
+    return sorted(found, key=lambda p: (_name_model(p), _rank(p)))
 
 
-def _name(path: Path) -> str:
+def _name_model(path: Path) -> str:
     return path.stem if _rank(path) < len(SUFFIXES) and not os.path.isdir(path) else path.name
 
 
@@ -158,10 +158,10 @@ def _is_model(path: Path) -> bool:
         return False
     if not os.path.isdir(path):
         return _is_weights(path)
-    inside = _children(path)
+    inside = _list(path)
     # A copy of a published repository keeps its files one folder below.
     return any(map(_is_weights, inside)) or any(
-        any(map(_is_weights, _children(sub))) for sub in inside if not sub.name.startswith(".") and os.path.isdir(sub)
+        any(map(_is_weights, _list(sub))) for sub in inside if not sub.name.startswith(".") and os.path.isdir(sub)
     )
 
 
@@ -169,7 +169,7 @@ def _is_weights(path: Path) -> bool:
     return _rank(path) < len(SUFFIXES) and os.path.isfile(path)
 
 
-def _children(folder: Path) -> list[Path]:
+def _list(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -179,16 +179,16 @@ def _children(folder: Path) -> list[Path]:
         return []
 
 
-def _missing(name: str) -> str:
+def _describe_missing(name: str) -> str:
     if name in CATALOGUE:
         return f"{name}: not downloaded yet; run: python -m moesr download {name}"
     if name != os.path.basename(name):
-        return f"{name}: no such file or folder; give a file, a folder, or a name: {_some(names())}"
+        return f"{name}: no such file or folder; give a file, a folder, or a name: {_join_some(names())}"
     there = names()
     hint = suggest(os.path.splitext(name)[0], {*there, *CATALOGUE})
-    return f"{name}: no such model among {_some(there)}; python -m moesr models lists what can be downloaded{hint}"
+    return f"{name}: no such model among {_join_some(there)}; python -m moesr models lists what can be downloaded{hint}"
 
 
-def _some(items: list[str]) -> str:
+def _join_some(items: list[str]) -> str:
     more = f" and {len(items) - 8} more" if len(items) > 8 else ""
     return ", ".join(items[:8]) + more if items else "none so far"

@@ -32,7 +32,7 @@ class RestoreEstimator(nn.Module):
     def forward(self, lr: Tensor) -> Tensor:
         height, width = min(WINDOW, lr.shape[-2]), min(WINDOW, lr.shape[-1])
         places = [
-            (y, x) for y in _starts(lr.shape[-2], height) for x in _starts(lr.shape[-1], width)
+            (y, x) for y in _plan_starts(lr.shape[-2], height) for x in _plan_starts(lr.shape[-1], width)
         ]  # fmt: skip
         windows = torch.cat([lr[..., y : y + height, x : x + width] for y, x in places])  # [places B, 3, h, w]
         detail = GAIN * (windows - F.avg_pool2d(F.pad(windows, (1, 1, 1, 1), mode="replicate"), 3, stride=1))
@@ -42,7 +42,7 @@ class RestoreEstimator(nn.Module):
         return torch.sigmoid(self.out(F.relu(self.hidden(pooled))).float()).view(len(places), len(lr)).mean(dim=0)
 
 
-def _starts(length: int, window: int) -> list[int]:
+def _plan_starts(length: int, window: int) -> list[int]:
     """Where windows begin along a side: evenly spread, at most WINDOWS, as many as lie beside each other."""
     count = max(1, min(WINDOWS, length // window))
     return [round(i * (length - window) / max(1, count - 1)) for i in range(count)]

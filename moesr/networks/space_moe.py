@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+
+#: Where a key names one of the FFN experts of a layer.
+_EXPERT = re.compile(r"\bmoe_blocks\.(\d+)\.")
 
 
 class FeedForward(nn.Sequential):
@@ -61,41 +65,29 @@ def exchange_weights(network: nn.Module, gamma: float = 0.999) -> None:
                 p.copy_(gamma * p + (1 - gamma) * (total - p) / (n - 1))
 
 
-def average_experts(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def average_experts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same state dict with every layer's FFN experts replaced by their arithmetic mean, as expert 0.
 
     Keys that are not `....moe_blocks.<i>.<rest>` pass through. The mean is taken in float64 and cast back.
     """
-    out: dict[str, Tensor] = {}
     groups: dict[str, list[Tensor]] = {}
     for key, value in weights.items():
-        head, found, tail = key.partition(".moe_blocks.")
-        if not found and key.startswith("moe_blocks."):
-            head, found, tail = "", "moe_blocks.", key[len("moe_blocks.") :]
-        if not found:
-            out[key] = value
-            continue
-        rest = tail.partition(".")[2]
-        groups.setdefault(f"{head}{found}0.{rest}", []).append(value)
-    for key, values in groups.items():
-        if len(values) == 1:
-            out[key] = values[0]
-            continue
-        total = values[0].double()
-        for value in values[1:]:
-            total = total + value.double()
-        out[key] = (total / len(values)).to(values[0].dtype)
-    return out
+        groups.setdefault(_EXPERT.sub("moe_blocks.0.", key), []).append(value)
+    return {key: _average(values) for key, values in groups.items()}
+
+
+def _average(values: list[Tensor]) -> Tensor:
+    if len(values) == 1:
+        return values[0]
+    total = torch.stack([value.double() for value in values]).sum(0)
+    return (total / len(values)).to(values[0].dtype)
 
 
 def repeat_expert(weights: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """The same state dict with `count` copies of every layer's first FFN expert in place of all that it has."""
     out: dict[str, Tensor] = {}
     for key, value in weights.items():
-        head, found, tail = key.partition(".moe_blocks.")
-        index, _, rest = tail.partition(".")
-        if not found:
-            out[key] = value
-        elif index == "0":
-            out |= {f"{head}{found}{i}.{rest}": value for i in range(count)}
+        found = _EXPERT.search(key)
+        if not found or found[1] == "0":
+            out |= {_EXPERT.sub(f"moe_blocks.{i}.", key): value for i in range(count if found else 1)}
     return out

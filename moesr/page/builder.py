@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ..result_sizes import BUTTONS, KINDS, choose_button
 from ..settings import SETTINGS
 from . import html
 from .controls import CONTROLS, PRESETS, make_control, own_values
-from .gradio_versions import by_index, gradio, gradio_version, make, on, with_client
+from .gradio_versions import by_index, gradio, gradio_version, make, on, update, with_client
 from .handlers import Handlers
 from .job_queue import JobQueue
 
@@ -43,8 +44,22 @@ class Built:
     handlers: Handlers
     #: The file field, to send pictures to.
     files: Any
-    #: A row beside the results, which is there when there are some.
+    #: A row below the results, for buttons that take one.
     after: Any = None
+    #: The column of the controls.
+    left: Any = None
+    #: The inputs of `Handlers.run_uploads` after the pictures, and the outputs.
+    values: tuple[Any, ...] = ()
+    parts: tuple[Any, ...] = ()
+
+    def enable_with_results(self, buttons: Sequence[Any]) -> None:
+        """These buttons work once there is a result."""
+
+        def change(results: str) -> Any:
+            changes = [update(interactive="<moesr-compare" in str(results)) for _ in buttons]
+            return changes if len(changes) > 1 else changes[0]
+
+        on(self.parts[1].change, change, [self.parts[1]], buttons, queue=False)
 
 
 def build(queue: JobQueue, title: str = "MoESR") -> Built:
@@ -60,8 +75,8 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
         if host.standalone:
             _html(gr, html.HEADER)
         with make(gr.Row, elem_id="moesr-page"):
-            with make(gr.Column, scale=4, min_width=300, elem_id="moesr-left"):
-                built = Built(blocks, handlers, _drop_zone(gr))
+            with make(gr.Column, scale=4, min_width=300, elem_id="moesr-left") as left:
+                built = Built(blocks, handlers, _drop_zone(gr), left=left)
                 chosen = _html(gr, "", elem_id="moesr-chosen")
                 button, scale = choose_button(config.scale)
                 choice = make(gr.Radio, [*BUTTONS, *KINDS], value=button, label="Size", elem_id="moesr-size")
@@ -89,13 +104,15 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
                 progress = _html(gr, "", elem_id="moesr-progress")
                 results = _html(gr, html.EMPTY, elem_id="moesr-results")
                 with make(gr.Row, elem_id="moesr-after") as built.after:
-                    again = make(gr.Button, "Use as input", size="sm", elem_id="moesr-again", min_width=90)
+                    again = make(
+                        gr.Button, "Use as input", size="sm", elem_id="moesr-again", min_width=90, interactive=False
+                    )
         if host.standalone:
             _html(gr, html.FOOTER)
         job = make(gr.Textbox, "", visible=False, elem_id="moesr-job")
         address = make(gr.Textbox, "", visible=False)
-        values = [model, choice, size, format_, *controls.values()]
-        parts = [progress, results, run, cancel, job]
+        built.values = values = (model, choice, size, format_, *controls.values())
+        built.parts = parts = (progress, results, run, cancel, job)
         steps, sampler = controls["steps"], controls["sampler"]
 
         on(run.click, with_client(handlers.run), [built.files, *values], parts)
@@ -115,6 +132,7 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
             queue=False,
         )  # fmt: skip
         on(taken.then, with_client(handlers.run), [built.files, *values], parts)
+        built.enable_with_results([again])
         on(again.click, handlers.use_again, [address], [built.files], js="() => [moesrAddress()]", queue=False)
         _api(gr, handlers)
         if host.standalone:

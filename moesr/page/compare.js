@@ -6,10 +6,10 @@ if (!customElements.get("moesr-compare")) {
     * { box-sizing: border-box; }
     .stage {
       position: relative; width: 100%; overflow: hidden; border-radius: 10px; user-select: none; -webkit-user-select: none;
-      cursor: ew-resize; touch-action: pan-y; background: var(--background-fill-secondary, #f4f4f5);
+      cursor: ew-resize; touch-action: pan-y;
+      background: repeating-conic-gradient(#8883 0 25%, #8881 0 50%) 0 0 / 24px 24px;
     }
     .stage.zoomed { cursor: grab; touch-action: none; }
-    .stage.alpha { background: repeating-conic-gradient(#8883 0 25%, #8881 0 50%) 0 0 / 24px 24px; }
     .layer { position: absolute; inset: 0; overflow: hidden; }
     img { position: absolute; left: 0; top: 0; transform-origin: 0 0; pointer-events: none; }
     .sharp img { image-rendering: pixelated; }
@@ -65,7 +65,7 @@ if (!customElements.get("moesr-compare")) {
 
     connectedCallback() {
       this.read();
-      this.observer = new ResizeObserver(() => this.fit());
+      this.observer = new ResizeObserver(() => this.pair && this.draw());
       this.observer.observe(this);
     }
 
@@ -157,14 +157,7 @@ if (!customElements.get("moesr-compare")) {
       this.after.alt = `after: ${this.pair.name}, ${this.pair.to}`;
       this.before.alt = `before, ${this.pair.from}`;
       this.thumbs?.forEach((thumb, i) => thumb.setAttribute("aria-pressed", i === index));
-      this.stage.classList.toggle("alpha", true);
-      this.fit();
       this.zoomTo(1);
-    }
-
-    fit() {
-      if (!this.pair) return;
-      this.draw();
     }
 
     // Sides of the picture at zoom 1: it fits, and a small one is not blown up. The stage grows with it up to `room`.
@@ -274,7 +267,6 @@ if (!customElements.get("moesr-compare")) {
       this.onfullscreenchange = () => {
         this.full.textContent = document.fullscreenElement === this ? "Exit full screen" : "Full screen";
         this.full.setAttribute("aria-label", this.full.textContent);
-        this.fit();
         this.zoomTo(1);
       };
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -37,17 +37,22 @@ class Handlers:
         self.examples = list(examples)
         self._roots = [*self.host.upload_folders, queue.results, *{path.parent for path, _ in self.examples}]
 
-    def run(
-        self, files: Any, model: str, choice: str, value: Any, format: str, *values: Any, client: str = ""
-    ) -> Iterator[tuple[Any, ...]]:
-        """Upscale what was dropped: (progress, results, run button, cancel button, job id), again and again.
+    def run(self, files: Any, *values: Any, client: str = "") -> Iterator[tuple[Any, ...]]:
+        """Upscale what was dropped; see `run_uploads`."""
+        yield from self.run_uploads(lambda: self._accept_all(files), *values, client=client)
 
-        choice, value: see sizes.read_size. client: who asks; see JobQueue.cancel_jobs_of.
+    def run_uploads(
+        self, find_uploads: Callable[[], list[Upload]], model: str, choice: str, value: Any, format: str, *values: Any,
+        client: str = "", output: Path | None = None,
+    ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
+        """Upscale pictures: (progress, results, run button, cancel button, job id), again and again.
+
+        choice, value: see result_sizes.read_size. client: who asks; see JobQueue.cancel_jobs_of. output: see Job.
         """
         try:
             size, settings = read_size(choice, value), read_controls(values)
-            uploads = self._accept_all(files)
-            job = self.queue.submit(Job(uploads, model, settings, size=size, format=format, client=client))
+            job = Job(find_uploads(), model, settings, size=size, format=format, client=client, output=output)
+            self.queue.submit(job)
         except MoESRError as error:
             yield html.message(str(error)), update(), update(interactive=True), update(interactive=False), ""
             return

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..hosting.model_facts import Plan
 from ..images.expert_timeline import palette
+from ..library.download import format_size
 from .job import FinishedPicture, Job, JobProgress
 
 Url = Callable[[Path], str]
@@ -129,9 +130,8 @@ def results(job: Job, url: Url) -> str:
     ]
     links = [_download(url(result.path), result.path.name, _describe_file(result)) for result in done]
     if job.archive is not None:
-        text = f"All {len(done)} as a zip"
-        link = _download(url(job.archive), text, _count_bytes(job.archive), name=job.archive.name, kind="moesr-all")
-        links.insert(0, link)
+        text, size = f"All {len(done)} as a zip", format_size(job.archive.stat().st_size)
+        links.insert(0, _download(url(job.archive), text, size, name=job.archive.name, kind="moesr-all"))
     compare = f'<moesr-compare job="{job.id}" pairs="{escape(json.dumps(pairs))}"></moesr-compare>'
     return f'{compare}<ul class="moesr-downloads">{"".join(links)}</ul>'
 
@@ -176,9 +176,4 @@ def _download(link: str, text: str, details: str, *, name: str | None = None, ki
 
 
 def _describe_file(result: FinishedPicture) -> str:
-    return f"{result.size[0]} x {result.size[1]}, {_count_bytes(result.path)}"
-
-
-def _count_bytes(path: Path) -> str:
-    count = path.stat().st_size
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB"
+    return f"{result.size[0]} x {result.size[1]}, {format_size(result.path.stat().st_size)}"

@@ -73,13 +73,15 @@ class Job:
         format: str = "png",
         preview: bool = True,
         client: str = "",
+        output: Path | None = None,
     ) -> None:
         """model: its name. settings: see settings.read_settings. size: where they have no scale, and it is not the
-        model's own. format: see outputs.FORMATS. preview: draw the picture so far. client: whose job it is.
+        model's own. format: see result_files.FORMATS. preview: draw the picture so far. client: whose job it is.
+        output: a folder of the user's, where a host with such folders keeps the results.
         """
         self.id = secrets.token_urlsafe(16)
         self.uploads, self.model, self.settings = list(uploads), model, dict(settings)
-        self.size, self.format, self.preview, self.client = size, format, preview, client
+        self.size, self.format, self.preview, self.client, self.output = size, format, preview, client, output
         #: waiting, running, done, failed or cancelled.
         self.state = "waiting"
         self.progress = JobProgress(pictures=len(self.uploads))

@@ -22,6 +22,8 @@ if (!window.moesrPage) {
   new MutationObserver(() => document.querySelectorAll("#moesr-examples button[aria-label]").forEach((button) => {
     const name = button.textContent.trim();
     if (name && button.ariaLabel !== name) button.ariaLabel = name;
+    const picture = button.querySelector("img");
+    if (picture?.alt) picture.alt = ""; // the name is said once
   })).observe(document.body, { childList: true, subtree: true });
 
   document.addEventListener("paste", (event) => {

@@ -13,7 +13,7 @@ from ..hosting.model_facts import ModelFacts
 from ..hosting.model_runner import Runner
 from ..library import DEFAULT
 from ..model import SRModel, load
-from .job import Job
+from .job import FinishedPicture, Job
 
 
 class PageHost(Protocol):
@@ -38,6 +38,10 @@ class PageHost(Protocol):
 
     def show(self, job: Job) -> None:
         """A job has come further (job.progress): for the host's own progress bar."""
+        ...
+
+    def keep(self, job: Job, result: FinishedPicture) -> None:
+        """A picture is finished: put it where the host keeps its own."""
         ...
 
     def make_runner(self, device: str, dtype: str) -> Runner:
@@ -94,6 +98,9 @@ class StandaloneHost:
 
     def show(self, job: Job) -> None:
         """There is no other progress bar."""
+
+    def keep(self, job: Job, result: FinishedPicture) -> None:
+        """Results are downloaded from the page."""
 
     def make_runner(self, device: str, dtype: str) -> Runner:
         """With models of its own."""

@@ -64,7 +64,7 @@ class Worker:
                     for number, target in enumerate(targets, 1):
                         self._upscale(job, model, number, target, size)
                 finally:
-                    if len(job.results) > 1:
+                    if len(job.results) > 1 and job.output is None:
                         job.archive = pack([result.path for result in job.results], folder / "moesr.zip")
                     gc.collect()
         if job.results or not job.failures:
@@ -90,6 +90,7 @@ class Worker:
             result = model.upscale(picture, settings, clock=clock, show=reporter.show)
             job.check()  # the last time: from here on the picture is finished and kept
             job.results.append(save_result(result, picture, upload.path, target))
+            self._host.keep(job, job.results[-1])
             clock.finish()
         except Stopped:
             raise
@@ -139,9 +140,7 @@ class _Reporter:
         if left is not None and following:
             left = left + following * left / (1 - progress.fraction) if progress.fraction < 1 else None
         fraction = start.fraction + progress.fraction / start.pictures
-        self._job.show(
-            replace(start, event=event, fraction=fraction, seconds_left=left, preview=self._preview)
-        )
+        self._job.show(replace(start, event=event, fraction=fraction, seconds_left=left, preview=self._preview))
         self._host.show(self._job)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import SettingError
-from ..evaluation.metric_suite import COLUMNS, Suite
+from ..evaluation.metric_suite import Suite, columns_of
 from ..evaluation.quality_benchmark import Benchmark, match
 from ..model import load as load_model
 from ..pipeline import upscale
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 TABLES = ("experts", "steps", "decoder")
 STEPS = (4, 10, 20, 50, 200)
 
-#: Whose seeds make another run of a config.
+#: Loops whose seeds `reseed` changes.
 _LOOPS = ("first_stage.loop", "experts.trunk", "experts.loop", "decoder.loop")
 
 #: Without Space MoE there are no FFN layers at all: LDM's network.
@@ -39,17 +39,19 @@ _PLAIN = ("model.autoencoder.lr_fusion=false", "model.autoencoder.refine=false")
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of Table 3 or 5: what is overridden, and whether it trains a decoder or takes the first stage's."""
+    """A row of the paper's Table 3 or 5."""
 
+    #: "experts" or "decoder". Rows of "experts" take the first stage's own decoder.
     table: str
     name: str
+    #: What differs from the config, as KEY=VALUE.
     overrides: tuple[str, ...]
 
 
 def list_variants(base: TrainingConfig) -> list[Variant]:
-    """The rows of Tables 3 and 5 for a config. Every row of a table takes equally many optimiser steps and images.
+    """The rows of Tables 3 and 5 for a config. All rows of a table take the same number of optimiser steps and images.
 
-    One expert goes on from the trunk for as many steps as all the experts of the other rows together.
+    A single expert takes as many steps after the trunk as all the experts of the other rows together.
     """
     total = base.experts.loop.steps * len(base.model.stages)
     one = (f"model.stages=[{base.model.stages[-1]}]", f"experts.loop.steps={total}")
@@ -67,13 +69,13 @@ def list_variants(base: TrainingConfig) -> list[Variant]:
 
 
 class Ablations:
-    """Trains and evaluates the variants of one config below `out`; what is there already is not done again.
+    """Trains and measures the variants of one config below `out`. Finished parts are not done again.
 
-    data: folder of training images; hr: folder of originals, of which the middle `crop` pixels count (0: all).
+    data: folder of training images. hr: folder of originals; their middle crop x crop pixels are measured (0: all).
     """
 
     def __init__(
-        self, source: str, overrides: Sequence[str], data: Path, hr: Path, out: Path, metrics: Path | None, crop: int
+        self, source: str, overrides: Sequence[str], *, data: Path, hr: Path, out: Path, metrics: Path | None, crop: int
     ) -> None:
         self.source, self.overrides = source, list(overrides)
         self.data, self.out, self.metrics = data, out, metrics
@@ -89,32 +91,31 @@ class Ablations:
             self.results = json.loads(self.file.read_text())
 
     def run(self, tables: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """(table, row) as each is measured; its figures are in `results`, and in results.json below `out`."""
+        """(table, row), as each is measured. The figures are in `results`, and in results.json below `out`."""
         for table in tables:
             if table not in TABLES:
                 raise SettingError(f"table {table!r} is unknown: choose from {', '.join(TABLES)}")
-        rows = list_variants(self.base)
-        for row in rows:
-            if row.table in tables:
-                yield from self._measure_row(row.table, row.name, row, None)
-        if "steps" in tables:
-            for steps in STEPS:
-                for row in (r for r in rows[:4] if "Space" in r.name):
-                    yield from self._measure_row("steps", f"{row.name}, {steps} steps", row, steps)
+        variants = list_variants(self.base)
+        with_space = [variant for variant in variants[:4] if "Space" in variant.name]
+        rows = [(variant.table, variant.name, variant, None) for variant in variants]
+        rows += [("steps", f"{v.name}, {steps} steps", v, steps) for steps in STEPS for v in with_space]
+        for table, name, variant, steps in rows:
+            if table in tables:
+                if name not in self.results.get(table, {}):
+                    self.results.setdefault(table, {})[name] = self._measure(name, variant, steps)
+                    weight_files.write_json(self.file, self.results)
+                yield table, name
 
-    def _measure_row(self, table: str, name: str, row: Variant, steps: int | None) -> Iterator[tuple[str, str]]:
-        if name not in self.results.get(table, {}):
-            model = load_model(self._train_row(row))
-            benchmark = Benchmark(
-                self.suite, model.scale, lambda lr: upscale(model, lr, steps=steps, color_fix="none"), "matlab"
-            )
-            for _ in benchmark.run(self.cases):
-                pass
-            if benchmark.failed:
-                raise SettingError(f"{name}: {benchmark.failed[0]}")
-            self.results.setdefault(table, {})[name] = benchmark.mean().values
-            weight_files.write_json(self.file, self.results)
-        yield table, name
+    def _measure(self, name: str, variant: Variant, steps: int | None) -> dict[str, float | None]:
+        model = load_model(self._train_row(variant))
+        benchmark = Benchmark(
+            self.suite, model.scale, lambda lr: upscale(model, lr, steps=steps, color_fix="none"), "matlab"
+        )
+        for _ in benchmark.run(self.cases):
+            pass
+        if benchmark.failed:
+            raise SettingError(f"{name}: {benchmark.failed[0]}")
+        return benchmark.mean().values
 
     def _train_row(self, row: Variant) -> Path:
         """The model file of a row, trained if it is not there."""
@@ -149,16 +150,16 @@ class Ablations:
 
 
 def reseed(seed: int) -> list[str]:
-    """Overrides that have every stage of a config draw anew; none for seed 0."""
+    """Overrides that give every stage of a config other random numbers; none for seed 0."""
     return [f"{loop}.seed={100 * seed + 10 * i}" for i, loop in enumerate(_LOOPS)] if seed else []
 
 
 def format_table(runs: Sequence[Ablations], name: str) -> str:
-    """A table of what the runs, which differ in their seeds, have measured, as Markdown.
+    """A table in Markdown of the results of runs with different seeds.
 
-    Of several runs the mean and the standard deviation, for the rows that all of them have.
+    Several runs give mean and standard deviation, for the rows that all of them have.
     """
-    columns = [c for c in COLUMNS if c.key in runs[0].suite.keys]
+    columns = columns_of(runs[0].suite.keys)
     lines = [f"| {name} | {' | '.join(c.title for c in columns)} |", f"|---{'|---' * len(columns)}|"]
     found = [run.results.get(name, {}) for run in runs]
     for row in found[0]:
@@ -177,7 +178,7 @@ def _format_cell(values: Sequence[float | None], digits: int) -> str:
 
 
 def _copy(source: Path, target: Path, *names: str) -> None:
-    """Folders that are in `source` and not yet in `target`."""
+    """Copy folders of `source` that `target` does not have."""
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         if (source / name).exists() and not (target / name).exists():
@@ -185,7 +186,7 @@ def _copy(source: Path, target: Path, *names: str) -> None:
 
 
 def _cut_middles(folder: Path, out: Path, side: int) -> Path:
-    """The middle `side` x `side` pixels of the images of a folder, as files in another."""
+    """Write the middle side x side pixels of a folder's images as files in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     for case in match(folder)[0]:
         with Image.open(case.hr) as image:

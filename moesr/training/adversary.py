@@ -36,8 +36,8 @@ class FeatureDiscriminator(nn.Module):
     """Scores of frozen deep features (Projected GANs, Sauer et al., arXiv 2111.01007): a head for each of their scales.
 
     forward(features) takes a list of [B, C, h, w] of unit length over channels, as LPIPS.embed gives them, and returns
-    the scores of all scales, [B, n]. It learns within hundreds of steps where a PatchGAN takes tens of thousands, and
-    costs next to nothing where the features are there for a perceptual loss.
+    the scores of all scales, [B, n]. It learns within hundreds of steps, a PatchGAN within tens of thousands, and costs
+    little where LPIPS computes the features anyway.
     """
 
     def __init__(self, widths: tuple[int, ...], channels: int = 64) -> None:

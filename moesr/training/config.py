@@ -1,4 +1,4 @@
-"""What a training run is: one JSON file for the model and its three stages, with overrides from the command line."""
+"""The config of a training run: one JSON file for the model and its stages, with overrides from the command line."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .loop import LoopConfig
 from .unrolled import UnrolledConfig
 
 CONFIGS = Path(__file__).parent / "configs"
-#: Stages of a config by name, and what each is configured with.
+#: The class of each stage's part of a config.
 STAGES: dict[str, type[Any]] = {
     "first_stage": FirstStageConfig, "experts": ExpertConfig, "decoder": DecoderConfig, "unrolled": UnrolledConfig
 }  # fmt: skip
 
-#: What `accelerate launch --mixed_precision` tells its processes; "no" is its default.
+#: Environment variable in which `accelerate launch --mixed_precision` passes its value; "no" is the default.
 _LAUNCHED = "ACCELERATE_MIXED_PRECISION"
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "a list"}
 _CHOICES = {"precision": ("fp32", "bf16", "fp16"), "train": ("fcd", "decoder")}
@@ -38,6 +38,7 @@ class TrainingConfig:
     """Model, degradation and the settings of every stage."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    #: As `degradation` in data/ takes it.
     degradation: str = "bicubic"
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     experts: ExpertConfig = field(default_factory=ExpertConfig)
@@ -46,10 +47,10 @@ class TrainingConfig:
 
 
 def load(source: str, overrides: list[str] | None = None) -> TrainingConfig:
-    """The config of a JSON file, or of a name in `configs`, with overrides like `decoder.loop.steps=100`.
+    """The config in a JSON file, or of that name in `configs`, with overrides like `decoder.loop.steps=100`.
 
-    Raises SettingError for a missing or broken file, an unknown entry, a value of another kind than the entry's, or an
-    override that is not KEY=VALUE.
+    Raises SettingError for a missing or broken file, an unknown entry, a value of the wrong kind, or an override that
+    is not KEY=VALUE.
     """
     path = Path(source) if source.endswith(".json") else CONFIGS / f"{source}.json"
     if not path.is_file():
@@ -93,15 +94,14 @@ def to_dict(config: TrainingConfig) -> dict[str, Any]:
 
 
 def apply_launcher(config: TrainingConfig) -> TrainingConfig:
-    """The config with the precision that `accelerate launch` was asked for; its own where it was not."""
+    """The config with the precision that `accelerate launch` passes, if it passes one."""
     precision = os.environ.get(_LAUNCHED, "no")
     if precision == "no":
         return config
     values = to_dict(config)
-    for stage in ("first_stage", "experts", "decoder"):
-        for loop in ("loop", "trunk"):
-            if values[stage].get(loop):
-                values[stage][loop]["precision"] = precision
+    for stage, loop in (("first_stage", "loop"), ("experts", "loop"), ("experts", "trunk"), ("decoder", "loop")):
+        if values[stage][loop]:
+            values[stage][loop]["precision"] = precision
     return from_dict(values)
 
 
@@ -123,7 +123,7 @@ def _map(value: Any, where: str) -> dict[str, Any]:
 
 
 def _check(config: Any, where: str) -> None:
-    """Every value is of its entry's kind, and no count is below 1."""
+    """Raise SettingError for a value of the wrong kind, a count below 1, or a choice that does not exist."""
     hints = get_type_hints(type(config))
     for f in fields(config):
         value, name = getattr(config, f.name), f"{where}.{f.name}".lstrip(".")

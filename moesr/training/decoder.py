@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import AutoencoderConfig
@@ -19,13 +20,13 @@ from .first_stage import enlarge
 from .loop import Batch, LoopConfig, Task, autocast
 from .run_log import join_images
 
-#: What stage 2 adds to a first stage's decoder, by the names of the modules; a config may leave either out.
+#: Modules that stage 2 adds to a first stage's decoder. A config may leave out either.
 LR_PARTS = ("fusion_layer_1", "unet_1")
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """L1 + LPIPS + GAN + 10 x focal frequency loss (eq. 6)."""
+    """Weights of the losses beside that of L1, which is 1 (eq. 6)."""
 
     loop: LoopConfig = field(default_factory=LoopConfig)
     #: Side in pixels of the crops whose latents are sampled once, and how many of them.
@@ -33,19 +34,15 @@ class DecoderConfig:
     cache: int = 2048
     #: Denoising steps with which the latents are sampled.
     sample_steps: int = 50
-    #: "fcd" trains fusion and AFF U-Net (the paper: the first stage is frozen), "decoder" all of the decoder.
+    #: "fcd" trains LR fusion and AFF U-Net (as in the paper), "decoder" all of the decoder.
     train: str = "fcd"
     #: Weight of LPIPS by network.
     lpips: dict[str, float] = field(default_factory=lambda: {"vgg": 1.0})
     frequency_weight: float = 10.0
-    #: Of a regular grid, see losses.grid_loss.
-    grid_weight: float = 0.0
-    #: Of L1 between the downscaled HR image and the downscaled result.
-    consistency: float = 0.0
     #: Step from which the PatchGAN counts.
     gan_start: int = 1000
     gan_weight: float = 0.1
-    #: Step from which batch norms keep the statistics that they have.
+    #: Step from which batch norms no longer change their statistics.
     freeze_norms: int = 10_000_000
     ema: float = 0.999
 
@@ -53,7 +50,7 @@ class DecoderConfig:
 class FCD(Task):
     """Trains the decoder. Batches hold lr, z (sampled latents) and hr.
 
-    skipped: the first stage has learned with `skip`.
+    skipped: the first stage was trained with `skip`.
     """
 
     network: Autoencoder
@@ -68,7 +65,7 @@ class FCD(Task):
         decoder = network.decoder
         missing = network.load_state_dict(first_stage, strict=False).missing_keys
         trained = [getattr(decoder, part) for part in LR_PARTS if hasattr(decoder, part)]
-        if model.lr_skip and not skipped:  # the first stage knows no LR image: training begins at the upsampled one
+        if model.lr_skip and not skipped:  # begin at the upsampled LR image, which the first stage does not know
             trained.append(decoder.conv_out)
             for parameter in decoder.conv_out.parameters():
                 nn.init.zeros_(parameter)
@@ -90,10 +87,8 @@ class FCD(Task):
         if index >= config.freeze_norms:
             freeze_norms(self.network)
         out = self.engine.forward(self.network, self.predict, batch)
-        loss, report = losses.pixel_loss(
-            out, batch, l1=1.0, frequency=config.frequency_weight, grid=config.grid_weight,
-            consistency=config.consistency, average=self.engine.average,
-        )  # fmt: skip
+        l1, frequency = F.l1_loss(out, hr), losses.focal_frequency_loss(out, hr)
+        loss, report = l1 + config.frequency_weight * frequency, {"l1": l1.item(), "frequency": frequency.item()}
         shifted, real = losses.crop_randomly(out, hr)
         with autocast(config.loop, hr.device):
             for name, distance in self.distances.items():
@@ -126,7 +121,7 @@ class FCD(Task):
 
 
 def freeze_norms(network: nn.Module) -> None:
-    """Batch norms use and keep the statistics they have."""
+    """Let batch norms use their statistics, and no longer change them."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 class EMA:
     """shadow <- shadow - (1 - d)(shadow - parameter), d = min(decay, (1 + n) / (10 + n)) at the n-th update.
 
-    Follows the parameters that require a gradient; buffers (batch norms' statistics) are taken as they are.
+    It follows the parameters that require a gradient. Buffers (batch norms' statistics) are not averaged.
     """
 
     def __init__(self, module: nn.Module, decay: float = 0.9999) -> None:
@@ -36,13 +38,10 @@ class EMA:
         """Keep the averages on a device: that of the module."""
         self.shadow = {k: v.to(device) for k, v in self.shadow.items()}
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates, "shadow": self.shadow}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        updates, shadow = state["updates"], state["shadow"]
-        assert isinstance(updates, int)
-        assert isinstance(shadow, dict)
-        self.updates = updates
-        for name, value in shadow.items():
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updates = state["updates"]
+        for name, value in state["shadow"].items():
             self.shadow[name].copy_(value)

@@ -25,15 +25,16 @@ class Engine:
 
     processes, process, parts, main = 1, 0, 1, True
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, scaler: Any = None) -> None:
         self.device = device
+        self.scaler = scaler  # of gradients in fp16; None for other precisions
 
     def part(self) -> AbstractContextManager[object]:
-        """Work on one part of a process's share of a batch; in the last of a step, `step` takes it."""
+        """Inside the block one part of a process's share of a batch is worked on; `step` acts in the last part."""
         return nullcontext()
 
     def forward(self, modules: nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
-        """function(*inputs), whose outputs' gradients reach the parameters of `modules` in all processes."""
+        """function(*inputs). Gradients of its outputs reach the parameters of `modules` in all processes."""
         return function(*inputs)
 
     def backward(self, loss: Tensor) -> None:
@@ -41,15 +42,20 @@ class Engine:
         loss.backward()
 
     def step(self, *steps: Steps) -> bool:
-        """One step of each optimiser, after the gradients of its parameters are clipped to a norm of 1 (None: not).
+        """Make one step of each optimiser. Gradients of its parameters are first clipped to a norm of 1 (None: not).
 
-        False where the batch has more parts to come. Optimisers without gradients must be left out.
+        Returns False, and does nothing, where the batch has more parts. Leave out optimisers without gradients.
         """
+        scaler = self.scaler
         for optimiser, parameters in steps:
+            if scaler is not None:
+                scaler.unscale_(optimiser)
             if parameters is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
+            optimiser.step() if scaler is None else scaler.step(optimiser)
             optimiser.zero_grad(set_to_none=True)
+        if scaler is not None:
+            scaler.update()
         return True
 
     def average(self, value: Tensor) -> Tensor:
@@ -73,11 +79,13 @@ class Engine:
         """Wait until all processes are here."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The scaler of fp16; empty for other precisions."""
-        return {}
+        """The scaler's state; empty without one."""
+        return {} if self.scaler is None else self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
+        if state and self.scaler is not None:
+            self.scaler.load_state_dict(state)
 
 
 class LaunchedEngine(Engine):
@@ -104,7 +112,7 @@ class LaunchedEngine(Engine):
         kind = self.accelerator.distributed_type.name
         if kind not in _KINDS:
             raise SettingError(f"accelerate is configured for {kind}: use plain data parallelism, --multi_gpu")
-        super().__init__(self.accelerator.device)
+        super().__init__(self.accelerator.device, self.accelerator.scaler)
         self.processes, self.process = self.accelerator.num_processes, self.accelerator.process_index
         self.parts, self.main = self.accelerator.gradient_accumulation_steps, self.accelerator.is_main_process
 
@@ -124,19 +132,7 @@ class LaunchedEngine(Engine):
         self.accelerator.backward(loss)
 
     def step(self, *steps: Steps) -> bool:
-        if not self.accelerator.sync_gradients:
-            return False
-        scaler = self.accelerator.scaler
-        if scaler is None:
-            return super().step(*steps)
-        for optimiser, parameters in steps:
-            scaler.unscale_(optimiser)
-            if parameters is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            scaler.step(optimiser)
-            optimiser.zero_grad(set_to_none=True)
-        scaler.update()
-        return True
+        return self.accelerator.sync_gradients and super().step(*steps)
 
     def average(self, value: Tensor) -> Tensor:
         if self.processes == 1:
@@ -160,14 +156,6 @@ class LaunchedEngine(Engine):
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
-
-    def state_dict(self) -> dict[str, Any]:
-        scaler = self.accelerator.scaler
-        return {} if scaler is None else scaler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state)
 
 
 class _Calls(nn.Module):

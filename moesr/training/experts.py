@@ -23,7 +23,7 @@ class ExpertConfig:
     """L2 on what the process predicts, for timesteps of one expert's range."""
 
     loop: LoopConfig = field(default_factory=LoopConfig)
-    #: Steps that one network is first trained on all timesteps; experts then branch from it. None: from scratch.
+    #: The loop of one network on all timesteps, of which every expert starts as a copy. None: there is none.
     trunk: LoopConfig | None = None
     #: Side in pixels of the crops whose latents are trained on.
     crop: int = 128
@@ -36,8 +36,9 @@ class ExpertConfig:
 class Expert(Task):
     """Trains one network on timesteps low <= t < high of `span`.
 
-    Batches hold x0 and y, latents of the HR image and of the upsampled LR; lr, the condition at their size; and
-    settings, restore and fidelity [B, 2], for networks that take these. trunk: weights to start from.
+    Batches hold x0 and y, the latents of the HR image and of the upsampled LR image; lr, the condition at their size;
+    and, for networks that take them, settings [B, 2], which are restore and fidelity. name: of the files it exports.
+    trunk: weights to start from.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Expert(Task):
         self.process = from_config(model.process)
         network = denoiser(with_space_experts(model.unet, config.space_experts))
         if trunk is None:
-            # Experts that start apart would become the mean of unrelated functions before EWA draws them together.
+            # Space experts start equal: a mean of unrelated ones would be useless until EWA has drawn them together.
             network.load_state_dict(repeat_expert(network.state_dict(), config.space_experts))
             for parameter in network.out[2].parameters():
                 nn.init.zeros_(parameter)

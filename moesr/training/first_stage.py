@@ -19,8 +19,8 @@ from .engine import Engine
 from .loop import Batch, LoopConfig, Task, autocast
 from .run_log import join_images
 
-#: Weight of the encoder's distance from its codes (VQ-GAN's beta).
-COMMITMENT = 0.25
+#: Weights of the encoder's distance from its codes (VQ-GAN's beta), and of the KL divergence per latent element (LDM).
+COMMITMENT, KL_WEIGHT = 0.25, 1e-5
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,18 @@ class FirstStageConfig:
     #: Step from which the adversary counts.
     gan_start: int = 10_000_000
     gan_weight: float = 0.8
-    #: Of the KL divergence of one element of a latent.
-    kl_weight: float = 1e-5
-    #: The AFF U-Net is trained along with the rest instead of being left to the decoder's stage.
-    refine: bool = False
-    #: The upsampled LR image is added to the result, for a model with `lr_skip`: latents then carry detail alone.
+    #: For models with `lr_skip`: the upsampled LR image is added to the result, so that latents hold detail alone.
     skip: bool = False
-    #: Of the squared distance from the principal components of detail (KL only). Left to itself a small network takes
-    #: hours to find out that detail is worth encoding.
+    #: Of the squared distance from the principal components of detail (KL only). Without it a small network needs hours
+    #: to learn to encode detail.
     guide_weight: float = 0.0
     ema: float = 0.999
 
 
 class FirstStage(Task):
-    """Trains encoder, codebook and decoder; LR fusion is not part of this stage. Batches hold hr and lr.
+    """Trains encoder, codebook and decoder, without LR fusion. Batches hold hr and lr.
 
-    guide: the convolution weight [C, 3, factor, factor] of the guide's components.
+    guide: the convolution weight [C, 3, factor, factor] that gives the principal components of detail.
     """
 
     network: Autoencoder
@@ -62,9 +58,8 @@ class FirstStage(Task):
     ) -> None:  # fmt: skip
         torch.manual_seed(config.loop.seed)
         self.config, self.guide = config, guide
-        self.position = -1  # the step that was worked on last
-        alone = replace(model, lr_fusion=False, lr_skip=False, refine=config.refine, scale_factor=1, estimator=False)
-        network = Autoencoder(alone)
+        self.position = -1  # of the last step
+        network = Autoencoder(without_lr(replace(model, scale_factor=1.0)))
         if model.kind == "kl":  # latents start nearly without noise
             with torch.no_grad():
                 network.quant_conv.get_parameter("bias")[model.embed_dim :] = -6.0  # of the log variance
@@ -95,7 +90,7 @@ class FirstStage(Task):
             weight = losses.adaptive_weight(reconstruction, adversarial, last, self.engine.average)
             loss = loss + config.gan_weight * weight * adversarial
         if self.guide is not None:
-            components = F.conv2d(detail(image), self.guide.to(image.device), stride=net.config.factor)
+            components = F.conv2d(extract_detail(image), self.guide.to(image.device), stride=net.config.factor)
             guided = F.mse_loss(moments[:, : len(self.guide)], components)
             loss = loss + config.guide_weight * guided
             report["guide"] = guided.item()
@@ -106,7 +101,7 @@ class FirstStage(Task):
         return report
 
     def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Images [B, 3, H, W] again, the moments they were encoded to, and the loss of codes or of the posterior."""
+        """Images [B, 3, H, W] after encoding and decoding, their moments, and the loss of codes or of the posterior."""
         with autocast(self.config.loop, batch["hr"].device):
             moments = self.network.moments(batch["hr"]).float()
             z, code_loss = self._sample_latent(moments, batch)
@@ -120,7 +115,7 @@ class FirstStage(Task):
         log_variance = log_variance.clamp(-30, 20)
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
         z = mean + (log_variance / 2).exp() * random_draws.draw_normal(mean, batch, self.config.loop.seed, "posterior")
-        return z, self.config.kl_weight * divergence
+        return z, KL_WEIGHT * divergence
 
     def _quantise(self, z: Tensor) -> tuple[Tensor, Tensor]:
         codes = self.network.quantize(z)
@@ -129,7 +124,7 @@ class FirstStage(Task):
 
     @torch.no_grad()
     def _start_codebook(self, image: Tensor) -> None:
-        """Codes begin as latents of the first batch."""
+        """Set the codes to latents of the first batch, with a little noise."""
         codes = self.network.quantize.embedding.weight
         with autocast(self.config.loop, image.device):
             z = self.engine.gather(self.network.moments(image).float())
@@ -146,29 +141,35 @@ class FirstStage(Task):
         weight_files.save(self.ema.weights(self.network), folder / "first_stage.safetensors")
 
 
+def without_lr(model: AutoencoderConfig) -> AutoencoderConfig:
+    """The config of a model's first stage: what the later stages add is left out."""
+    return replace(model, lr_fusion=False, lr_skip=False, refine=False, estimator=False)
+
+
 def enlarge(lr: Tensor, hr: Tensor) -> Tensor:
     """LR images [B, 3, h, w] in the size of HR images."""
     return resize(lr, (hr.shape[-2], hr.shape[-1])).clamp(-1, 1)
 
 
 def resize_condition(lr: Tensor, z: Tensor) -> Tensor:
-    """LR images [B, 3, h, w] as the experts are given them beside latents `z`: at the size of those."""
+    """LR images [B, 3, h, w] at the size of the latents `z`: the condition of the experts."""
     size = (z.shape[-2], z.shape[-1])
     return lr if size == tuple(lr.shape[-2:]) else resize(lr, size).clamp(-1, 1)
 
 
-def detail(image: Tensor) -> Tensor:
-    """What of images [B, 3, H, W] is lost when they are made four times smaller and enlarged again."""
+def extract_detail(image: Tensor) -> Tensor:
+    """What images [B, 3, H, W] lose if they are made four times smaller and enlarged again."""
     height, width = image.shape[-2:]
     return image - resize(resize(image, (height // 4, width // 4)), (height, width))
 
 
-def detail_components(images: Tensor, count: int, factor: int) -> Tensor:
+def find_detail_components(images: Tensor, count: int, factor: int) -> Tensor:
     """The `count` principal components of detail in cells of `factor` x `factor` pixels, as a convolution's weight.
 
     images: [B, 3, H, W]. Returns [count, 3, factor, factor], scaled so that the first component has unit variance.
     """
-    cells = F.pixel_unshuffle(detail(images), factor).movedim(1, -1).flatten(0, -2).double()  # [cells, 3 factor^2]
+    cells = F.pixel_unshuffle(extract_detail(images), factor).double()  # [B, 3 factor^2, h, w]
+    cells = cells.movedim(1, -1).flatten(0, -2)
     values, vectors = torch.linalg.eigh(cells.T @ cells / len(cells))
     components = vectors.flip(1)[:, :count].T / values[-1].sqrt()
     return components.view(count, 3, factor, factor).float()

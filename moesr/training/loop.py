@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..atomic_files import open_new
 from ..errors import NumericsError, SettingError
 from ..networks.space_moe import exchange_weights
 from . import losses, random_draws
@@ -32,13 +32,6 @@ NextBatch = Callable[[int], Sequence[Batch]]
 
 #: Items on a contact sheet: the first of the data.
 SHEET = 8
-
-
-class Stateful(Protocol):
-    """Anything with a state dict: a module, an optimiser, an EMA."""
-
-    def state_dict(self) -> Any: ...
-    def load_state_dict(self, state: Any, /) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -77,10 +70,10 @@ class Budget:
 class Done:
     """What a stage did."""
 
+    #: Optimiser steps, and the minutes that they took, earlier runs included.
     steps: int
     minutes: float
-    #: Images per second of the data alone, and of everything.
-    data_rate: float
+    #: Images per second of this run.
     rate: float
 
 
@@ -99,14 +92,11 @@ def autocast(config: LoopConfig, device: torch.device) -> torch.autocast:
 
 
 class Task(ABC):
-    """A stage of training: networks, optimisers, averages, and what is saved of them.
+    """A stage of training: its networks, optimisers and averages, which `parts` names for the state file.
 
-    network: what is averaged. parameters: what is trained of it, by default all. measures: frozen networks. gamma:
-    of the exchange of weights between space experts (EWA) after every step. `step` works on a batch, or on a part of
-    one, and returns its losses.
+    network: what is averaged. parameters: those of it that are trained, by default all. measures: frozen networks that
+    losses need. gamma: of the exchange of weights between space experts (EWA) after every step.
     """
-
-    name = ""
 
     def __init__(
         self,
@@ -126,7 +116,7 @@ class Task(ABC):
         self.parameters = list(network.parameters()) if parameters is None else parameters
         self.optimiser = torch.optim.AdamW(self.parameters, loop.lr, betas=betas, weight_decay=0)
         self.ema = EMA(network, ema)
-        self.parts: dict[str, Stateful] = {"network": network, "optimiser": self.optimiser, "ema": self.ema}
+        self.parts: dict[str, Any] = {"network": network, "optimiser": self.optimiser, "ema": self.ema}
         self.opponent: torch.optim.Optimizer | None = None
         if adversary is not None:
             self.opponent = torch.optim.AdamW(adversary.parameters(), loop.lr, betas=(0.5, 0.9), weight_decay=0)
@@ -140,10 +130,10 @@ class Task(ABC):
 
     @abstractmethod
     def step(self, batch: Batch, index: int) -> dict[str, float]:
-        """Add the gradients of a batch, or of a part of one, and make the step after the last part."""
+        """Add the gradients of a batch, or of a part of one; after the last part make the step. Returns the losses."""
 
     def pictures(self, batch: Batch) -> Tensor | None:
-        """Images [B, 3, H, W] in [-1, 1] from LR to HR, made with the present weights; None: it makes none."""
+        """Rows of a contact sheet, [B, 3, H, W] in [-1, 1], by the present weights; None: the stage makes no images."""
         return None
 
     @abstractmethod
@@ -152,7 +142,7 @@ class Task(ABC):
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Inside the block the network has its averaged weights, and computes as it does in use (eval mode)."""
+        """Inside the block the network has its averaged weights and is in eval mode."""
         kept = {name: value.clone() for name, value in self.network.state_dict().items()}
         training = [module for module in self.network.modules() if module.training]
         self.network.load_state_dict(self.ema.weights(self.network))
@@ -171,7 +161,7 @@ class Task(ABC):
                 group["lr"] = learning_rate(self.loop, index)
 
     def judge(self, fake: Any) -> Tensor:
-        """The mean score that the adversary gives results; it does not learn from it."""
+        """The mean score that the adversary gives results. The adversary gets no gradient."""
         assert self.adversary is not None
         self.adversary.requires_grad_(False)
         with autocast(self.loop, self.engine.device):
@@ -180,9 +170,9 @@ class Task(ABC):
         return score
 
     def oppose(self, true_and_fake: Any) -> float:
-        """Add the gradients of the adversary, of a batch of true items and then as many others.
+        """Add the adversary's gradients, and return its hinge loss: 1 where it cannot tell true items from fake ones.
 
-        Returns its hinge loss, which is 1 where it cannot tell them apart.
+        true_and_fake: a batch of true items, followed by as many fake ones.
         """
         assert self.adversary is not None
         with autocast(self.loop, self.engine.device):
@@ -192,7 +182,7 @@ class Task(ABC):
         return loss.item()
 
     def finish(self, opposed: bool = False) -> None:
-        """After the last part of a batch: the step of the network, and of the adversary if it has gradients."""
+        """After the last part of a batch: make the step of the network, and of the adversary if it has gradients."""
         steps: list[tuple[torch.optim.Optimizer, list[nn.Parameter] | None]] = [(self.optimiser, self.parameters)]
         if opposed and self.opponent is not None:
             steps.append((self.opponent, None))
@@ -205,11 +195,10 @@ class Task(ABC):
 def run(task: Task, next_batch: NextBatch, loop: LoopConfig, folder: Path, budget: Budget | None = None) -> Done:
     """Train until the budget is spent, from the state in `folder` if there is one, and export the result there.
 
-    The task is given positions 0 .. loop.steps instead of steps: with a budget of minutes they are the share of it that
-    has passed, so that warm-up, cosine and everything that begins later are planned to that time. Random numbers are
-    functions of the seed, the step and the item. The state is written to a temporary name and renamed. Raises
-    NumericsError on a loss or a weight that is not finite: the last good state stays. Raises SettingError for a state
-    that is not this task's.
+    The task is given positions 0 .. loop.steps. Without a limit of time they are steps. With one they are the share of
+    the time that has passed, so that warm-up, cosine and all that begins later are planned to it. Random numbers are
+    functions of the seed, the step and the item. Raises NumericsError on a loss or a weight that is not finite: the
+    last good state stays. Raises SettingError for a state that is not this task's.
     """
     engine, budget = task.engine, budget or Budget()
     path = folder / "state.pt"
@@ -217,19 +206,33 @@ def run(task: Task, next_batch: NextBatch, loop: LoopConfig, folder: Path, budge
     torch.manual_seed(loop.seed)
     task.to(engine.device)
     facts, totals = _restore(task, path)
-    step, before, data_seconds = int(facts["step"]), facts["seconds"], facts["data"]
+    first = step = int(facts["step"])
     if engine.average_numbers({"step": step})["step"] != step:
         raise SettingError(f"{folder}: not the same for all processes; machines must share the folder of a run")
     board = Board(folder, step) if engine.main else None
     sheet = {name: value[:SHEET] for name, value in _move(next_batch(0)[0], engine.device).items()}
-    first, images, saved = step, 0, -1
+    exported, data_seconds = -1, facts["data"]
     start = last_save = time.monotonic()
 
     def count_seconds() -> float:
-        return before + time.monotonic() - start
+        return facts["seconds"] + time.monotonic() - start
 
     def find_position() -> int:
         return step if budget.minutes is None else int(count_seconds() / (60 * budget.minutes) * loop.steps)
+
+    def write_row() -> None:
+        row = {"step": step, "seconds": round(count_seconds(), 2), "lr": learning_rate(loop, at)}
+        row["images_per_second"] = round((step - first) * loop.batch / (time.monotonic() - start), 3)
+        row |= {name: total / count for name, (total, count) in totals.items()}
+        totals.clear()
+        if board is not None:
+            board.write_row(row, step)
+
+    def export() -> None:
+        if board is not None:
+            if step > first:
+                _save(task, {"step": step, "seconds": count_seconds(), "data": data_seconds}, totals, path)
+            _show(task, sheet, folder, board, step)
 
     with tqdm(total=loop.steps, initial=step, desc=folder.name, disable=not engine.main) as bar:
         while (at := find_position()) < loop.steps:
@@ -237,43 +240,31 @@ def run(task: Task, next_batch: NextBatch, loop: LoopConfig, folder: Path, budge
             parts = [_move(part, engine.device) for part in next_batch(step)]
             engine.synchronise()
             data_seconds += time.monotonic() - began
-            for name, value in engine.average_numbers(
-                _step(task, parts, at, random_draws.make_seed(loop.seed, step))
-            ).items():
+            values = engine.average_numbers(_step(task, parts, at, random_draws.make_seed(loop.seed, step)))
+            for name, value in values.items():
                 if not math.isfinite(value):
                     raise NumericsError(f"step {step}: loss {name} is {value}; last good state is {path}")
-                sums = totals.setdefault(name, [0.0, 0])
-                sums[0], sums[1] = sums[0] + value, sums[1] + 1
+                total, count = totals.get(name, (0.0, 0))
+                totals[name] = total + value, count + 1
             step += 1
-            images += loop.batch
             bar.n = at
             bar.update(0)
-            ended = budget.minutes is None and step == loop.steps
-            if step % loop.log_every == 0 or ended:
-                row = {"step": step, "seconds": round(count_seconds(), 2), "lr": learning_rate(loop, at)}
-                row["images_per_second"] = round(images / (time.monotonic() - start), 3)
-                row |= {name: total / count for name, (total, count) in totals.items()}
-                totals = {}
-                if board is not None:
-                    board.write_row(row, step)
+            if step % loop.log_every == 0 or find_position() >= loop.steps:
+                write_row()
             minutes = (time.monotonic() - last_save) / 60
-            due = step % loop.save_every == 0 if budget.save_minutes is None else minutes > budget.save_minutes
-            if (due or ended) and board is not None:
-                _save(task, {"step": step, "seconds": count_seconds(), "data": data_seconds}, totals, path)
-                _show(task, sheet, folder, board, step)
-                saved, last_save = step, time.monotonic()
+            if step % loop.save_every == 0 if budget.save_minutes is None else minutes > budget.save_minutes:
+                export()
+                exported, last_save = step, time.monotonic()
+    if exported != step:  # at the end, or where a run was stopped between its last state and the export
+        export()
     if board is not None:
-        if saved != step:  # the time is over, or a run was stopped between its last state and the export
-            if step > first:
-                _save(task, {"step": step, "seconds": count_seconds(), "data": data_seconds}, totals, path)
-            _show(task, sheet, folder, board, step)
         board.close()
     engine.wait()
-    spent = max(time.monotonic() - start, 1e-9)
-    done = Done(step, count_seconds() / 60, step * loop.batch / max(data_seconds, 1e-9), images / spent)
+    rate = (step - first) * loop.batch / max(time.monotonic() - start, 1e-9)
+    done = Done(step, count_seconds() / 60, rate)
     log.info(
         "%s: %d steps in %.1f minutes; data alone %.1f images/s, everything %.2f images/s",
-        folder.name, done.steps, done.minutes, done.data_rate, done.rate,
+        folder.name, done.steps, done.minutes, step * loop.batch / max(data_seconds, 1e-9), done.rate,
     )  # fmt: skip
     return done
 
@@ -302,8 +293,8 @@ def _move(batch: Batch, device: torch.device) -> Batch:
     return {k: v if k == "index" else v.to(device, non_blocking=True) for k, v in batch.items()}
 
 
-def _restore(task: Task, path: Path) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Step, seconds spent and of them on data; and the sums for the next line of the log."""
+def _restore(task: Task, path: Path) -> tuple[dict[str, float], dict[str, tuple[float, int]]]:
+    """Step, seconds spent and of them on data; and for the next line of the log the sum and number of every loss."""
     if not path.exists():
         return {"step": 0, "seconds": 0.0, "data": 0.0}, {}
     state = torch.load(path, map_location="cpu", weights_only=True)
@@ -318,15 +309,11 @@ def _restore(task: Task, path: Path) -> tuple[dict[str, float], dict[str, list[f
     return {k: state[k] for k in ("step", "seconds", "data")}, state["totals"]
 
 
-def _save(task: Task, facts: dict[str, float], totals: dict[str, list[float]], path: Path) -> None:
-    parts = {k: dict(p.state_dict()) for k, p in task.parts.items()}
+def _save(task: Task, facts: dict[str, float], totals: dict[str, tuple[float, int]], path: Path) -> None:
+    parts = {name: dict(part.state_dict()) for name, part in task.parts.items()}
     for name, part in parts.items():
         if not all(bool(torch.isfinite(v).all()) for v in part.values() if isinstance(v, Tensor)):
             step = int(facts["step"]) - 1
             raise NumericsError(f"step {step}: weights of {name} are not numbers; last good state is {path}")
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with open_new(path, replaces=True) as file:
         torch.save({**facts, "totals": totals, "scaler": task.engine.state_dict(), "parts": parts}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -9,34 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..evaluation.metrics import block_power, grid_ratios
-from ..images.resize import resize
-
-
-def pixel_loss(
-    out: Tensor,
-    batch: dict[str, Tensor],
-    *,
-    l1: float,
-    frequency: float,
-    grid: float,
-    consistency: float,
-    average: Callable[[Tensor], Tensor] = lambda mean: mean,
-) -> tuple[Tensor, dict[str, float]]:
-    """Weighted sum of the losses of results [B, 3, H, W] that need no network, and the value of each.
-
-    L1; focal frequency distance; the grid (images of 64 pixels or more), with its `average` over processes; and L1 of
-    result and HR image at LR size. batch: hr and lr.
-    """
-    hr, size = batch["hr"], (batch["lr"].shape[-2], batch["lr"].shape[-1])
-    values = {"l1": (l1, F.l1_loss(out, hr))}
-    if frequency:
-        values["frequency"] = frequency, focal_frequency_loss(out, hr)
-    if consistency:
-        values["consistency"] = consistency, F.l1_loss(resize(out, size), resize(hr, size))
-    if grid and min(out.shape[-2:]) >= 64:
-        values["grid"] = grid, grid_loss(out, average=average)
-    total = torch.stack([weight * value for weight, value in values.values()]).sum()
-    return total, {name: value.item() for name, (_, value) in values.items()}
 
 
 def focal_frequency_loss(
@@ -74,23 +46,23 @@ def _spectrum(image: Tensor, patches: int) -> Tensor:
     return torch.fft.fft2(split.permute(0, 2, 4, 1, 3, 5).flatten(1, 2), norm="ortho")
 
 
-def grid_loss(image: Tensor, allowed: float = 1.5, average: Callable[[Tensor], Tensor] = lambda mean: mean) -> Tensor:
-    """How far a batch stands above `allowed` times its surroundings at the frequencies of a regular grid: a scalar.
+def grid_loss(image: Tensor) -> Tensor:
+    """How much power a batch has at the frequencies of a regular grid, beyond 1.5 times their neighbours': a scalar.
 
-    Mean over the frequencies of log(ratio / allowed) where that is above 0. The ratios are those of metrics.grid_power,
-    averaged over the batch, and by `average` over the other processes': smooth images, where a grid shows most, count
-    like rough ones. image: [B, 3, H, W] in [-1, 1], sides at least 64.
+    Mean over the frequencies of log(ratio / 1.5) where that is above 0. The ratios are those of metrics.grid_power,
+    averaged over the batch first: smooth images, where a grid shows most, then count like rough ones. image:
+    [B, 3, H, W] in [-1, 1], sides at least 64.
     """
-    ratios = average(grid_ratios(block_power((image.float() + 1) / 2)).mean(dim=0))
-    return F.relu(torch.log(ratios / allowed + 1e-6)).mean()
+    ratios = grid_ratios(block_power((image.float() + 1) / 2)).mean(dim=0)
+    return F.relu(torch.log(ratios / 1.5 + 1e-6)).mean()
 
 
 def crop_randomly(*images: Tensor, most: int = 8) -> list[Tensor]:
-    """The images [B, C, H, W] without up to `most` - 1 rows and columns, the same for all, at the top and left.
+    """The images [B, C, H, W] from a random row and column below `most`, the same for all.
 
-    Features of strided networks (LPIPS, the adversary) depend on where their grid lies. Against a fixed grid the
-    decoder, whose own grid is the latent's, learns a pattern that only those networks like; against a moving one it
-    cannot. Images below 64 pixels stay as they are.
+    Features of strided networks (LPIPS, the adversary) depend on where their grid lies. With a fixed grid the decoder
+    learns a pattern that only those networks like; with a moving one it cannot. Images below 64 pixels stay as they
+    are.
     """
     if min(images[0].shape[-2:]) < 64:
         return list(images)

@@ -1,4 +1,4 @@
-"""Random numbers that belong to an item of the data, not to the batch or the process that it happens to be in."""
+"""Random numbers that depend on the item of the data, not on its batch or its process."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def make_seed(*parts: int | str) -> int:
 
 
 def draw_normal(like: Tensor, batch: dict[str, Tensor], seed: int, name: str) -> Tensor:
-    """Standard normal numbers in the shape of `like` [B, ...]: of item k, a function of (seed, name, k) alone.
+    """Standard normal numbers in the shape of `like` [B, ...]. Those of item k are a function of (seed, name, k).
 
-    k is from batch["index"]; a batch without it gets numbers of torch's own generator.
+    batch["index"] has k for every item; a batch without it gets numbers of torch's own generator.
     """
     if "index" not in batch:
         return torch.randn_like(like)

@@ -1,4 +1,4 @@
-"""`train CONFIG`: a small model from photographs to file by one command, in stages that share its time."""
+"""`train CONFIG`: a small model from photographs to a file by one command. Its stages share the time."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ TRAINING = "moesr.training"
 
 
 class Recipe(Stages):
-    """One run: the stages in a row below `out`, each of them resumed or, where it is done, left out.
+    """One run below the folder `out`: every stage is started, resumed, or left out if it is finished.
 
-    minutes: for all of the run; None trains for the steps of the config. start: a name, a file, or a folder with the
-    parts of a model of the same config to go on from, which leaves out first stage and trunk. device: auto, cpu, cuda.
+    minutes: for all stages together; None trains for the steps of the config. start: a model of the same config to go
+    on from, by name, file or folder of parts; first stage and trunk are then left out. device: auto, cpu, cuda.
+    save_minutes: between two states.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Recipe(Stages):
         out.mkdir(parents=True, exist_ok=True)
 
     def train(self) -> Path:
-        """Train and export; returns the model's file. Its parts, of at most 15 MiB, are beside it in `parts`."""
+        """Train and export. Returns the model's file; parts of at most 15 MiB are in the folder `parts` beside it."""
         stage, estimator = self.config.unrolled, None
         share = 1 - stage.estimator_share
         if self.config.model.autoencoder.estimator:
@@ -73,18 +74,16 @@ class Recipe(Stages):
             self.train_expert(TRUNK, self._budget(stage.experts_share))
             model, autoencoder = self.model, weight_files.load(self.out / "first_stage" / "first_stage.safetensors")
             experts = [weight_files.load(self.out / TRUNK / f"{TRUNK}.safetensors")] * len(model.stages)
-        loop, engine = self.adapt_loop(stage.loop, stage.batch_gpu), Engine(self.device)
+        loop = self.adapt_loop(stage.loop, stage.batch_gpu)
         task = Unrolled(
-            model, replace(stage, loop=loop), engine, experts=experts, autoencoder=autoencoder, estimator=estimator,
-            metrics=self.metrics,
+            model, replace(stage, loop=loop), self.make_engine(loop), experts=experts, autoencoder=autoencoder,
+            estimator=estimator, metrics=self.metrics, on_export=lambda: self._export(task, model),
         )  # fmt: skip
-        task.on_export = lambda: self._export(task, model)
-        source = self.open_source(self.expert_crop, loop)
-        done = self.run(task, self.batches(source, loop, engine), "unrolled", self._budget(share))
+        done = self.run(task, self.open_batches(self.expert_crop, task), "unrolled", self._budget(share))
         return self._export(task, model, done)
 
     def adapt_loop(self, loop: LoopConfig, batch_gpu: int = 64) -> LoopConfig:
-        """The loop with the run's seed and, on a GPU, its batch and a learning rate that grows with its square root."""
+        """The loop with the run's seed. On a GPU also `batch_gpu`, with a learning rate that grows with its root."""
         loop = replace(loop, seed=loop.seed + self.seed)
         if self.device.type == "cpu":
             return replace(loop, precision="fp32")
@@ -97,13 +96,12 @@ class Recipe(Stages):
     def _train_estimator(self, budget: Budget) -> dict[str, Tensor]:
         loop = self.config.unrolled.estimator
         loop = self.adapt_loop(loop, loop.batch)
-        task = EstimatorTask(loop, Engine(self.device))
-        source = self.open_source(self.expert_crop, loop)
-        self.run(task, self.batches(source, loop, task.engine), "estimator", budget)
+        task = EstimatorTask(loop, self.make_engine(loop))
+        self.run(task, self.open_batches(self.expert_crop, task), "estimator", budget)
         return weight_files.load(self.out / "estimator" / "estimator.safetensors")
 
     def _open_start(self, start: str) -> tuple[ModelConfig, list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
-        """The model's config with the latents' factor of `start`, and the weights of its experts and autoencoder."""
+        """The model's config with the scale factor of `start`, and the weights of its experts and autoencoder."""
         path = Path(start)
         parts = find_parts(path) if path.is_dir() else []
         if parts:
@@ -115,8 +113,8 @@ class Recipe(Stages):
             raise SettingError(f"--start {start}: its experts work at other timesteps; start from one of this config")
         factor = files.config.autoencoder.scale_factor
         autoencoder = replace(self.config.model.autoencoder, scale_factor=factor)
-        experts: list[Mapping[str, Tensor]] = [files.expert(i) for i in range(len(files.config.stages))]
-        return replace(self.config.model, autoencoder=autoencoder), experts, files.autoencoder()
+        experts: list[Mapping[str, Tensor]] = list(files.experts)
+        return replace(self.config.model, autoencoder=autoencoder), experts, files.decoder
 
     def _export(self, task: Unrolled, model: ModelConfig, done: Done | None = None) -> Path:
         """Write the model in fp16, whole and in parts."""

@@ -1,10 +1,9 @@
-"""What a run shows while it trains: log.jsonl, contact sheets, and TensorBoard where it is installed."""
+"""What a run writes while it trains: log.jsonl, contact sheets, and TensorBoard's files where it is installed."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..atomic_files import open_new
+
 log = logging.getLogger(__name__)
 
 
 class Board:
-    """Writes below `folder`. What an earlier run wrote after step `start` is removed from the log, and hidden."""
+    """Writes below `folder`. Rows of an earlier run after step `start` are removed from the log."""
 
     def __init__(self, folder: Path, start: int) -> None:
         self.folder = folder
@@ -31,7 +32,7 @@ class Board:
             log.info("TensorBoard is not installed (pip install tensorboard): losses are in log.jsonl alone")
 
     def write_row(self, row: dict[str, float], step: int) -> None:
-        """Numbers by name."""
+        """Write numbers by name."""
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         if self._writer is not None:
@@ -39,7 +40,7 @@ class Board:
                 self._writer.add_scalar(name, row[name], step)
 
     def write_sheet(self, images: Tensor, step: int) -> None:
-        """Images [B, 3, H, W] in [-1, 1], one below the other."""
+        """Write images [B, 3, H, W] in [-1, 1] as one picture, one below the other."""
         column = ((torch.cat(list(images.float().cpu()), dim=1) + 1) / 2).clamp(0, 1)
         path = self.folder / "sheets" / f"{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
@@ -49,7 +50,7 @@ class Board:
             self._writer.add_image("LR, result, HR", column, step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what TensorBoard has not written yet."""
         if self._writer is not None:
             self._writer.close()
 
@@ -70,6 +71,5 @@ def _cut_log(path: Path, step: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError):  # cut off in the middle when the run was killed
             continue
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    os.replace(partial, path)
+    with open_new(path, replaces=True) as file:
+        file.write("".join(line + "\n" for line in kept).encode())

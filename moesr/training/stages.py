@@ -1,4 +1,4 @@
-"""The stages of one config in the folder of a run, each from what the one before left there."""
+"""The stages of one config in the folder of a run. Each starts from the files of the stage before it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.model_files import save_model
-from ..config import AutoencoderConfig, ModelConfig, UNetConfig
+from ..config import AutoencoderConfig, ModelConfig, UNetConfig, averaged
 from ..errors import NumericsError, SettingError
+from ..evaluation.nano_models import assemble
+from ..library.model_folders import compute_fingerprint
+from ..model import DTYPES
 from ..networks.autoencoder import Autoencoder
+from ..networks.denoiser import denoiser
 from . import weight_files
 from .config import TrainingConfig, apply_launcher, to_dict
 from .data import BatchSource, Images, read_images
 from .decoder import FCD
 from .engine import Engine, LaunchedEngine
 from .experts import Expert
-from .first_stage import FirstStage, detail_components, enlarge, resize_condition
-from .latent_samples import Draw, Sampler, Samples, digest_files, make_samples
-from .loader import Items, Loader
+from .first_stage import FirstStage, enlarge, find_detail_components, resize_condition, without_lr
+from .latent_samples import SampleItems, make_samples, read_samples, sample_items
+from .loader import Loader, ReadItem
 from .loop import Batch, Budget, Done, LoopConfig, NextBatch, Task, autocast, run
 
 STAGES = ("first-stage", "experts", "decoder")
@@ -33,11 +37,10 @@ TRUNK = "trunk"
 def train(
     stage: str, config: TrainingConfig, data: object, out: Path, metrics: Path | None, experts: Sequence[str] = ()
 ) -> None:
-    """Train one stage ("first-stage", "experts", "decoder") in `out`, resuming what is there.
+    """Train one stage ("first-stage", "experts", "decoder") in the folder `out`, from its last state if there is one.
 
-    data: what `data.open_photos` takes. experts: of that stage, numbers from 0 or "trunk", to train alone what other
-    machines need not wait for; all by default. Raises SettingError for a name that does not exist, or where an earlier
-    stage is missing.
+    data: what `data.open_photos` takes. experts: of the stage of that name, train only these (numbers from 0, or
+    "trunk"). Raises SettingError for a name that does not exist, or if the results of an earlier stage are missing.
     """
     if stage not in STAGES:
         raise SettingError(f"stage {stage!r} is unknown: choose one of {', '.join(STAGES)}")
@@ -55,14 +58,17 @@ def train(
 
 
 def without_restore(config: TrainingConfig) -> TrainingConfig:
-    """The config of a model that is not conditioned on restore: stage by stage nothing estimates it."""
+    """The config without the setting `restore` and its estimator, which only the one command trains."""
     model = config.model
     unet = replace(model.unet, restore=False) if isinstance(model.unet, UNetConfig) else model.unet
     return replace(config, model=replace(model, unet=unet, autoencoder=replace(model.autoencoder, estimator=False)))
 
 
 class Stages:
-    """Trains stages below `out`. engine: one process; None: by accelerate, as the launcher says."""
+    """Trains stages in folders below `out`.
+
+    engine: what computes all stages, in this one process; None leaves it to accelerate and its launcher.
+    """
 
     def __init__(
         self, config: TrainingConfig, data: object, out: Path, *, metrics: Path | None = None,
@@ -72,30 +78,31 @@ class Stages:
 
     @cached_property
     def images(self) -> Images:
-        """The training images: on the device where one process trains, else in the memory that loaders share."""
+        """The training images: on the device if one process trains, else in memory that loaders share."""
         return read_images(self.data, self._engine.device if self._engine else "cpu")
 
     def adapt_loop(self, loop: LoopConfig) -> LoopConfig:
-        """The loop as this run trains it."""
+        """The loop with the run's own settings."""
         return loop
 
     def make_engine(self, loop: LoopConfig) -> Engine:
-        """What computes a stage."""
+        """The engine of a stage."""
         return self._engine or LaunchedEngine(loop.accumulate, loop.precision)
 
     def open_source(self, crop: int, loop: LoopConfig) -> BatchSource:
-        """Batches of crops of `crop` pixels: whole ones on the device, or single items for loaders."""
+        """Crops of `crop` pixels: in batches on the device, or in batches of one for loaders."""
         device, batch = (self._engine.device, loop.batch) if self._engine else ("cpu", 1)
         return BatchSource(
             self.images, crop=crop, scale=self.config.model.scale, batch=batch, recipe=self.config.degradation,
             device=device, seed=loop.seed,
         )  # fmt: skip
 
-    def batches(self, source: BatchSource, loop: LoopConfig, engine: Engine) -> NextBatch:
-        """The batches of a source in the parts that this process computes."""
+    def open_batches(self, crop: int, task: Task) -> NextBatch:
+        """Batches of crops of `crop` pixels, in the parts that this process computes."""
+        source = self.open_source(crop, task.loop)
         if self._engine:
             return lambda step: [source.next(step)]
-        return Loader(Items(lambda k: {name: value[0] for name, value in source.next(k).items()}), loop, engine)
+        return Loader(lambda k: {name: value[0] for name, value in source.next(k).items()}, task.loop, task.engine)
 
     def run(self, task: Task, batches: NextBatch, name: str, budget: Budget | None = None) -> Done:
         """Train a task in the folder of that name, with the whole config beside its results."""
@@ -106,25 +113,25 @@ class Stages:
         return run(task, batches, task.loop, folder, budget)
 
     def train_first_stage(self, budget: Budget | None = None) -> None:
-        """The first stage, and the scale factor that gives its latents unit variance."""
+        """Train the first stage, and compute the scale factor that gives its latents unit variance."""
         loop = self.adapt_loop(self.config.first_stage.loop)
         stage, engine = replace(self.config.first_stage, loop=loop), self.make_engine(loop)
-        source = self.open_source(stage.crop, loop)
-        model, some, guide = self.config.model.autoencoder, source.next(0, 64)["hr"], None
+        model, guide = self.config.model.autoencoder, None
+        images = self.open_source(stage.crop, loop).next(0, 64)["hr"]
         if stage.guide_weight:
-            guide = detail_components(some, model.embed_dim, model.factor)
+            guide = find_detail_components(images, model.embed_dim, model.factor)
         task = FirstStage(model, stage, engine, metrics=self.metrics, guide=guide)
-        self.run(task, self.batches(source, loop, engine), "first_stage", budget)
+        self.run(task, self.open_batches(stage.crop, task), "first_stage", budget)
         if engine.main:
-            network = self.load_first_stage(replace(model, scale_factor=1.0)).to(some.device)
+            network = self.load_first_stage(replace(model, scale_factor=1.0)).to(images.device)
             with torch.inference_mode():
-                latents = torch.cat([network.encode(image[None]).flatten() for image in some])
+                latents = torch.cat([network.encode(image[None]).flatten() for image in images])
             facts = {"scale_factor": round(1 / latents.std().item(), 4)}
             weight_files.write_json(self.out / "first_stage" / "facts.json", facts)
         engine.wait()
 
     def train_experts(self, experts: Sequence[str] = ()) -> None:
-        """A trunk on all timesteps if the config has one, then every time expert on its own; or those in `experts`."""
+        """Train the trunk if the config has one, then every time expert; or those of them that `experts` names."""
         stage, model = self.config.experts, self.model
         names = [*([TRUNK] if stage.trunk else []), *map(str, range(len(model.stages)))]
         unknown = [name for name in experts if name not in names]
@@ -138,7 +145,7 @@ class Stages:
             self.train_expert(name)
 
     def train_expert(self, name: str, budget: Budget | None = None) -> None:
-        """One expert by its number, from the trunk if the config has one; or the trunk."""
+        """Train one expert by its number, from the trunk if the config has one; or the trunk, on all timesteps."""
         stage, model = self.config.experts, self.model
         if name == TRUNK:
             loop, label, span = self.adapt_loop(stage.trunk or stage.loop), TRUNK, (0, model.process.timesteps)
@@ -150,7 +157,7 @@ class Stages:
         trunk = weight_files.load(self.out / TRUNK / f"{TRUNK}_grouped.safetensors") if branches else None
         engine = self.make_engine(loop)
         task = Expert(model, stage, loop, engine, span=span, name=label, trunk=trunk)
-        batches = self.batches(self.open_source(self.expert_crop, loop), loop, engine)
+        batches = self.open_batches(self.expert_crop, task)
         network = self.load_first_stage(model.autoencoder).to(engine.device)
 
         def encode(step: int) -> list[Batch]:
@@ -164,7 +171,7 @@ class Stages:
         return self.config.experts.crop
 
     def _encode(self, network: Autoencoder, batch: Batch, loop: LoopConfig, device: torch.device) -> Batch:
-        """A batch with latents of HR and upsampled LR images, and with restore at fidelity 0 if the model takes it."""
+        """The batch with latents of HR and upsampled LR images, and settings (fidelity 0) if the model has any."""
         batch = {k: v if k == "index" else v.to(device, non_blocking=True) for k, v in batch.items()}
         with torch.no_grad(), autocast(loop, device):
             x0, y = (network.encode(image).float() for image in (batch["hr"], enlarge(batch["lr"], batch["hr"])))
@@ -175,32 +182,37 @@ class Stages:
         return found
 
     def train_decoder(self) -> None:
-        """Latents sampled by the experts, kept on disk, then the decoder on them."""
-        stage, model = self.config.decoder, self.model
-        engine = self.make_engine(stage.loop)
-        samples = self._sample(model, engine)
-        state = weight_files.load(self.out / "first_stage" / "first_stage.safetensors")
+        """Sample latents with the experts, then train the decoder on them."""
+        stage, engine = self.config.decoder, self.make_engine(self.config.decoder.loop)
+        samples = self._sample(engine)
         task = FCD(
-            model.autoencoder, stage, engine, first_stage=state, metrics=self.metrics,
-            skipped=self.config.first_stage.skip,
+            self.model.autoencoder, stage, engine, first_stage=weight_files.load(self._first_stage_file),
+            metrics=self.metrics, skipped=self.config.first_stage.skip,
         )  # fmt: skip
-        self.run(task, Loader(Items(samples), stage.loop, engine), "decoder")
+        self.run(task, Loader(samples, stage.loop, engine), "decoder")
 
-    def _sample(self, model: ModelConfig, engine: Engine) -> Samples:
-        """Sampled latents with their LR and HR images, from the disk or made now; processes share the work."""
-        stage, folder = self.config.decoder, self.out / "samples"
-        experts = [self._expert_file(i) for i in range(len(model.stages))]
+    def _sample(self, engine: Engine) -> ReadItem:
+        """Sampled latents with their LR and HR images, from the disk or made now. Processes share the work."""
+        stage, model, seed = self.config.decoder, self.model, self.config.decoder.loop.seed
+        files = [self._expert_file(i) for i in range(len(model.stages))]
         facts = {
-            "crop": stage.crop, "cache": stage.cache, "seed": stage.loop.seed, "degradation": self.config.degradation,
-            "sample_steps": stage.sample_steps, "experts": digest_files([self._first_stage_file, *experts]),
+            "crop": stage.crop, "cache": stage.cache, "seed": seed, "degradation": self.config.degradation,
+            "sample_steps": stage.sample_steps,
+            "experts": [compute_fingerprint(path) for path in (self._first_stage_file, *files)],
         }  # fmt: skip
 
-        def make() -> Draw:
-            source = self.open_source(stage.crop, replace(stage.loop, seed=stage.loop.seed + 7))
-            sampler = Sampler(model, self.load_first_stage(model.autoencoder), experts, stage.loop, engine.device)
-            return lambda indices: sampler.draw(source, indices, stage.sample_steps)
+        def prepare() -> SampleItems:
+            source = self.open_source(stage.crop, replace(stage.loop, seed=seed + 7))
+            device, dtype = engine.device, DTYPES[stage.loop.precision]
+            experts = [denoiser(averaged(model.unet)) for _ in files]
+            for expert, path in zip(experts, files):
+                expert.load_state_dict(weight_files.load(path))
+                expert.eval().requires_grad_(False).to(device, dtype)
+            first = self.load_first_stage(model.autoencoder).to(device, dtype)
+            ready = assemble(model, experts, first, device=device, dtype=dtype)
+            return lambda indices: sample_items(ready, source, indices, steps=stage.sample_steps, seed=seed)
 
-        return Samples(make_samples(folder, stage.cache, facts, make, engine), stage.cache, stage.loop.seed)
+        return read_samples(make_samples(self.out / "samples", stage.cache, facts, prepare, engine), stage.cache, seed)
 
     @property
     def model(self) -> ModelConfig:
@@ -216,12 +228,9 @@ class Stages:
         return self.out / "first_stage" / "first_stage.safetensors"
 
     def load_first_stage(self, autoencoder: AutoencoderConfig) -> Autoencoder:
-        """The first stage that was trained, as it encodes; the config's scale factor counts."""
-        state = weight_files.load(self._first_stage_file)
-        refine = any(k.startswith("decoder.unet_1.") for k in state)
-        alone = replace(autoencoder, lr_fusion=False, lr_skip=False, refine=refine, estimator=False)
-        network = Autoencoder(alone)
-        network.load_state_dict(state)
+        """The trained first stage, with the scale factor of the config that is given."""
+        network = Autoencoder(without_lr(autoencoder))
+        network.load_state_dict(weight_files.load(self._first_stage_file))
         return network.eval().requires_grad_(False)
 
     def _expert_file(self, index: int) -> Path:
@@ -242,8 +251,8 @@ def write_model(
     path: Path, model: ModelConfig, experts: Sequence[Mapping[str, Tensor]], autoencoder: Mapping[str, Tensor],
     facts: Mapping[str, str] | None = None,
 ) -> Path:  # fmt: skip
-    """Write a model in fp16, with `facts` in its header. Raises NumericsError for weights that are no numbers."""
-    if not all(weight_files.are_finite(part) for part in (*experts, autoencoder)):
+    """Write a model in fp16, with `facts` in its header. Raises NumericsError for weights that are not finite."""
+    if not all(bool(value.isfinite().all()) for part in (*experts, autoencoder) for value in part.values()):
         raise NumericsError(f"{path}: weights that are not numbers; train from the last good state again")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_model(path, model, experts, autoencoder, torch.float16, facts)

@@ -1,4 +1,4 @@
-"""The last stage of a small model: all experts and the decoder, through every sampling step, judged by the image."""
+"""The last stage of a small model: all experts and the decoder, by losses on the image, through every sampling step."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..diffusion.process import from_config
 from ..diffusion.samplers import sample
 from ..errors import SettingError
 from ..evaluation.lpips import LPIPS
+from ..images.resize import resize
 from ..networks.autoencoder import Autoencoder
 from ..networks.denoiser import denoiser
 from ..networks.space_moe import average_experts, repeat_expert
@@ -35,9 +36,9 @@ TAPS, VGG_WIDTHS = slice(1, 4), (128, 256, 512)
 
 @dataclass(frozen=True)
 class UnrolledConfig:
-    """Weights of the losses, at fidelity 0 unless something else is said; see docs/training.md."""
+    """The loop, and the weights of the losses at fidelity 0; see docs/training.md."""
 
-    #: Steps are those of a run without a limit of time; with one they say when things happen: at which share of it.
+    #: In a run with a limit of time, steps here and below are shares of that time.
     loop: LoopConfig = field(default_factory=LoopConfig)
     #: The loop of the estimator of restore.
     estimator: LoopConfig = field(
@@ -48,8 +49,8 @@ class UnrolledConfig:
     #: Side of an HR crop in pixels, on a CPU and on a GPU.
     crop: int = 96
     crop_gpu: int = 128
-    #: Shares of a run's time for the estimator of restore, the first stage, and the trunk of the experts; this stage
-    #: has the rest.
+    #: Shares of a run's time for the estimator of restore, the first stage and the experts' trunk. The rest is for
+    #: this stage.
     estimator_share: float = 0.03
     first_stage_share: float = 0.08
     experts_share: float = 0.17
@@ -60,18 +61,18 @@ class UnrolledConfig:
     adversary: float = 0.12
     #: Step from which the adversary counts.
     adversary_start: int = 200
-    #: Between result and HR image, both reduced to the size of the LR image.
+    #: Of L1 between result and HR image, both reduced to the size of the LR image.
     consistency: float = 0.15
     frequency: float = 0.05
     grid: float = 0.5
-    #: A bicubic image's own latent must be decoded to that image, so that detail comes from the experts alone.
+    #: Of L1 between a bicubic image and its own decoded latent, so that detail comes from the experts alone.
     smooth: float = 1.0
-    #: Shares of batches at fidelity 0 and at fidelity 1; the others have a random one between.
+    #: Shares of batches at fidelity 0 and at fidelity 1; the others have a random fidelity.
     generative: float = 0.55
     faithful: float = 0.15
-    #: Share of batches whose timesteps are random, one per expert, so that other numbers of steps work too.
+    #: Share of batches with random timesteps, one per expert, so that other numbers of steps work too.
     jitter: float = 0.15
-    #: Step from which batch norms keep the statistics that they have.
+    #: Step from which batch norms no longer change their statistics.
     freeze_norms: int = 0
     ema: float = 0.995
     space_experts: int = 4
@@ -81,9 +82,9 @@ class UnrolledConfig:
 class Unrolled(Task):
     """Trains every expert and the decoder. Batches hold hr, lr and restore.
 
-    experts, autoencoder: averaged weights to start from. What they lack, because an older model has no such part,
-    starts as new: settings, LR fusion, refinement. estimator: the trained estimator of restore, which stays as it is.
-    Raises SettingError for weights of another model.
+    experts, autoencoder: averaged weights to start from. Parts that an older model lacks (settings, LR fusion,
+    refinement) start as new. estimator: the trained estimator of restore, which stays as it is. Raises SettingError for
+    weights of another model.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Unrolled(Task):
         autoencoder: Mapping[str, Tensor],
         estimator: Mapping[str, Tensor] | None,
         metrics: str | Path | None,
+        on_export: Callable[[], object] = lambda: None,
     ) -> None:
         torch.manual_seed(config.loop.seed)
         self.model, self.config = model, config
@@ -119,8 +121,7 @@ class Unrolled(Task):
             adversary=FeatureDiscriminator(VGG_WIDTHS) if "vgg" in config.lpips else None,
             measures=list(self.distances.values()), gamma=config.gamma,
         )  # fmt: skip
-        #: Called where a stage exports.
-        self.on_export: Callable[[], object] = lambda: None
+        self.on_export = on_export
 
     def step(self, batch: Batch, index: int) -> dict[str, float]:
         config = self.config
@@ -132,16 +133,22 @@ class Unrolled(Task):
         timesteps = self._choose_timesteps(float(torch.rand(())) < config.jitter)
         with autocast(config.loop, batch["hr"].device):
             out, smooth = self.predict(batch, restore, fidelity, timesteps)
-        loss, report = losses.pixel_loss(
-            out, batch, l1=config.l1 + (config.l1_faithful - config.l1) * fidelity, frequency=config.frequency,
-            grid=config.grid, consistency=config.consistency,
-        )  # fmt: skip
-        report[f"l1_{'faithful' if fidelity == 1 else 'other'}"] = report.pop("l1")
-        loss = config.smooth * smooth + loss
-        report["smooth"] = smooth.item()
+        hr, size = batch["hr"], (batch["lr"].shape[-2], batch["lr"].shape[-1])
+        values = {  # by name: weight and value
+            f"l1_{'faithful' if fidelity == 1 else 'other'}": (
+                config.l1 + (config.l1_faithful - config.l1) * fidelity, F.l1_loss(out, hr)
+            ),
+            "frequency": (config.frequency, losses.focal_frequency_loss(out, hr)),
+            "consistency": (config.consistency, F.l1_loss(resize(out, size), resize(hr, size))),
+            "smooth": (config.smooth, smooth),
+        }  # fmt: skip
+        if min(out.shape[-2:]) >= 64:
+            values["grid"] = config.grid, losses.grid_loss(out)
+        loss = torch.stack([weight * value for weight, value in values.values()]).sum()
+        report = {name: value.item() for name, (_, value) in values.items()}
         against = None
         if fidelity < 1:
-            perceptual, against = self._perceptual_loss(out, batch["hr"], index, report)
+            perceptual, against = self._perceptual_loss(out, hr, index, report)
             loss = loss + (1 - fidelity) * perceptual
         self.engine.backward(loss)
         if against is not None:
@@ -150,17 +157,17 @@ class Unrolled(Task):
         return report
 
     def predict(self, batch: Batch, restore: Tensor, fidelity: float, timesteps: list[int]) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, H, W] as `upscale` makes them, and how far bicubic images are from their decoded latents.
+        """Images [B, 3, H, W] as `upscale` makes them, and the L1 between bicubic images and their decoded latents.
 
-        The second is 0 at fidelity 1, where the decoder may make detail from the LR image. restore: [B]. The noise of
-        all steps is weaker by the fidelity, so that at 1 the result has no randomness.
+        The L1 is 0 at fidelity 1, where the decoder may make detail from the LR image. restore: [B]. All noise is
+        multiplied by 1 - fidelity, as in `upscale`.
         """
         lr = batch["lr"]
         lr_up = enlarge(lr, batch["hr"])
         with torch.no_grad():
             y = self.autoencoder.encode(lr_up).float()
             features = self.autoencoder.features(lr_up)
-        torch.clear_autocast_cache()  # weights that were cast there, without gradients, must not be used again
+        torch.clear_autocast_cache()  # it has weights that were cast without gradients
         settings = torch.stack([restore, torch.full_like(restore, fidelity)], dim=1)
         z = self._sample(y, resize_condition(lr, y), settings, 1 - fidelity, timesteps)
         out = self.autoencoder.decode(z, features, fidelity).float()
@@ -177,8 +184,8 @@ class Unrolled(Task):
         bank = ExpertBank(self.model.stages, All(list(self.experts)))
 
         def predict(z: Tensor, t: int) -> Tensor:
-            arguments = bank, self.process, z.clone(), t, y, lr, settings  # the sampler goes on in place in z
-            if z.device.type == "cpu":  # memory is no problem there, time is
+            arguments = bank, self.process, z.clone(), t, y, lr, settings  # the sampler changes z in place
+            if z.device.type == "cpu":  # where time is short, and memory is not
                 return predict_x0(*arguments)
             return checkpoint(predict_x0, *arguments, use_reentrant=False)
 
@@ -189,7 +196,7 @@ class Unrolled(Task):
         return sample("ddim", predict, self.process, timesteps, z, noise=noise, y=y)
 
     def _choose_timesteps(self, jitter: bool) -> list[int]:
-        """One per expert, from high to low: those that `upscale` takes, or random ones below the first."""
+        """One per expert, from high to low: those that `upscale` takes, or with `jitter` the first and random ones."""
         if not jitter and self.model.steps == len(self.model.stages):
             return self.process.timesteps(self.model.steps, "trailing")
         starts = (0, *self.model.stages[:-1])
@@ -204,7 +211,7 @@ class Unrolled(Task):
 
     @torch.no_grad()
     def _draw_restore(self, batch: Batch) -> Tensor:
-        """How degraded the LR images are, as the experts are given it [B]: the truth, or for half an estimate."""
+        """How degraded the LR images are [B], as the experts are told: the truth, or for half of them an estimate."""
         truth = batch["restore"].float()
         if not self.model.autoencoder.estimator:
             return truth
@@ -213,10 +220,10 @@ class Unrolled(Task):
     def _perceptual_loss(
         self, out: Tensor, hr: Tensor, index: int, report: dict[str, float]
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]] | None]:
-        """LPIPS at a random offset and what the adversary says; and the features, true and fake, that it learns from.
+        """LPIPS at a random offset minus the adversary's score, and the features, true and fake, for the adversary.
 
-        VGG sees both images in the same random colours, place and with the same hole (DiffAugment), so that the
-        adversary cannot learn the training images by heart; LPIPS-vgg is taken there too, which costs nothing more.
+        Both images go through the same DiffAugment before VGG, so that the adversary cannot memorise the training
+        images. LPIPS-vgg uses these features too, so it costs nothing more.
         """
         config, loss, against = self.config, out.new_zeros(()), None
         shifted, real = losses.crop_randomly(out, hr)
@@ -245,7 +252,7 @@ class Unrolled(Task):
         self.on_export()
 
     def weights(self) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Averaged weights as they are used: of each expert, its space experts averaged too, and of the autoencoder."""
+        """Averaged weights of each expert, with its space experts averaged too, and of the autoencoder."""
         state = self.ema.weights(self.network)
         parts = [*(f"experts.{i}." for i in range(len(self.experts))), "autoencoder."]
         split = [{k.removeprefix(part): v for k, v in state.items() if k.startswith(part)} for part in parts]
@@ -253,7 +260,7 @@ class Unrolled(Task):
 
 
 def _load(network: nn.Module, state: Mapping[str, Tensor], optional: tuple[str, ...]) -> None:
-    """Load weights; what `optional` names may be missing. Raises SettingError for anything else."""
+    """Load weights. Keys that begin as `optional` says may be missing. Raises SettingError for other differences."""
     try:
         missing, unexpected = network.load_state_dict(dict(state), strict=False)
     except RuntimeError as error:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import quote
 
 from ..atomic_files import TemporaryFolder
+from ..errors import MoESRError
 from ..hosting.model_runner import Runner
 from ..page.job import FinishedPicture, Job
+from ..result_files import save_new
 from ..settings_record import KEYWORD, to_texts
 from . import webui_api
 from .infotext import join_facts, list_facts
@@ -37,15 +39,9 @@ class TabHost:
         self._preview: bytes | None = None
         self._sources: dict[Path, Path] = {}
 
-    @contextmanager
-    def begin_job(self, job: Job) -> Iterator[None]:
-        """The host's queue, and results kept where the host keeps its own."""
-        with webui_api.begin_job(len(job.uploads)):
-            try:
-                yield
-            finally:
-                for result in job.results:
-                    self._keep(job, result)
+    def begin_job(self, job: Job) -> AbstractContextManager[None]:
+        """The host's queue."""
+        return webui_api.begin_job(len(job.uploads))
 
     def check(self) -> None:
         """Raises Stopped if Interrupt was pressed anywhere in the host."""
@@ -77,13 +73,18 @@ class TabHost:
         source = self._sources.get(result)
         return webui_api.read_parameters(source) if source is not None and source.is_file() else ""
 
-    def _keep(self, job: Job, result: FinishedPicture) -> None:
+    def keep(self, job: Job, result: FinishedPicture) -> None:
+        """To the folder of the job, or where the host keeps results of Extras, if our setting says so."""
         self._sources[result.path] = result.source
         # Without a preview it is a program that asks: the answer is all it wants, as with the host's API.
-        if not (job.preview and webui_api.get_option("moesr_save")):
+        if job.output is None and not (job.preview and webui_api.get_option("moesr_save")):
             return
-        info, texts = join_facts(list_facts(result.record)), {KEYWORD: to_texts(result.record)[KEYWORD]}
         try:
+            if job.output is not None:
+                with result.path.open("rb") as file:
+                    save_new(job.output / result.path.name, lambda target: shutil.copyfileobj(file, target))
+                return
+            info, texts = join_facts(list_facts(result.record)), {KEYWORD: to_texts(result.record)[KEYWORD]}
             webui_api.save_result(result.path, info, texts, result.source)
-        except (OSError, ValueError) as error:
-            job.failures.append(f"{result.path.name}: not saved in the host's folder ({error}); download it here")
+        except (OSError, ValueError, MoESRError) as error:
+            job.failures.append(f"{result.path.name}: not saved in its folder ({error}); download it here")

@@ -70,6 +70,11 @@ def get_option(name: str) -> Any:
     return getattr(shared.opts, name, DEFAULTS[name])
 
 
+def allows_folders() -> bool:
+    """Whether users may name folders of this machine, as in the host's own batches."""
+    return not getattr(shared.cmd_opts, "hide_ui_dir_config", False)
+
+
 def find_model_folders() -> list[Path]:
     """Where models are looked for: --moesr-models-path, then models/MoESR of the host."""
     given = getattr(shared.cmd_opts, "moesr_models_path", None)

@@ -61,6 +61,11 @@ class Comfy:
         assert not answer.get("node_errors"), answer
         return answer["prompt_id"]
 
+    def refused(self, prompt: dict[str, Any]) -> list[dict[str, Any]]:
+        """The errors of a prompt that does not validate."""
+        answer = self.post("/prompt", {"prompt": prompt, "client_id": self.client})
+        return [error for node in answer["node_errors"].values() for error in node["errors"]]
+
     def finish(self, prompt_id: str, seconds: float = 600) -> dict[str, Any]:
         """The history of a prompt once it is over."""
         end = time.monotonic() + seconds

@@ -128,9 +128,7 @@ class UpscaleScript:
 
     name = "Upscale"
 
-    def process(
-        self, pp, upscale_by=2.0, upscaler_1_name=None, upscaler_2_name=None, upscaler_2_visibility=0.0
-    ) -> None:  # fmt: skip
+    def process(self, pp, upscale_by=2.0, upscaler_1_name=None, upscaler_2_name=None, upscaler_2_visibility=0.0):
         def upscale(name: str) -> Image.Image:
             data = next(data for data in sys.modules["modules.shared"].sd_upscalers if data.name == name)
             if (name, upscale_by) not in upscale_cache:
@@ -176,12 +174,8 @@ class Host:
         self.paste_fields: dict[str, Any] = {}
         self.moves: list[str] = []
         self.state, self.opts, self.lock = State(), Options(), threading.Lock()
-        self.opts.data |= {
-            "live_previews_enable": True,
-            "outdir_samples": "",
-            "outdir_extras_samples": str(root / "outputs" / "extras-images"),
-            "samples_format": "png",
-        }
+        self.opts.data |= {"live_previews_enable": True, "outdir_samples": "", "samples_format": "png"}
+        self.opts.data["outdir_extras_samples"] = str(root / "outputs" / "extras-images")
         self.flags = SimpleNamespace(api=True, api_auth=None, no_half=True, moesr_models_path=None, **flags)
         self.upscalers: list[Any] = []
         self.upscale_script = UpscaleScript()

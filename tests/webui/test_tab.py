@@ -30,10 +30,14 @@ def tab(host: Host, loaded: ModuleType) -> Any:
     return import_ours("tab")
 
 
+def make_transfers(tab: Any) -> Any:
+    return tab.Transfers(tab.job_queue(), tab.Handlers(tab.job_queue()))
+
+
 def receive(tab: Any, image: Image.Image, text: str = "") -> Path:
     """A picture that another tab sends, where the tab puts it."""
     image.info["parameters"] = text
-    return Path(tab.Transfers(tab.job_queue()).receive(image)[0][0])
+    return Path(make_transfers(tab).receive(image)[0][0])
 
 
 def submit(tab: Any, path: Path, **settings: Any) -> Any:
@@ -77,11 +81,36 @@ def test_a_job_is_the_hosts_and_its_result_is_kept(host: Host, tab: Any) -> None
     assert saved["existing"]["parameters"] == "a cat\nSteps: 3"
     assert '"seed": 9' in saved["existing"]["moesr"]
     assert saved["info"].startswith("MoESR model: nano, MoESR model hash: ")
-    transfers = tab.Transfers(tab.job_queue())
+    transfers = make_transfers(tab)
     image, parameters = transfers.send(tab.job_queue().host.url(job.results[0].path))
     assert (image.size, parameters) == ((14, 10), "a cat\nSteps: 3")
     draw_picture().save(host.root / "secret.png")
     assert transfers.send(f"file={host.root / 'secret.png'}") == transfers.send("") == (None, "")
+
+
+def test_a_folder_is_upscaled_into_another(host: Host, tab: Any, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        draw_picture().save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+
+    def run(where: Path, into: str) -> tuple[Any, ...]:
+        controls = import_module("moesr.page.controls")
+        values = ["nano", "x2", None, "jpg", *(SETTINGS[name].default for name in controls.CONTROLS)]
+        return list(make_transfers(tab).run_folder(str(where), into, *values))[-1]
+
+    for names in ({"a_x2.jpg", "b_x2.jpg"}, {"a_x2.jpg", "a_x2-2.jpg", "b_x2.jpg", "b_x2-2.jpg"}):
+        assert "Done: 2 pictures" in run(folder, f" {output} ")[0]
+        assert {path.name for path in output.iterdir()} == names
+    assert host.saved == []
+    assert "Done: 2 pictures" in run(folder, "")[0]
+    assert len(host.saved) == 2
+    assert {path.name for path in folder.iterdir()} == {"a.png", "b.png", "notes.txt"}
+    assert "there is no such folder" in run(folder / "none", "")[0]
+    assert "it has no pictures" in run(output.parent / "models", "")[0]
+    host.flags.hide_ui_dir_config = True
+    assert "--hide-ui-dir-config" in run(folder, "")[0]
 
 
 def test_the_queue_is_the_hosts_and_its_interrupt_ends_one_job(host: Host, tab: Any) -> None:

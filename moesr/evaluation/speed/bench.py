@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from ...checkpoints.weight_reading import DTYPES
 from ..parity import synthetic_picture
-from .measure import DEVICE_MATRIX, MATRIX, Row, Run, Stopwatch, matrix_product, peak, ratio, tmac
-from .network_parts import Decoder, Part, count_run, full_size_model, plain_run, step
+from .measure import (
+    DEVICE_MATRIX,
+    MATRIX,
+    Row,
+    Run,
+    Stopwatch,
+    count_products,
+    median_ratio,
+    peak,
+    prepare_matrix_product,
+)
+from .network_parts import Part, count_run, decoder_parts, expert_step, full_size_model, plain_run
 
-#: Of square outputs, in pixels, from one tile to many.
-SIDES = (512, 1024, 2048, 4096)
 SECTIONS = ("matrix", "copy", "step", "decode", "image", "scaling", "full")
-#: Sides of the outputs that a device makes of whole images.
-DEVICE_SIDES = (512, 1024, 4096)
-#: Whole images of full size: the kind of model, and its steps.
+#: Sides in pixels of the square outputs of `scaling`, from one tile to many; and of `image` on devices.
+SIDES, DEVICE_SIDES = (512, 1024, 2048, 4096), (512, 1024, 4096)
+#: The kinds of full-size models that make whole images, and their steps.
 FULL_RUNS = (("MoESR", 50), ("MoESR", 200), ("ResShift", 4), ("ResShift", 15))
-#: Of the copy that shows the device's bandwidth.
+#: Bytes of the copy that shows the device's bandwidth.
 COPY_BYTES = 2**30
 
 
 def choose_sections(device: torch.device, quick: bool) -> tuple[str, ...]:
-    """What is measured if nothing is said: copies and whole full-size images only on devices; little if quick there."""
+    """What is measured by default: copies and whole full-size images on devices only, and less if `quick`."""
     if device.type == "cpu":
         return tuple(name for name in SECTIONS if name not in ("copy", "full"))
     return ("matrix", "copy", "step", "image") if quick else SECTIONS
@@ -35,27 +42,31 @@ def choose_sections(device: torch.device, quick: bool) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured and how often. quick: smaller sizes and one round, to see that all is well, not for tables."""
+    """What is measured, and how often."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    #: "wall", or "cpu" for CPU time.
     clock: str = "wall"
+    #: Smaller sizes, to see that everything runs; not for tables.
     quick: bool = False
     sections: tuple[str, ...] = SECTIONS
+    #: Repetitions of every run.
     rounds: int = 3
+    #: Side in pixels of decoded images.
     side: int = 512
+    #: The model of whole images and scaling.
     model: str = "tiny"
 
 
 class Bench:
-    """Measures the rows of a plan; `plain` are the plain implementations, None where there are none.
+    """Measures the rows of a plan.
 
-    Of a part, the yardstick, its plain twin and itself run in turn, and every figure is the median of its rounds.
-    Networks of full size have random weights: their speed does not depend on them.
+    The yardstick (a matrix product), a part by the plain networks and by ours run in turn. Every figure is the median
+    of its rounds. Networks of full size have random weights: their speed does not depend on them.
     """
 
-    def __init__(self, plan: Plan, plain: ModuleType | None) -> None:
-        self.plan, self.plain = plan, plain
-        self.device = plan.device
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.device = plan, plan.device
         self.watch = Stopwatch(plan.device, plan.clock)
 
     def rows(self) -> Iterator[Row]:
@@ -70,7 +81,7 @@ class Bench:
     def _matrix(self) -> Iterator[Row]:
         for name, dtype in DTYPES.items():
             side = self._side(dtype)
-            product, count = matrix_product(dtype, self.device, side), side**3 / 1e12
+            product, count = prepare_matrix_product(dtype, self.device, side), side**3 / 1e12
             seconds = median(self.watch.alternating([product], self.plan.rounds)[0])
             yield Row(f"matrix product {side}, {name}", seconds, count, 1.0)
 
@@ -91,27 +102,26 @@ class Bench:
         latent = 64 if self.plan.quick and self.device.type == "cpu" else 128
         before: Part | None = None
         for name in self._dtypes():
-            part = step(latent, DTYPES[name], self.device, self.plain)
+            part = expert_step(latent, DTYPES[name], self.device)
             yield self._row(part, name)
             if before is not None:
-                yield self._against(f"  {name} against our fp32", part.run, before.run)
+                ours, theirs = self.watch.alternating([part.run, before.run], self.plan.rounds)
+                speedup = median_ratio(theirs, ours)
+                yield Row(f"  {name} against our fp32", median(ours), speedup_over_reference=speedup)
             before = before or part
 
     @torch.inference_mode()
     def _decode(self) -> Iterator[Row]:
         side = 128 if self.plan.quick else self.plan.side
         rounds = max(1, self.plan.rounds - 1)
-        exact = Decoder(side, torch.float32, self.device, self.plain)
-        whole = exact.all()
-        yield self._row(whole, "fp32", rounds, memory=True)
-        for part in exact.parts():
-            yield self._row(part, "fp32", rounds)
-        for name in self._dtypes()[1:]:
-            low = Decoder(side, DTYPES[name], self.device, self.plain)
+        exact: Part | None = None
+        for name in self._dtypes():
+            whole, *parts = decoder_parts(side, DTYPES[name], self.device)
+            exact = exact or whole
             # Against the plain networks in fp32, which is what one would run otherwise.
-            part = low.all()
-            yield self._row(Part(part.name, part.run, whole.plain, part.count), name, 1, memory=True)
-            for part in low.parts():
+            against = replace(whole, plain=exact.plain)
+            yield self._row(against, name, rounds if whole is exact else 1, memory=True)
+            for part in parts:
                 yield self._row(part, name, rounds)
 
     def _image(self) -> Iterator[Row]:
@@ -132,29 +142,29 @@ class Bench:
             yield Row(f"{self.plan.model}, {side} x {side}, {steps} steps", seconds, peak_mib=used.mib)
 
     def _full(self) -> Iterator[Row]:
-        """Whole images by full-size networks with random weights; the first in turn with the plain networks."""
+        """Whole images by full-size networks; the first in turn with the plain networks."""
         from ...pipeline import upscale
 
         name = self._dtypes()[-1]
-        product = matrix_product(DTYPES[name], self.device, self._side(DTYPES[name]))
+        product = prepare_matrix_product(DTYPES[name], self.device, self._side(DTYPES[name]))
         for kind, steps in FULL_RUNS:
             model = full_size_model(kind, steps, DTYPES[name], self.device)
             picture = synthetic_picture(self.plan.side // model.scale)
             latent = self.plan.side // model.config.autoencoder.factor
             runs: list[Run] = [product, lambda m=model, p=picture, n=steps: upscale(m, p, steps=n, tile=0)]
-            if self.plain is not None and (kind, steps) == FULL_RUNS[0]:
-                runs.append(plain_run(self.plain, model, steps, latent))
+            if (kind, steps) == FULL_RUNS[0]:
+                runs.append(plain_run(model, steps, latent))
             times = self.watch.alternating(runs, 1 if self.plan.quick else max(1, self.plan.rounds - 1))
             with peak(self.device) as used:
                 runs[1]()
             count = count_run(model.config, steps, latent)
-            share = ratio(times[0], times[1]) * count / (self._side(DTYPES[name]) ** 3 / 1e12)
-            speedup = ratio(times[2], times[1]) if len(times) == 3 else None
+            share = median_ratio(times[0], times[1]) * count / (self._side(DTYPES[name]) ** 3 / 1e12)
+            speedup = median_ratio(times[2], times[1]) if len(times) == 3 else None
             row = f"full-size {kind}, {self.plan.side} x {self.plan.side}, {steps} steps, {name}"
             yield Row(row, median(times[1]), count, share, speedup, used.mib)
 
     def _scaling(self) -> Iterator[Row]:
-        """Seconds of a megapixel and memory beyond the result, from one tile to many; two steps are enough to see."""
+        """Seconds per megapixel, and memory beyond the result, from one tile to many. Two steps are enough to see."""
         from ...model import load
         from ...pipeline import upscale
 
@@ -169,25 +179,20 @@ class Bench:
             with peak(self.device) as used:
                 seconds = self.watch(run)
             beyond = None if used.bytes is None else max(0, used.bytes - side * side * 3) / 2**20
-            name = f"{self.plan.model}, {side} x {side}, 2 steps, tiles of 512: seconds a megapixel"
+            name = f"{self.plan.model}, {side} x {side}, 2 steps, tiles of 512: seconds per megapixel"
             yield Row(name, seconds / (side * side / 1e6), peak_mib=beyond)
 
     def _row(self, part: Part, dtype: str, rounds: int | None = None, memory: bool = False) -> Row:
         side = self._side(DTYPES[dtype])
-        yardstick = matrix_product(DTYPES[dtype], self.device, side)
-        runs = [yardstick, part.run, *([part.plain] if part.plain else [])]
+        yardstick = prepare_matrix_product(DTYPES[dtype], self.device, side)
         # The first round warms the caches of kernels; a run of many seconds needs no round for that alone.
+        runs = [yardstick, part.run, part.plain]
         times = self.watch.alternating(runs, rounds or self.plan.rounds, warm=rounds is None)
-        count = tmac(part.count)
-        share = ratio(times[0], times[1]) * count / (side**3 / 1e12)
-        speedup = ratio(times[2], times[1]) if part.plain else None
-        mib = None
+        count = count_products(part.count)
+        share = median_ratio(times[0], times[1]) * count / (side**3 / 1e12)
+        speedup, mib = median_ratio(times[2], times[1]), None
         if memory:
             with peak(self.device) as used:
                 part.run()
             mib = used.mib
         return Row(f"{part.name}, {dtype}", median(times[1]), count, share, speedup, mib)
-
-    def _against(self, name: str, run: Run, other: Run) -> Row:
-        ours, theirs = self.watch.alternating([run, other], self.plan.rounds)
-        return Row(name, median(ours), speedup_over_reference=ratio(theirs, ours))

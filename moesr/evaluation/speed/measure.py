@@ -20,30 +20,29 @@ Run = Callable[[], Any]
 
 #: Side of the square matrices whose product is the yardstick: on a CPU, and on devices, which small ones do not fill.
 MATRIX, DEVICE_MATRIX = 2048, 8192
-CLOCKS = ("wall", "cpu")
-#: Between two looks at how much memory there is.
+#: Seconds between two readings of the memory in use.
 WATCH_SECONDS = 0.003
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; None where something does not apply.
-
-    tmac: 10^12 products of convolutions and matrices. share_of_matrix_rate: of the rate of a plain matrix product of
-    the same dtype in the same run. speedup_over_reference: the plain implementation's seconds over these. peak_mib: of
-    memory beside the weights, beyond the level before the run. gb_per_second: 10^9 bytes read and written, of a copy.
-    """
+    """One line of the table; None where something does not apply."""
 
     name: str
     seconds: float | None
+    #: 10^12 products of convolutions, matrices and attention.
     tmac: float | None = None
+    #: Products per second, as a share of those of a matrix product of the same dtype in the same run.
     share_of_matrix_rate: float | None = None
+    #: Seconds of the plain networks over these.
     speedup_over_reference: float | None = None
+    #: MiB of memory at most, beyond what was in use before the run.
     peak_mib: float | None = None
+    #: 10^9 bytes per second that a copy reads and writes.
     gb_per_second: float | None = None
 
     def values(self) -> dict[str, Any]:
-        """As JSON has it, rounded to what can be measured."""
+        """By column, rounded to what can be measured."""
         digits = {"tmac": 4, "share_of_matrix_rate": 3, "speedup_over_reference": 2, "peak_mib": 0, "seconds": 5}
         return {k: round(v, digits.get(k, 1)) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
@@ -51,13 +50,10 @@ class Row:
 class Stopwatch:
     """Seconds of a call on a device: of the wall, or of this process's CPU time for machines that others use too.
 
-    CPU time is that of all threads together, so it is compared between runs of one thread only. Raises ValueError for
-    another clock, and for CPU time of a device that is none.
+    CPU time (clock "cpu", on the CPU only) adds up all threads, so compare it between runs of one thread.
     """
 
     def __init__(self, device: torch.device, clock: str = "wall") -> None:
-        if clock not in CLOCKS or (clock == "cpu" and device.type != "cpu"):
-            raise ValueError(f"clock {clock!r}: choose wall, or cpu for runs on the CPU")
         self.device = device
         self._now = time.perf_counter if clock == "wall" else time.process_time
 
@@ -95,29 +91,29 @@ def allocated_bytes(device: torch.device) -> int | None:
     """Bytes of tensors on a device, or of this process's anonymous memory on the CPU; None where that is unknown."""
     if device.type == "cpu":
         trim_memory()
-        return anonymous()
+        return read_anonymous_bytes()
     if device.type == "mps":
         return torch.mps.current_allocated_memory()
     count: Any = getattr(getattr(torch, device.type, None), "memory_allocated", None)
     return None if count is None else count(device)
 
 
-def ratio(above: list[float], below: list[float]) -> float:
-    """The median of the ratios of pairs, one a round."""
+def median_ratio(above: list[float], below: list[float]) -> float:
+    """The median of the ratios of pairs, one per round."""
     return median(a / b for a, b in zip(above, below))
 
 
-def matrix_product(dtype: torch.dtype, device: torch.device, side: int) -> Run:
+def prepare_matrix_product(dtype: torch.dtype, device: torch.device, side: int) -> Run:
     """The yardstick: a product of two square matrices."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
     return lambda: a @ b
 
 
-def tmac(run: Run) -> float:
-    """10^12 products of convolutions, matrices and attention in a run; it runs, so give it networks on `meta`.
+def count_products(run: Run) -> float:
+    """10^12 products of convolutions, matrices and attention in a run, which is called: give it networks on `meta`.
 
-    Counted as in training, where nothing is done in bands: rows that two bands both compute are no work of the network.
+    Gradients are on, so that nothing is done in bands: rows that two bands both compute do not count twice.
     """
     with torch.inference_mode(False), torch.enable_grad(), FlopCounterMode(display=False) as counter:
         run()
@@ -125,10 +121,10 @@ def tmac(run: Run) -> float:
 
 
 class Peak:
-    """Bytes that the block had at most beyond what there was before it, what is mapped from files aside.
+    """The most bytes that a block used, beyond those in use before it.
 
-    On CUDA what torch allocated; elsewhere anonymous memory of this process, looked at every WATCH_SECONDS, where the
-    system tells (Linux), else None.
+    On CUDA what torch allocated. Elsewhere anonymous memory of this process, read every WATCH_SECONDS; None where the
+    system does not tell (it does on Linux). What is mapped from files does not count.
     """
 
     def __init__(self) -> None:
@@ -142,7 +138,7 @@ class Peak:
 
 @contextmanager
 def peak(device: torch.device) -> Iterator[Peak]:
-    """Measures the most memory that the block takes; read it after the block."""
+    """Measure the most memory that the block uses. Read it after the block."""
     used = Peak()
     gc.collect()
     if device.type in ("cuda", "xpu"):
@@ -153,7 +149,7 @@ def peak(device: torch.device) -> Iterator[Peak]:
         used.bytes = backend.max_memory_allocated(device) - before
         return
     trim_memory()
-    start = anonymous()
+    start = read_anonymous_bytes()
     if start is None:
         yield used
         return
@@ -162,7 +158,7 @@ def peak(device: torch.device) -> Iterator[Peak]:
     def watch() -> None:
         # The system keeps a high-water mark of files and anonymous memory together only, and mapped files come and go.
         while not done.wait(WATCH_SECONDS):
-            highest[0] = max(highest[0], anonymous() or 0)
+            highest[0] = max(highest[0], read_anonymous_bytes() or 0)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -171,10 +167,10 @@ def peak(device: torch.device) -> Iterator[Peak]:
     finally:
         done.set()
         watcher.join()
-    used.bytes = max(highest[0], anonymous() or 0) - start
+    used.bytes = max(highest[0], read_anonymous_bytes() or 0) - start
 
 
-def anonymous() -> int | None:
+def read_anonymous_bytes() -> int | None:
     """Bytes of anonymous memory of this process; None where the system does not tell."""
     try:
         with open("/proc/self/status") as file:

@@ -50,21 +50,21 @@ def _middle(mid: Any, x: Tensor) -> Tensor:
 def features(autoencoder: Any, lr_up: Tensor) -> Tensor:
     """Features of the LR image for the fusion, [B, C, H / 2, W / 2], on the way through the whole encoder."""
     encoder = autoencoder.encoder
-    h, seen = encoder.conv_in(lr_up), []
+    h, levels = encoder.conv_in(lr_up), []
     for level in encoder.down:
         h = _level(level, h)
-        seen.append(h)
+        levels.append(h)
         if level.downsample is not None:
             h = level.downsample.conv(F.pad(h, (0, 1, 0, 1)))
     encoder.conv_out(F.silu(encoder.norm_out(_middle(encoder.mid, h))))
-    return seen[1]
+    return levels[1]
 
 
 def _dense_block(block: Any, x: Tensor) -> Tensor:
-    seen = [x]
+    inputs = [x]
     for conv in (block.conv1, block.conv2, block.conv3, block.conv4):
-        seen.append(F.leaky_relu(conv(torch.cat(seen, dim=1)), 0.2))
-    return x + 0.2 * block.conv5(torch.cat(seen, dim=1))
+        inputs.append(F.leaky_relu(conv(torch.cat(inputs, dim=1)), 0.2))
+    return x + 0.2 * block.conv5(torch.cat(inputs, dim=1))
 
 
 def fusion(layer: Any, decoded: Tensor, lr: Tensor, fidelity: float) -> Tensor:

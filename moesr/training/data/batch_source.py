@@ -15,9 +15,9 @@ from .degradation import degradation
 from .photos import Images, read_images
 from .resample import SMOOTH_BICUBIC, matrices
 
-#: Side in pixels of the cells whose detail is known.
+#: Side in pixels of the cells whose detail is measured.
 CELL = 16
-#: Places of which one with detail is preferred, and the share of the hardest that are not.
+#: Places of which the one with most detail is preferred, and the quantile of detail above which none is.
 _PLACES, _HARDEST = 3, 0.97
 
 
@@ -29,24 +29,23 @@ class BatchSource:
     """Batches of HR crops and their LR, all computed on `device`; the images lie there too, as uint8.
 
     Args:
-        images: Images, or what they are read from: a folder, a pack, several, or a dataset (see `open_photos`).
+        images: Images, or a source of them: a folder, a pack, several of these, or a dataset (see `open_photos`).
         crop, scale: side of an HR crop in pixels, a multiple of the scale.
         batch: crops per batch.
         recipe: name of a degradation (see `degradation`).
         device: where the images lie and everything is computed; CPU and GPU run the same code.
         seed: from 0.
         shrink: an image is reduced by a factor from 1 to this before a crop is taken, evenly in its logarithm.
-        colour: probability that brightness, contrast and saturation are changed a little; a twentieth of these have
+        colour: probability that brightness, contrast and saturation are changed; a twentieth of these crops also have
             their channels permuted.
 
     `next(step)` is a function of (seed, step) on one kind of device, so a resumed run sees the same batches:
     hr [batch, 3, crop, crop] and lr [batch, 3, crop / scale, crop / scale], float32 in [-1, 1]; restore [batch], how
-    degraded each LR is, 0 to 1 (see restore_value.py). Other devices have other noise, and all else the same.
+    degraded each LR is, 0 to 1 (see restore_value.py). Another kind of device has other noise, and all else equal.
 
-    Every pixel of the images is as likely as any other to be looked at. Of three places the one with most detail is
-    taken in two thirds of the cases, unless it is among the hardest 3 per cent of all (pebbles, noise), which are
-    taken as they come. Raises SettingError for a crop that the scale does not divide, or a negative seed, and
-    ImageError for images that are missing, damaged or smaller than the crop.
+    Places are drawn evenly over all pixels. In two thirds of the cases three are drawn, and the one with most detail
+    is taken, but never one of the hardest 3 per cent (pebbles, noise). Raises SettingError for a crop that the scale
+    does not divide, or a negative seed; ImageError for images that are missing, damaged or smaller than the crop.
     """
 
     def __init__(
@@ -162,7 +161,7 @@ class BatchSource:
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Products in float32, whatever training computes in: TF32 and bf16 would round away what JPEG steps hang on."""
+    """Inside the block products are in float32. TF32 and bf16 would change which way coefficients of a JPEG round."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

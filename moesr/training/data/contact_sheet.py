@@ -13,9 +13,9 @@ from ...errors import SettingError
 from ...images.files import Picture
 from .batch_source import BatchSource
 
-#: Width of a sheet that holds more than one pair, at most; and how wide a crop is shown, at least.
+#: Largest width in pixels of a sheet with more than one pair, and smallest width of a crop on it.
 WIDTH, PANEL = 1600, 192
-#: Pairs on a sheet, at most.
+#: Most pairs on a sheet.
 LIMIT = 400
 _GAP, _LINE, _LINES = 8, 12, 3
 

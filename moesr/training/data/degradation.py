@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SettingError
-from .kernels import Kernels, Range, blur, draw_gaussians, draw_kernels, draw_sincs
+from .kernels import Kernels, Range, Rows, blur, draw_gaussians, draw_kernels, draw_sincs
 from .noise_and_jpeg import Noise, add_noise, compress_jpeg, draw_noise, quantise
 from .resample import AREA, BICUBIC, SMOOTH_BICUBIC, SMOOTH_BILINEAR, resample
 from .restore_value import Survival
@@ -20,11 +20,11 @@ NAMES = "bicubic, mild, web, blind, or a mixture like bicubic=1,mild=1,blind=2"
 
 
 def degradation(name: str, scale: int) -> Degradation:
-    """The degradation of that name, as a training config or `--degradation` says it; its LR always has 8 bits.
+    """The degradation of that name, in a training config or after `--degradation`. Its LR always has 8 bits.
 
-    `bicubic`: MATLAB bicubic / scale, as benchmarks make their LR. `mild`: an ordinary photograph, see Mild. `web`: a
-    photograph that went around, see Web. `blind`: Real-ESRGAN's second order, see Blind. NAME=WEIGHT,NAME=WEIGHT...:
-    each image by one of these, in proportion to the weights. Raises SettingError for any other name.
+    `bicubic`: MATLAB bicubic, as benchmarks make their LR. `mild`, `web`, `blind`: see Mild, Web, Blind.
+    NAME=WEIGHT,NAME=WEIGHT...: each image by one of these, in proportion to the weights. Raises SettingError for any
+    other name.
     """
     plain = {"bicubic": Bicubic, "mild": Mild, "web": Web, "blind": Blind}
     if name in plain:
@@ -43,8 +43,8 @@ def degradation(name: str, scale: int) -> Degradation:
 class Degradation(ABC):
     """Makes LR images of HR images [n, 3, H, W] in [0, 1], on their device; H and W are multiples of `scale`, from 32.
 
-    draw, then apply. What `draw` gives for a generator's state does not depend on the device; noise
-    comes from a torch generator of the device. No gradients.
+    First `draw`, then `apply`. What `draw` gives depends on the generator's state alone, not on the device. Noise comes
+    from a torch generator of the device. There are no gradients.
     """
 
     scale: int
@@ -59,7 +59,7 @@ class Degradation(ABC):
 
     @abstractmethod
     def restore(self, numbers: Any) -> np.ndarray:
-        """How degraded each LR image is, float32 [n] in [0, 1]; 0: only reduced. See restore_value.py."""
+        """How degraded each LR image is, float32 [n] in [0, 1]; 0 is a reduction alone. See restore_value.py."""
 
     def size(self, hr: Tensor) -> tuple[int, int]:
         """Height and width of the LR."""
@@ -67,8 +67,8 @@ class Degradation(ABC):
 
 
 @dataclass
-class Stage:
-    """Blur, resize, noise, JPEG, in this order: one row per image."""
+class Stage(Rows):
+    """Blur, resize, noise and JPEG, in this order."""
 
     kernels: Kernels
     factor: np.ndarray  # of the resize
@@ -76,9 +76,6 @@ class Stage:
     noise: Noise
     quality: np.ndarray  # of the JPEG, 1 to 100; 0: none
     full_chroma: np.ndarray  # True: 4:4:4, else 4:2:0
-
-    def __getitem__(self, rows: np.ndarray | slice) -> Stage:
-        return Stage(*(values[rows] for values in vars(self).values()))
 
     def apply(self, images: Tensor, sizes: np.ndarray, targets: np.ndarray, generator: torch.Generator) -> Tensor:
         """All but the JPEG. sizes, targets [n, 2]: height and width of what is image before and after."""
@@ -133,7 +130,7 @@ class Mild(Once):
 
 
 class Web(Once):
-    """What validation calls `degraded`: all of blur, noise and JPEG, evenly in fixed ranges.
+    """The set `degraded` of validation: blur, noise and JPEG in every image, evenly in fixed ranges.
 
     Gaussian blur of 0.6 to 1.5 HR pixels (x4; in proportion for other scales), MATLAB bicubic, Gaussian noise of 2 to
     12 / 255 in colour, JPEG quality 40 to 90 in 4:2:0.
@@ -176,17 +173,14 @@ SECOND = Order(0.8, (0.2, 1.5), (0.3, 0.4, 0.3), (0.3, 1.2), noise=(1, 25), pois
 
 
 @dataclass
-class BlindNumbers:
-    """What `blind` does, one row per image."""
+class BlindNumbers(Rows):
+    """What `blind` does."""
 
     first: Stage  # factor: of the HR size
     second: Stage  # factor: of the LR size
     mode: np.ndarray  # of the final resize
     sincs: Kernels  # after the final resize
-    jpeg_last: np.ndarray  # the second JPEG comes after the final resize and sinc, not before
-
-    def __getitem__(self, rows: np.ndarray | slice) -> BlindNumbers:
-        return BlindNumbers(*(values[rows] for values in vars(self).values()))
+    jpeg_last: np.ndarray  # True: the second JPEG comes after the final resize and sinc, not before
 
 
 @dataclass(frozen=True)

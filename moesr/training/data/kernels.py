@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +19,19 @@ SIZES = np.arange(7, 22, 2)
 
 Range = tuple[float, float]
 
+T = TypeVar("T")
+
+
+class Rows:
+    """A dataclass of arrays that have one row per image. Indexed, it is the same kind for some of the images."""
+
+    def __getitem__(self: T, rows: np.ndarray | slice) -> T:
+        return type(self)(*(values[rows] for values in vars(self).values()))
+
 
 @dataclass
-class Kernels:
-    """One blur kernel per sample, as numbers; every field has the length of the batch."""
+class Kernels(Rows):
+    """One blur kernel per image, as numbers."""
 
     family: np.ndarray  # GAUSSIAN, PLATEAU or SINC
     size: np.ndarray  # side in pixels, odd; 1: no blur
@@ -32,9 +42,6 @@ class Kernels:
 
     def __len__(self) -> int:
         return len(self.size)
-
-    def __getitem__(self, rows: np.ndarray | slice) -> Kernels:
-        return Kernels(*(values[rows] for values in vars(self).values()))
 
     def tensor(self, device: torch.device | str = "cpu") -> Tensor:
         """The kernels, float32 [n, k, k] with sum 1; k is the largest size, smaller kernels have zeros around.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernels import Range, take
+from .kernels import Range, Rows, take
 from .resample import ceil_to
 
 #: ITU-T T.81, tables K.1 and K.2: steps of luminance and chrominance at quality 50, by rows.
@@ -23,15 +23,12 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass
-class Noise:
-    """One kind of noise per sample; every field has the length of the batch."""
+class Noise(Rows):
+    """One kind of noise per image."""
 
     gaussian: np.ndarray  # standard deviation in grey levels of 255; 0: none
     poisson: np.ndarray  # share of the shot noise; 0: none
     grey: np.ndarray  # True: the same in all channels
-
-    def __getitem__(self, rows: np.ndarray | slice) -> Noise:
-        return Noise(self.gaussian[rows], self.poisson[rows], self.grey[rows])
 
 
 def draw_noise(

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import csv
 import textwrap
 from collections.abc import Collection
 from pathlib import Path
+
+from ...errors import ImageError
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a table of photographs (tab-separated, with file, source, author and licence)."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}); give a table of photographs") from error
+    missing = {"file", "source", "author", "licence"} - set(rows[0] if rows else {})
+    if missing:
+        raise ImageError(f"{path}: no column {sorted(missing)[0]!r}; give a tab-separated table with this heading")
+    return rows
 
 
 def credit_photographs(rows: list[dict[str, str]], *, leave_out: Collection[str] = ()) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import threading
 import zipfile
@@ -19,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ...atomic_files import open_new
 from ...errors import ImageError, SettingError
 from ...images.files import explain_errors, from_pil
 from .photos import Photo, round_pixels
@@ -38,25 +37,18 @@ _HARDEST = 0.97
 
 
 class Pack:
-    """A pack that is open for reading, by several threads if need be."""
+    """A pack, open for reading, by several threads if need be. Raises ImageError for a file that is none."""
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile, facts: dict[str, Any]) -> None:
-        self.path, self.facts = path, facts
-        self._archive, self._lock = archive, threading.Lock()
-        self._names = [name for name in archive.namelist() if name != _INDEX]
-
-    @classmethod
-    def open(cls, path: str | Path) -> Pack:
-        """The pack in a file. Raises ImageError if it is none."""
-        path = Path(path)
+    def __init__(self, path: str | Path) -> None:
+        self.path, self._lock = Path(path), threading.Lock()
         try:
-            archive = zipfile.ZipFile(path)
-            facts = json.loads(archive.read(_INDEX))
+            self._archive = zipfile.ZipFile(path)
+            self._facts = json.loads(self._archive.read(_INDEX))
         except OSError as error:
             raise ImageError(f"{path}: cannot be read ({error.strerror}); give a pack or a folder") from error
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
             raise ImageError(f"{path}: is no pack; make one with `python -m moesr data PHOTOS --pack FILE`") from error
-        return cls(path, archive, facts)
+        self._names = [name for name in self._archive.namelist() if name != _INDEX]
 
     def __len__(self) -> int:
         return len(self._names)
@@ -75,7 +67,7 @@ class Pack:
     @property
     def photographs(self) -> list[str]:
         """Names of the files that the parts are from."""
-        return list(self.facts["photographs"])
+        return list(self._facts["photographs"])
 
 
 @dataclass(frozen=True)
@@ -108,30 +100,22 @@ def write_pack(photos: Sequence[Photo], path: Path, *, max_mb: float, leave_out:
         raise SettingError(f"{path}: all photographs are left out; give others")
     with ThreadPoolExecutor() as pool:
         parts = [part for found in pool.map(lambda k: list(_cut(photos[k], k)), kept) for part in found]
-    partial = path.with_name(path.name + ".partial")
-    limit, used = int(max_mb * 1e6), set()
-    try:
-        with zipfile.ZipFile(partial, "w") as archive, ThreadPoolExecutor() as pool:
-            # entry, directory record and index have their own bytes, counted generously
-            size = 4096 + 2 * sum(len(name) + 8 for name in names)
-            for part, data in pool.map(lambda part: (part, _encode(photos[part.photo], part)), _order(parts, names)):
-                x, y = part.box[:2]
-                name = f"{names[part.photo]}_{x}_{y}.webp"
-                size += len(data) + 2 * len(name.encode()) + 128
-                if size > limit:
-                    break
-                _add(archive, name, data)
-                used.add(part.photo)
-            if not used:
-                raise SettingError(f"{path}: {max_mb:g} MB hold no part; give --max-mb more")
-            files = [Path(photos[k].name).name for k in sorted(used)]
-            facts = {"side": SIDE, "quality": _QUALITY, "photographs": files}
-            _add(archive, _INDEX, json.dumps(facts).encode())
-            pool.shutdown(cancel_futures=True)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return Pack.open(path)
+    used: set[int] = set()
+    with open_new(path, replaces=True) as file, zipfile.ZipFile(file, "w") as archive, ThreadPoolExecutor() as pool:
+        size = 4096 + 2 * sum(len(name) + 8 for name in names)  # bytes of directory and index, counted generously
+        for part, data in pool.map(lambda part: (part, _encode(photos[part.photo], part)), _order(parts, names)):
+            name = "{}_{}_{}.webp".format(names[part.photo], *part.box[:2])
+            size += len(data) + 2 * len(name.encode()) + 128
+            if size > max_mb * 1e6:
+                break
+            _add(archive, name, data)
+            used.add(part.photo)
+        if not used:
+            raise SettingError(f"{path}: {max_mb:g} MB hold no part; give --max-mb more")
+        files = [Path(photos[k].name).name for k in sorted(used)]
+        _add(archive, _INDEX, json.dumps({"side": SIDE, "quality": _QUALITY, "photographs": files}).encode())
+        pool.shutdown(cancel_futures=True)
+    return Pack(path)
 
 
 def find_sharp_size(image: Image.Image) -> float:

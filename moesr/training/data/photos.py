@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -35,10 +35,11 @@ class Images:
 
     #: uint8 [3, H, W] each.
     tensors: list[Tensor]
+    #: Where each is from.
     names: list[str]
 
     def check_sizes(self, crop: int) -> None:
-        """Raises ImageError if some are smaller than the crop: how many, and which is first."""
+        """Raise ImageError if some are smaller than the crop; it says how many, and which is the first."""
         small = [i for i, image in enumerate(self.tensors) if min(image.shape[1:]) < crop]
         if small:
             few = f"{len(small)} of {len(self.tensors)} images {'are' if len(small) > 1 else 'is'} smaller than"
@@ -50,7 +51,7 @@ class Images:
 def read_images(source: object, device: torch.device | str = "cpu") -> Images:
     """All images of a source (see `open_photos`) on a device: 3 bytes per pixel.
 
-    Raises ImageError if some cannot be read: how many, and which is first.
+    Raises ImageError if some cannot be read; it says how many, and which is the first.
     """
 
     def read(photo: Photo) -> Tensor | str:
@@ -72,15 +73,15 @@ def read_images(source: object, device: torch.device | str = "cpu") -> Images:
 def open_photos(source: object) -> list[Photo]:
     """The images of a pack or its file, of a folder, of a list of these, or of a map-style dataset.
 
-    A dataset has len and index, and gives PIL images or uint8 arrays [H, W, 3]. Folders are searched with those below
-    them, hidden ones left out, in the order of their names. Raises ImageError where there is nothing.
+    A dataset has len and index, and gives PIL images or uint8 arrays [H, W, 3]. Of a folder come all images in and
+    below it in the order of their names, hidden ones left out. Raises ImageError if there is none.
     """
     from .pack import Pack
 
     if isinstance(source, Pack):
         return source.photos
     if isinstance(source, (str, Path)):
-        return Pack.open(source).photos if Path(source).is_file() else _list_folder(Path(source))
+        return Pack(source).photos if Path(source).is_file() else _list_folder(Path(source))
     if isinstance(source, (list, tuple)) and source and all(isinstance(part, (str, Path, Pack)) for part in source):
         return [photo for part in source for photo in open_photos(part)]
     if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
@@ -101,14 +102,10 @@ def _list_folder(folder: Path) -> list[Photo]:
     if not folder.is_dir():
         raise ImageError(f"{folder}: {'not a' if folder.exists() else 'no such'} folder; give one with photographs")
     found = [(p.relative_to(folder).parts, p) for p in folder.rglob("*") if p.suffix.lower() in READ_SUFFIXES]
-    paths = [p for parts, p in sorted(found) if not p.is_dir() and not _is_hidden(parts)]
+    paths = [p for parts, p in sorted(found) if not p.is_dir() and not any(name.startswith(".") for name in parts)]
     if not paths:
         raise ImageError(f"{folder}: no images ({', '.join(READ_SUFFIXES)}) below it; give a folder with photographs")
     return [Photo(str(path), partial(_read_file, path)) for path in paths]
-
-
-def _is_hidden(parts: Iterable[str]) -> bool:
-    return any(name.startswith(".") for name in parts)
 
 
 def _read_file(path: Path) -> np.ndarray:

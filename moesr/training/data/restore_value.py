@@ -1,12 +1,11 @@
 """How degraded an LR image is, as one number: what the model's setting `restore` means.
 
-A photograph has a spectrum of about 1 / f^2. Of each of the 63 DCT coefficients of an LR pixel block that are not its
-mean, we follow the variance of the signal and that of the noise through all that was done: blurs multiply both by their
-squared gain, noise and JPEG steps add to the noise. signal / (signal + noise) is the share of that coefficient that the
-best linear filter (Wiener's) could still tell. `restore` is sqrt(1 - the mean share), so that it grows evenly with the
-strength of noise. It depends on what was done, not on the picture, so it is the same everywhere in an image; and it
-grows with every further defect: 0 for a bicubic reduction alone, about 0.3 for noise of 6 levels, and up to 1 for
-`blind`.
+A photograph has a spectrum of about 1 / f^2. For each of the 63 DCT coefficients of an LR block beside its mean, we
+compute the variances of signal and noise after every operation: blurs multiply both by their squared gain, noise and
+JPEG steps add to the noise. signal / (signal + noise) is the share of the coefficient that the best linear filter
+(Wiener's) could restore. `restore` is sqrt(1 - the mean share), so that it grows evenly with the strength of noise. It
+depends on the operations, not on the picture, and grows with every further defect: 0 for a bicubic reduction alone,
+about 0.3 for noise of 6 levels, and up to 1 for `blind`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _AXIS = _INDEX / 16
 
 
 class Survival:
-    """What is left of the coefficients [n, 8, 8] of LR images. `density`: a stage's pixels per LR pixel, [n] or one."""
+    """Signal and noise of coefficients [n, 8, 8] of LR images. density: pixels of a stage per LR pixel, [n] or one."""
 
     def __init__(self, count: int) -> None:
         square = _AXIS[:, None] ** 2 + _AXIS[None] ** 2
@@ -36,7 +35,7 @@ class Survival:
         self.clean = self._shares()
 
     def blur(self, kernels: Kernels, density: np.ndarray | float) -> None:
-        """What a blur leaves of signal and noise."""
+        """Weaken signal and noise as a blur does."""
         if (kernels.size == 1).all():
             return
         kernel = kernels.tensor().numpy().astype(float)
@@ -49,19 +48,19 @@ class Survival:
         self.noise = self.noise * gain**2
 
     def reduce(self, density: np.ndarray) -> None:
-        """A resize to fewer pixels than the LR has removes what they cannot hold."""
+        """Remove the frequencies that a resize to fewer pixels than the LR cannot hold."""
         fits = _AXIS[None] <= density[:, None] / 2
         fits = fits[:, :, None] & fits[:, None]
         self.signal = self.signal * fits
         self.noise = self.noise * fits
 
     def add_noise(self, noise: Noise, density: np.ndarray | float) -> None:
-        """Gaussian noise, or shot noise as it is at half of white with 256 photons; more pixels average more of it."""
+        """Add Gaussian noise, or shot noise at half of white with 256 photons. More pixels average more of it."""
         variance = noise.gaussian**2 + (255 * noise.poisson) ** 2 * 0.5 / 256
         self.noise = self.noise + (variance / np.maximum(density, 1) ** 2)[:, None, None]
 
     def compress(self, quality: np.ndarray, density: np.ndarray | float) -> None:
-        """A JPEG adds the noise of its steps, step^2 / 12."""
+        """Add the noise of a JPEG's steps, step^2 / 12."""
         density = np.broadcast_to(density, len(quality))
         steps = quantisation_steps(np.maximum(quality, 1))[:, 0].astype(float)
         index = np.clip(np.rint(_INDEX[None] / density[:, None]), 0, 7).astype(int)

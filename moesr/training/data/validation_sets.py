@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import zlib
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,6 @@ from .degradation import degradation
 from .pack import measure_detail, sum_windows
 from .photos import Photo
 
-#: File names of the second validation set: what `split_validation` chose. Never trained on.
-VALIDATION = Path(__file__).parent / "validation.txt"
 #: LR sets by folder, and the degradation of each. `clean` is Pillow's bicubic.
 SETS = {"clean": None, "degraded": "web", "blind": "blind"}
 
@@ -33,50 +29,14 @@ def read_names(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a table of photographs (tab-separated, with file, source, author, licence and kind)."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror}); give a table of photographs") from error
-    missing = {"file", "source", "author", "licence", "kind"} - set(rows[0] if rows else {})
-    if missing:
-        raise ImageError(f"{path}: no column {sorted(missing)[0]!r}; give a tab-separated table with this heading")
-    return rows
-
-
-def split_validation(
-    rows: list[dict[str, str]], *, count: int = 40, minimum: Mapping[str, int] | None = None, seed: int = 0
-) -> list[str]:
-    """File names of `count` photographs of all kinds: in proportion, at least one per kind, and at least `minimum`.
-
-    minimum: 10 faces and 5 with text by default. The same for the same rows and seed, in any order of the rows.
-    """
-    minimum = {"face": 10, "text": 5} if minimum is None else minimum
-    kinds = Counter(row["kind"] for row in rows)
-    least = {kind: max(1, minimum.get(kind, 1)) for kind in kinds}
-    quota = {kind: max(least[kind], round(count * n / len(rows))) for kind, n in kinds.items()}
-    while sum(quota.values()) > count and any(quota[k] > least[k] for k in quota):
-        quota[max((k for k in sorted(quota) if quota[k] > least[k]), key=lambda k: quota[k])] -= 1
-    while sum(quota.values()) < min(count, len(rows)):
-        quota[max(sorted(quota), key=lambda k: kinds[k] - quota[k])] += 1
-    rng = np.random.default_rng(seed)
-    chosen: list[str] = []
-    for kind in sorted(quota):
-        files = sorted(row["file"] for row in rows if row["kind"] == kind)
-        chosen += [files[k] for k in rng.permutation(len(files))[: quota[kind]]]
-    return sorted(chosen)
-
-
 def write_sets(
     photos: Sequence[Photo], folder: Path, *, only: Collection[str] = (), scale: int = 4, side: int = 512, seed: int = 0
 ) -> int:
-    """Write FOLDER/hr, /clean, /degraded and /blind (see SETS) as PNG, and return how many pictures each has.
+    """Write FOLDER/hr, /clean, /degraded and /blind (see SETS) as PNG, and return the number of pictures in each.
 
-    An HR picture is the most detailed part of a photograph of at most side x side pixels, multiples of the scale. What
-    happens to a picture is a function of (seed, its name, the set) alone, so a set can be made again anywhere. only:
-    names of the files that count, all by default.
+    An HR picture is the most detailed part of a photograph, of at most side x side pixels. Its LR pictures are
+    functions of (seed, its name, the set), so the sets can be made again anywhere. only: names of the photographs to
+    take, all by default.
     """
     wanted, count = {Path(name).stem for name in only}, 0
     for photo in photos:

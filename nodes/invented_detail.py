@@ -1,0 +1,54 @@
+"""MoESR Invented Detail: a map of what a result owes to the seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import widgets
+from .comfyui import Progress, io, make_schema
+
+
+class MoESRInventedDetail(io.ComfyNode):
+    """An image in, the map of the spread between seeds and two numbers out."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        """Inputs and outputs."""
+        return make_schema(
+            node_id="MoESRInventedDetail",
+            category=widgets.CATEGORY,
+            search_aliases=[*widgets.ALIASES, "hallucination", "uncertainty", "trust", "seed variance"],
+            inputs=[
+                widgets.model(),
+                io.Image.Input("image"),
+                io.Int.Input("seeds", default=4, min=2, max=16),
+                widgets.seed(),
+                widgets.automatic("fidelity"),
+                widgets.automatic("tile"),
+                io.Mask.Input("protect", optional=True),
+            ],
+            outputs=[io.Image.Output("map"), io.Float.Output("share"), io.Float.Output("consistency")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, fidelity: Any = None, tile: Any = None) -> bool | str:
+        """Says before anything is sampled what is wrong."""
+        return widgets.check(fidelity=fidelity, tile=tile)
+
+    @classmethod
+    def execute(
+        cls, model: Any, image: Any, seeds: int, seed: int, fidelity: Any, tile: Any, protect: Any = None
+    ) -> Any:  # fmt: skip
+        """The map, float [B, H, W, 3], the share of seen pixels from 0 to 1, and the LR consistency in dB."""
+        import torch
+
+        from ..moesr.invented_detail import invention
+
+        sr, tile, progress = model.hosted.sr, widgets.read("tile", tile), Progress()
+        model.hosted.begin_run(image.shape[2] * sr.scale, image.shape[1] * sr.scale, tile)
+        fidelity = widgets.read("fidelity", fidelity)
+        found = invention(
+            sr, image, seeds, seed=seed, fidelity=fidelity, protect=protect, tile=tile, callback=progress
+        )  # fmt: skip
+        progress.finish()
+        return io.NodeOutput(torch.from_numpy(found.draw()).float() / 255, found.share, found.lr_consistency)
