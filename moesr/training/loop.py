@@ -260,8 +260,7 @@ def run(task: Task, next_batch: NextBatch, loop: LoopConfig, folder: Path, budge
     if board is not None:
         board.close()
     engine.wait()
-    rate = (step - first) * loop.batch / max(time.monotonic() - start, 1e-9)
-    done = Done(step, count_seconds() / 60, rate)
+    done = Done(step, count_seconds() / 60, step * loop.batch / max(count_seconds(), 1e-9))
     log.info(
         "%s: %d steps in %.1f minutes; data alone %.1f images/s, everything %.2f images/s",
         folder.name, done.steps, done.minutes, step * loop.batch / max(data_seconds, 1e-9), done.rate,
