@@ -23,7 +23,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -m "not slow" --ignore=tests/hosts
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --ignore=tests/hosts -n 2 --dist loadfile
 
 # Against the genuine hosts, run beside the project, and what `make test` leaves out because it needs Gradio.
 test-hosts: $(VENV)/.hosts

@@ -16,7 +16,6 @@ class MoESRInventedDetail(io.ComfyNode):
         """Inputs and outputs."""
         return make_schema(
             node_id="MoESRInventedDetail",
-            category=widgets.CATEGORY,
             search_aliases=[*widgets.ALIASES, "hallucination", "uncertainty", "trust", "seed variance"],
             inputs=[
                 widgets.model(),

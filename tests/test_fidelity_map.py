@@ -29,8 +29,10 @@ def model(request: pytest.FixtureRequest) -> SRModel:
     config = nano_config("residual_shift")
     config = replace(config, unet=replace(config.unet, restore=request.param == "settings"))
     experts = [build_denoiser(config.unet, seed) for seed in range(4)]
+    generator = torch.Generator().manual_seed(0)
     for expert in experts if config.unet.restore else []:
-        torch.nn.init.normal_(expert.get_parameter("setting_embed.2.weight"))
+        weight = expert.get_parameter("setting_embed.2.weight")
+        weight.data = torch.randn(weight.shape, generator=generator) / 8
     autoencoder = build_autoencoder(config.autoencoder)
     return assemble(config, experts, autoencoder, device=torch.device("cpu"), dtype=torch.float32)
 
