@@ -81,7 +81,7 @@ def plan_targets(
 
 
 def name_compare(path: Path) -> Path:
-    """Where the picture of input, bicubic and result goes, beside a result."""
+    """Where the picture of input, result and difference goes, beside a result."""
     return path.with_name(_fit_name(path.stem, "_compare.png"))
 
 

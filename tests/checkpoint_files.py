@@ -175,12 +175,12 @@ def legacy(path: Path, value: Any) -> None:
     torch.save(value, path, _use_new_zipfile_serialization=False)
 
 
-def pickled(*parts: bytes) -> bytes:
+def join_pickle(*parts: bytes) -> bytes:
     """A pickle of protocol 2 from raw operations."""
     return b"\x80\x02" + b"".join(parts) + b"."
 
 
-def zipped(path: Path, listing: bytes, storages: Mapping[str, bytes] | None = None, root: str = "archive") -> None:
+def write_zip(path: Path, listing: bytes, storages: Mapping[str, bytes] | None = None, root: str = "archive") -> None:
     """A zip file of torch with a pickle of one's own."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{root}/data.pkl", listing)
@@ -189,7 +189,7 @@ def zipped(path: Path, listing: bytes, storages: Mapping[str, bytes] | None = No
             archive.writestr(f"{root}/data/{key}", content)
 
 
-def refused(path: Path | list[Path], said: str = "", read: Callable[[Any], Any] = open_model) -> str:
+def find_error(path: Path | list[Path], said: str = "", read: Callable[[Any], Any] = open_model) -> str:
     """The one line with which a file is refused, which holds `said`."""
     with pytest.raises(MoESRError) as caught:
         read(path)

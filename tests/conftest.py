@@ -48,9 +48,9 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(shift_model: str, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def expected(shift_model: str, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Hashes of the results of one worker that nothing happened to."""
-    out = tmp_path_factory.mktemp("undisturbed")
+    out = tmp_path_factory.mktemp("expected")
     report = moesr.batch(photos, out, workers=1, model=shift_model, steps=1)
     assert (report.done, report.failed) == (8, [])
     return hashes(out)

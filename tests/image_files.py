@@ -28,7 +28,7 @@ def text(mode: str = "L", ink: Any = 0, paper: Any = 255) -> Image.Image:
     return image
 
 
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     """The bytes of the file that Pillow writes."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)

@@ -134,29 +134,29 @@ def test_the_driver_keeps_no_list(tmp_path: Path) -> None:
 
 
 def test_workers_shards_order_and_addresses_do_not_matter(
-    shift_model: str, photos: Path, undisturbed: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    shift_model: str, photos: Path, expected: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command(photos, tmp_path / "two", shift_model, "--workers", "2")) == 0
-    assert hashes(tmp_path / "two") == undisturbed
+    assert hashes(tmp_path / "two") == expected
     for shard in ("1/2", "0/2"):
         assert main(command(photos, tmp_path / "cut", shift_model, "--shard", shard)) == 0
-    assert hashes(tmp_path / "cut") == undisturbed
+    assert hashes(tmp_path / "cut") == expected
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
         archive.add(photos / "b", "b")
     pytest.importorskip("fsspec", reason="fsspec cannot be imported")
     options: dict[str, Any] = {"model": shift_model, "steps": 1, "workers": 1, "job_folder": str(tmp_path / "job")}
     report = moesr.batch(photos.as_uri(), (tmp_path / "by_address").as_uri(), **options)
     assert report.failed == []
-    assert hashes(tmp_path / "by_address") == undisturbed
+    assert hashes(tmp_path / "by_address") == expected
     assert moesr.batch(photos.as_uri(), (tmp_path / "by_address").as_uri(), **options, resume=True).skipped == 8
     options["job_folder"] = None
     moesr.batch(tmp_path / "set.tar", tmp_path / "tar", **options)
-    assert set(hashes(tmp_path / "tar")) == {"set/" + name for name in undisturbed if name.startswith("b")}
+    assert set(hashes(tmp_path / "tar")) == {"set/" + name for name in expected if name.startswith("b")}
     assert "Traceback" not in capfd.readouterr().err
 
 
 def test_ray_gives_the_same_bytes_and_survives_a_killed_worker(
-    shift_model: str, photos: Path, undisturbed: dict[str, str], tmp_path: Path
+    shift_model: str, photos: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     pytest.importorskip("ray", reason="Ray cannot be installed here")
     pytest.importorskip("pyarrow", reason="pyarrow cannot be installed here")
@@ -172,6 +172,6 @@ def test_ray_gives_the_same_bytes_and_survives_a_killed_worker(
     )
     assert killed
     assert report.failed == []
-    assert hashes(tmp_path / "out") == undisturbed
+    assert hashes(tmp_path / "out") == expected
     report = moesr.batch(photos, tmp_path / "out", engine="local", workers=1, model=shift_model, steps=1, resume=True)
     assert (report.done, report.skipped) == (0, 8)

@@ -21,7 +21,7 @@ from tests.batch_jobs import ROOT, command, errors, hashes, read_lines, start, w
 
 
 def test_a_bad_picture_is_a_line_and_is_tried_again_when_told(
-    shift_model: str, photos: Path, undisturbed: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    shift_model: str, photos: Path, expected: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     for path in sorted(photos.rglob("*.png"))[:3]:
@@ -41,7 +41,7 @@ def test_a_bad_picture_is_a_line_and_is_tried_again_when_told(
     assert len(errors(capfd.readouterr().err)) == 1
     (out / "a" / "2.png").unlink()  # a result that is gone is made again
     assert main(command(folder, out, shift_model, "--resume", "--retry-failed")) == 0
-    assert hashes(out) == {name: undisturbed[name] for name in ("a/0.png", "a/2.png", "a/4.png")}
+    assert hashes(out) == {name: expected[name] for name in ("a/0.png", "a/2.png", "a/4.png")}
 
 
 def test_files_that_were_there_stay(shift_model: str, photos: Path, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_files_that_were_there_stay(shift_model: str, photos: Path, tmp_path: Pa
 
 
 def test_a_killed_worker_is_replaced(
-    shift_model: str, photos: Path, undisturbed: dict[str, str], tmp_path: Path
+    shift_model: str, photos: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     driver = start(command(photos, out, shift_model))
@@ -66,13 +66,13 @@ def test_a_killed_worker_is_replaced(
     os.kill(int(lines[-1]["worker"].rpartition(":")[2]), signal.SIGKILL)
     _, said = driver.communicate(timeout=300)
     assert (driver.returncode, errors(said)) == (0, [])
-    assert hashes(out) == undisturbed
+    assert hashes(out) == expected
     assert max(line.get("attempt", 0) for line in read_lines(out)) == 2
 
 
 @pytest.mark.slow
 def test_a_picture_that_kills_every_worker_fails_by_name(
-    shift_model: str, photos: Path, undisturbed: dict[str, str], tmp_path: Path
+    shift_model: str, photos: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     out, folder = tmp_path / "out", tmp_path / "killer"
     folder.mkdir()
@@ -89,11 +89,11 @@ def test_a_picture_that_kills_every_worker_fails_by_name(
     (line,) = errors(said)
     assert driver.returncode == 1
     assert "3.png: its worker died 2 times (signal SIGKILL)" in line
-    assert hashes(out) == {name: value for name, value in undisturbed.items() if name != "b/3.png"}
+    assert hashes(out) == {name: value for name, value in expected.items() if name != "b/3.png"}
 
 
 def test_a_killed_driver_loses_nothing(
-    shift_model: str, photos: Path, undisturbed: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    shift_model: str, photos: Path, expected: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     driver = start(command(photos, out, shift_model))
@@ -106,9 +106,9 @@ def test_a_killed_driver_loses_nothing(
     driver.communicate()
     kept = {name: value for name, value in hashes(out).items() if name.endswith(".png")}
     assert len(kept) >= 2
-    assert kept.items() <= undisturbed.items()
+    assert kept.items() <= expected.items()
     assert main(command(photos, out, shift_model, "--resume")) == 0
-    assert {name: value for name, value in hashes(out).items() if name.endswith(".png")} == undisturbed
+    assert {name: value for name, value in hashes(out).items() if name.endswith(".png")} == expected
     done = [line["id"] for line in read_lines(out) if line.get("status") == "done"]
     assert len(done) == len(set(done)) == 8
     assert len(lines) <= len(done) * 2
@@ -117,7 +117,7 @@ def test_a_killed_driver_loses_nothing(
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_ends_the_job_with_one_line(
-    shift_model: str, photos: Path, undisturbed: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    shift_model: str, photos: Path, expected: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -130,10 +130,10 @@ def test_a_full_disk_ends_the_job_with_one_line(
         assert "No space left" in line
         kept = hashes(disk / "out")
         assert 2 <= len(kept) < 8
-        assert kept.items() <= undisturbed.items()
+        assert kept.items() <= expected.items()
         subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
         assert main(command(photos, disk / "out", shift_model, "--resume", *job)) == 0
-        assert hashes(disk / "out") == undisturbed
+        assert hashes(disk / "out") == expected
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -158,7 +158,7 @@ def test_a_dry_run_writes_nothing(
 
 
 def test_a_bucket_that_refuses_and_one_that_takes(
-    shift_model: str, photos: Path, undisturbed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shift_model: str, photos: Path, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsspec = pytest.importorskip("fsspec", reason="fsspec cannot be imported")
     pytest.importorskip("s3fs", reason="s3fs cannot be imported")
@@ -176,7 +176,7 @@ def test_a_bucket_that_refuses_and_one_that_takes(
         report = moesr.batch("s3://pictures/in", "s3://pictures/out", job_folder=str(tmp_path / "job"), **options)
         assert (report.done, report.failed) == (8, [])
         bucket.get("s3://pictures/out/", str(tmp_path / "copy") + "/", recursive=True)
-        assert hashes(tmp_path / "copy") == undisturbed
+        assert hashes(tmp_path / "copy") == expected
         with pytest.raises(SettingError, match="s3://nobody/out"):
             moesr.batch("s3://pictures/in", "s3://nobody/out", job_folder=str(tmp_path / "refused"), **options)
     finally:

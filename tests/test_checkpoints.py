@@ -21,7 +21,7 @@ from moesr.checkpoints.model_files import open_model
 from moesr.checkpoints.weight_reading import Weights
 from moesr.config import AutoencoderConfig
 from moesr.networks.autoencoder import Autoencoder
-from tests.checkpoint_files import Pretended, legacy, listing, random_state, refused
+from tests.checkpoint_files import Pretended, find_error, legacy, listing, random_state
 
 
 def tricky() -> dict[str, Any]:
@@ -153,7 +153,7 @@ def test_headers_that_lie_are_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(header({"a": entry()}, bytes(16)))
     assert Weights(path)["a"].tolist() == [0, 0, 0, 0]
     path.write_bytes(content)
-    refused(path, "x.safetensors", Weights)
+    find_error(path, "x.safetensors", Weights)
 
 
 def test_zip_files_that_lie_are_refused(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_zip_files_that_lie_are_refused(tmp_path: Path) -> None:
         archive.writestr("archive/data.pkl", good)
         archive.writestr("archive/data/0", bytes(2**24))
     assert bomb.stat().st_size < 2**16
-    refused(bomb, "compressed", Weights)
+    find_error(bomb, "compressed", Weights)
     crowded = tmp_path / "crowded.ckpt"
     with zipfile.ZipFile(crowded, "w") as archive:
         archive.writestr("archive/data.pkl", good)
@@ -171,13 +171,13 @@ def test_zip_files_that_lie_are_refused(tmp_path: Path) -> None:
     content = crowded.read_bytes()
     at = content.rindex(b"PK\5\6")
     crowded.write_bytes(content[: at + 12] + struct.pack("<I", 2**30) + content[at + 16 :])
-    refused(crowded, "directory", Weights)
+    find_error(crowded, "directory", Weights)
     broken = tmp_path / "broken.ckpt"
     torch.save({"a": torch.arange(1000.0)}, broken)
     content = bytearray(broken.read_bytes())
     content[content.index(torch.arange(1000.0).numpy().tobytes()) + 700] ^= 1
     broken.write_bytes(content)
-    refused(broken, "checksum", lambda path: Weights(path).verify())
+    find_error(broken, "checksum", lambda path: Weights(path).verify())
 
 
 # what it is not
@@ -213,8 +213,8 @@ NETWORKS = {
 def test_other_networks_are_named(tmp_path: Path, said: str, keys: list[str]) -> None:
     for name, save in (("x.safetensors", save_file), ("x.pth", torch.save)):
         save({key: torch.ones(1) for key in keys}, tmp_path / name)
-        refused(tmp_path / name, said)
-        refused(tmp_path / name, said, describe)
+        find_error(tmp_path / name, said)
+        find_error(tmp_path / name, said, describe)
 
 
 def test_vae_of_stable_diffusion_is_named(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_vae_of_stable_diffusion_is_named(tmp_path: Path) -> None:
         kind="kl", ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=4, embed_dim=4, lr_fusion=False, refine=False
     )
     torch.save({"state_dict": random_state(Autoencoder, config)}, tmp_path / "vae.ckpt")
-    refused(tmp_path / "vae.ckpt", "a VAE of Stable Diffusion")
+    find_error(tmp_path / "vae.ckpt", "a VAE of Stable Diffusion")
 
 
 FILES: dict[str, tuple[bytes, str]] = {
@@ -253,7 +253,7 @@ def test_other_files_are_named(tmp_path: Path, name: str) -> None:
     content, said = FILES[name]
     (tmp_path / name).write_bytes(content)
     for read in (open_model, describe, Weights):
-        line = refused(tmp_path / name, said, read)
+        line = find_error(tmp_path / name, said, read)
         assert name in line
         assert ";" in line  # and what to do
 
@@ -261,16 +261,16 @@ def test_other_files_are_named(tmp_path: Path, name: str) -> None:
 def test_archives_folders_and_absent_files_are_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as archive:
         archive.writestr("weights/model.ckpt", "x")
-    refused(tmp_path / "a.ckpt", "weights/model.ckpt")
-    refused(tmp_path, "unpack")
-    refused(tmp_path, "folder", Weights)
-    refused(tmp_path / "absent.ckpt", "no such file")
+    find_error(tmp_path / "a.ckpt", "weights/model.ckpt")
+    find_error(tmp_path, "unpack")
+    find_error(tmp_path, "folder", Weights)
+    find_error(tmp_path / "absent.ckpt", "no such file")
     with zipfile.ZipFile(tmp_path / "b.pt", "w") as archive:
         archive.writestr("b/data.pkl", listing({"a": Pretended()}))
         archive.writestr("b/code/__torch__.py", "def forward(self): pass")
-    refused(tmp_path / "b.pt", "TorchScript")
+    find_error(tmp_path / "b.pt", "TorchScript")
     torch.save(nn.Linear(2, 2), tmp_path / "c.pt")
-    refused(tmp_path / "c.pt", "torch.nn.modules.linear.Linear")
+    find_error(tmp_path / "c.pt", "torch.nn.modules.linear.Linear")
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.ckpt", "old.ckpt"])
@@ -281,5 +281,5 @@ def test_cut_off_anywhere_is_one_line(tmp_path: Path, name: str) -> None:
     content = path.read_bytes()
     for end in [*range(1, 40), *range(40, len(content), 97)]:
         path.write_bytes(content[:end])
-        line = refused(path, name, Weights)
+        line = find_error(path, name, Weights)
         assert end < 40 or "cut off" in line, (end, line)

@@ -109,6 +109,11 @@ def test_invention(nano: Path, photos: Path, tmp_path: Path, capsys: pytest.Capt
     assert "% of the pixels" in capsys.readouterr().out
     assert size(tmp_path / "map.png") == (32, 24 + 28)
     assert main([*arguments, str(tmp_path / "map.png")]) == 1  # it is there already
+    assert main([*arguments, str(tmp_path / "map.jpg")]) == 1
+    assert not (tmp_path / "map.jpg").exists()
+    before = (photos / "a.png").read_bytes()
+    assert main([*arguments, str(photos / "a.png"), "--overwrite"]) == 1  # an input stays
+    assert (photos / "a.png").read_bytes() == before
 
 
 def test_compare(nano: Path, photos: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from moesr.checkpoints.weight_reading import Weights
 from moesr.config import AutoencoderConfig, ModelConfig, UNetConfig
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.unet import UNet
-from tests.checkpoint_files import FCD, FIRST, random_state, refused, stage_state, unet
+from tests.checkpoint_files import FCD, FIRST, find_error, random_state, stage_state, unet
 
 FOLDER = Path(__file__).parent / "keys"
 
@@ -69,9 +69,9 @@ def test_kl_decoder_is_known_and_kept_apart(tmp_path: Path) -> None:
     assert found == config
     assert set(weights) == set(state) - {"loss.logvar"}
     assert "Stable Diffusion 1.5" in format_facts(describe(path))
-    refused(path, "Stable Diffusion 1.5 latents")
+    find_error(path, "Stable Diffusion 1.5 latents")
     torch.save({"state_dict": stage_state(unet())}, tmp_path / "x.ckpt")
-    refused([tmp_path / "x.ckpt", path], "give vq-f4/fa_vae.pth")
+    find_error([tmp_path / "x.ckpt", path], "give vq-f4/fa_vae.pth")
     assert open_model(tmp_path).config.autoencoder == FIRST  # in a folder it may lie about
 
 
@@ -118,8 +118,8 @@ def test_order_of_stages(tmp_path: Path, names: list[str], wanted: list[int]) ->
     ids=str,
 )  # fmt: skip
 def test_gaps_and_repeats_are_one_line(tmp_path: Path, names: list[str], said: str) -> None:
-    refused(write_stages(tmp_path, names), said)
-    refused(tmp_path, said)
+    find_error(write_stages(tmp_path, names), said)
+    find_error(tmp_path, said)
 
 
 def test_a_stage_file_alone_is_described(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_stage_file_alone_is_described(tmp_path: Path) -> None:
 
 def test_stages_of_different_models_do_not_mix(tmp_path: Path) -> None:
     paths = write_stages(tmp_path, ["expert0"]) + write_stages(tmp_path, ["expert1"], model_channels=64)
-    refused(paths, "64 channels x [1] with Space MoE, but expert0.ckpt has 32")
+    find_error(paths, "64 channels x [1] with Space MoE, but expert0.ckpt has 32")
 
 
 def test_decoder_beside_the_stage_files_is_found_and_said(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_decoder_beside_the_stage_files_is_found_and_said(tmp_path: Path) -> Non
     assert found.config.autoencoder == FCD
     assert found.notes == ("decoder found beside the stage files: fa_vae.pth",)
     (tmp_path / "vq-f4" / "fa_vae.pth").unlink()
-    refused(paths, "no decoder")
+    find_error(paths, "no decoder")
 
 
 def test_the_fuller_of_two_decoders_is_used_and_said(tmp_path: Path) -> None:
@@ -176,14 +176,14 @@ def test_converted_model_is_complete_alone(tmp_path: Path) -> None:
     assert "x8" in open_model(path, 8).notes[-1]
     assert open_model([path, tmp_path]).config == config  # one file, named twice
     save_model(tmp_path / "b.safetensors", config, [state, state], vae, torch.float16)
-    refused([path, tmp_path / "b.safetensors"], "alone")
-    refused(tmp_path, "a.safetensors, b.safetensors")
+    find_error([path, tmp_path / "b.safetensors"], "alone")
+    find_error(tmp_path, "a.safetensors, b.safetensors")
     save_model(path, config, [state, state, state], vae, torch.float16)
-    refused(path, "more experts")
+    find_error(path, "more experts")
     save_model(path, config, [state], vae, torch.float16)
-    refused(path, "expert 1: ")
+    find_error(path, "expert 1: ")
     save_model(path, config, [state, {**state, "out.2.bias": torch.zeros(3, dtype=torch.int8)}], vae, torch.float16)
-    refused(path, "int8")
+    find_error(path, "int8")
 
 
 @pytest.mark.parametrize(
@@ -203,5 +203,5 @@ def test_configs_beyond_reason_are_refused(tmp_path: Path, part: str, name: str,
     state, vae = random_state(UNet, config.unet), random_state(Autoencoder, FIRST)
     save_model(path, config, [state], vae, torch.float16, {"moesr": json.dumps(values)})
     began = time.monotonic()
-    refused(path, "x.safetensors")
+    find_error(path, "x.safetensors")
     assert time.monotonic() - began < 5

@@ -80,7 +80,7 @@ def run(capsys: Shown, *arguments: object) -> tuple[int, str, list[str]]:
     return code, shown.out, [line for line in lines if line.startswith(("error:", "note:"))]
 
 
-def parsed(capsys: Shown, *arguments: object) -> dict[str, Any]:
+def read_json(capsys: Shown, *arguments: object) -> dict[str, Any]:
     code, out, errors = run(capsys, *arguments, "--json")
     assert code == 0, errors
     return json.loads(out)
@@ -91,7 +91,7 @@ def parsed(capsys: Shown, *arguments: object) -> dict[str, Any]:
 
 def test_a_model_on_lr_files(nano: Path, hr: Path, lr: Path, weights: Path, capsys: Shown) -> None:
     options = ("--metrics", weights, "--steps", 1, "--seed", 3, "--dtype", "fp32")
-    facts = parsed(capsys, "--hr", hr, "--lr", lr, "--model", nano, *options)
+    facts = read_json(capsys, "--hr", hr, "--lr", lr, "--model", nano, *options)
     assert facts["model"] == nano.stem
     assert facts["settings"] | {"steps": 1, "seed": 3, "scale": 4, "dtype": "float32"} == facts["settings"]
     assert [row["name"] for row in facts["images"]] == ["a", "b", "c"]
@@ -125,7 +125,7 @@ def test_the_table(nano: Path, hr: Path, tmp_path: Path, capsys: Shown) -> None:
 def test_lr_made_from_hr(reduction: str, hr: Path, tmp_path: Path, capsys: Shown) -> None:
     odd = picture(7, 67, 83)  # the last rows and columns make no whole LR pixel
     save(hr / "odd.png", odd)
-    facts = parsed(capsys, "--hr", hr, "--model", "bicubic", "--metrics", tmp_path, "--scale-from", reduction)
+    facts = read_json(capsys, "--hr", hr, "--model", "bicubic", "--metrics", tmp_path, "--scale-from", reduction)
     small = shrunk(odd[:64, :80])
     large = np.array(Image.fromarray(small).resize((80, 64), Image.Resampling.BICUBIC))
     expected = ssim_y(planes(large), planes(odd[:64, :80])).item()
@@ -141,7 +141,7 @@ def test_perfect_results(hr: Path, lr: Path, tmp_path: Path, capsys: Shown) -> N
     for path in hr.iterdir():
         save(tmp_path / "peer" / f"{path.stem}x4.png", np.array(Image.open(path)))
     for given in ([], ["--lr", lr]):
-        facts = parsed(capsys, "--hr", hr, "--results", tmp_path / "peer", "--metrics", tmp_path, *given)
+        facts = read_json(capsys, "--hr", hr, "--results", tmp_path / "peer", "--metrics", tmp_path, *given)
         assert facts["model"] == str(tmp_path / "peer")
         assert facts["mean"]["psnr_y"] is None  # infinite, which JSON cannot say
         assert facts["mean"]["ssim_y"] == 1

@@ -16,7 +16,7 @@ from PIL import Image
 from moesr.errors import ImageError, MoESRError, NumericsError, SettingError
 from moesr.images import png
 from moesr.images.files import READ_SUFFIXES, WRITE_SUFFIXES, Picture, read_image, to_pil, write_image
-from tests.image_files import adam7, png_chunk, saved, scene, tiff
+from tests.image_files import adam7, encode, png_chunk, scene, tiff
 
 PICTURE = Picture(np.full((8, 8, 3), 0.5, np.float32))
 
@@ -53,7 +53,7 @@ def test_transparent_colour_becomes_alpha(transparency: int | tuple[int, ...] | 
     if not isinstance(transparency, tuple):
         image = image.convert("L") if transparency == 7 else image.quantize(8)
         image.putpixel((1, 2), 7)
-    data = saved(image, "PNG", transparency=transparency)
+    data = encode(image, "PNG", transparency=transparency)
     picture = read_image(data)
     assert picture.alpha is not None
     with Image.open(io.BytesIO(data)) as source:
@@ -70,7 +70,7 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = np.ascontiguousarray(undo.get(orientation, np.asarray)(upright))
-    files = [saved(Image.fromarray(stored), kind, exif=exif) for kind in ("PNG", "TIFF")]
+    files = [encode(Image.fromarray(stored), kind, exif=exif) for kind in ("PNG", "TIFF")]
     files.append(tiff(stored.astype(np.uint16) * 257, 1, orientation=orientation))
     for data in files:
         assert np.array_equal(levels(read_image(data))[..., 0], upright)
@@ -79,8 +79,8 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
 def test_orientation_in_xmp_alone_and_broken_exif_turn_nothing() -> None:
     image = Image.fromarray(scene())
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="8"/>'
-    assert read_image(saved(image, "JPEG", xmp=xmp)).rgb.shape == (32, 48, 3)
-    assert read_image(saved(image, "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")).rgb.shape == (32, 48, 3)
+    assert read_image(encode(image, "JPEG", xmp=xmp)).rgb.shape == (32, 48, 3)
+    assert read_image(encode(image, "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")).rgb.shape == (32, 48, 3)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -105,7 +105,7 @@ def test_png16_interlaced() -> None:
 
 
 def test_cmyk_becomes_rgb_and_loses_its_profile() -> None:
-    picture = read_image(saved(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", icc_profile=b"not a profile"))
+    picture = read_image(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", icc_profile=b"not a profile"))
     assert picture.icc is None
     np.testing.assert_allclose(picture.rgb[4, 4], [1, 0, 0], atol=0.02)
 
@@ -168,7 +168,7 @@ def test_samples_of_16_bits_are_read_as_they_are() -> None:
     """A picture that uses 12 of 16 bits is dark, unless the file says what is white; that is not guessed."""
     grey, rgb = GREY * np.uint16(16), RGB * np.uint16(16)
     statistics = tiff(grey, 1, largest=int(grey.max()))
-    for data, values in ((statistics, grey), (saved(Image.fromarray(grey), "PNG"), grey), (tiff(rgb), rgb)):
+    for data, values in ((statistics, grey), (encode(Image.fromarray(grey), "PNG"), grey), (tiff(rgb), rgb)):
         picture = read_image(data)
         assert np.array_equal(np.rint(picture.rgb * 65535), values if values is rgb else np.dstack([grey] * 3))
         assert not picture.notes
@@ -199,16 +199,16 @@ def test_of_several_frames_one_is_read_and_that_is_said() -> None:
     for kind, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("GIF", {}), ("TIFF", {}), ("AVIF", {})):
         for default in (False, True) if kind == "PNG" else (False,):
             more = {"default_image": True} if default else {}
-            data = saved(frames[0], kind, save_all=True, append_images=frames[1:], **options, **more)
+            data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options, **more)
             picture = read_image(data)
             assert any("only the first of 3" in note for note in picture.notes), kind
             assert levels(picture)[8, 12, 0] > 240, kind
-        assert read_image(saved(frames[0], kind)).notes == (), kind
+        assert read_image(encode(frames[0], kind)).notes == (), kind
 
 
 def test_a_first_page_that_is_a_thumbnail_gives_way_to_the_large_one() -> None:
     small, large = Image.new("RGB", (6, 4)), Image.new("RGB", (24, 16), "lime")
-    picture = read_image(saved(small, "TIFF", save_all=True, append_images=[large]))
+    picture = read_image(encode(small, "TIFF", save_all=True, append_images=[large]))
     assert picture.rgb.shape == (16, 24, 3)
     assert "page 2 of 2" in picture.notes[0]
     data = tiff(RGB)  # now below a first page of 6 x 4 pixels, as cameras write it
@@ -219,18 +219,18 @@ def test_a_first_page_that_is_a_thumbnail_gives_way_to_the_large_one() -> None:
     assert np.array_equal(levels(picture), RGB)
     assert "below page 1" in picture.notes[0]
     other = Image.new("RGB", (30, 90))  # of another shape: a page of its own
-    assert read_image(saved(small, "TIFF", save_all=True, append_images=[other])).rgb.shape == (4, 6, 3)
+    assert read_image(encode(small, "TIFF", save_all=True, append_images=[other])).rgb.shape == (4, 6, 3)
 
 
 def test_suffixes_are_those_that_work_and_content_decides(tmp_path: Path) -> None:
     for suffix in READ_SUFFIXES:
         kind = Image.registered_extensions().get(suffix, "JPEG")
-        (tmp_path / f"in{suffix}").write_bytes(saved(Image.new("RGB", (2, 3)), kind))
+        (tmp_path / f"in{suffix}").write_bytes(encode(Image.new("RGB", (2, 3)), kind))
         assert read_image(tmp_path / f"in{suffix}").rgb.shape == (3, 2, 3)
     for suffix in ("", *WRITE_SUFFIXES):
         write_image(tmp_path / f"out{suffix}", PICTURE)
         assert read_image(tmp_path / f"out{suffix}").rgb.shape == (8, 8, 3)
-    (tmp_path / "lies.jpg").write_bytes(saved(Image.new("RGB", (2, 3)), "AVIF"))
+    (tmp_path / "lies.jpg").write_bytes(encode(Image.new("RGB", (2, 3)), "AVIF"))
     assert read_image(tmp_path / "lies.jpg").rgb.shape == (3, 2, 3)
 
 
@@ -241,7 +241,7 @@ def damaged() -> dict[str, bytes]:
     """Files that look like pictures, and are not."""
     cases = {"empty.png": b"", "text.png": b"hello", "text.jpg": b"\xff\xd8\xff\xe0 no jpeg", "head.tif": b"II*\0"}
     for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "AVIF"):
-        data = saved(Image.fromarray(pixels(64, 64, 3)), kind)
+        data = encode(Image.fromarray(pixels(64, 64, 3)), kind)
         cases[f"half.{kind.lower()}"] = data[: len(data) // 2]
     deep = png.encode(pixels(32, 32, 3, top=65535))
     cases["half16.png"] = deep[: len(deep) // 2]
@@ -269,7 +269,7 @@ def test_unreadable_is_one_line_that_names_the_file(tmp_path: Path, name: str) -
 def test_a_file_that_is_cut_short(kind: str) -> None:
     """It is read where only its end is missing; otherwise as far as it goes, if that is wanted."""
     options = {"progressive": kind.startswith("prog")} if "JPEG" in kind else {}
-    data = saved(Image.fromarray(scene(120, 90)), kind.split()[-1], **options)
+    data = encode(Image.fromarray(scene(120, 90)), kind.split()[-1], **options)
     for cut in (1, 2) if options else (12,):
         picture = read_image(data[:-cut])
         assert np.array_equal(picture.rgb, read_image(data).rgb)

@@ -79,7 +79,7 @@ def mutate(content: bytes, aims: list[range], rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def mutated_pickle(content: bytes, rng: random.Random) -> bytes:
+def mutate_pickle(content: bytes, rng: random.Random) -> bytes:
     """The zip file with a changed list of tensors whose checksum is right."""
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
@@ -101,7 +101,7 @@ def test_mutations_give_one_line_or_a_right_result(tmp_path: Path, good: dict[st
     rounds = int(os.environ.get("MOESR_FUZZ", "250"))
     for i in range(rounds):
         name = ("converted", "zip", "pickle", "old")[i % 4]
-        content = mutated_pickle(good["zip"], rng) if name == "pickle" else mutate(good[name], aims[name], rng)
+        content = mutate_pickle(good["zip"], rng) if name == "pickle" else mutate(good[name], aims[name], rng)
         path = tmp_path / f"{i}.ckpt"
         path.write_bytes(content)
         began = time.monotonic()

@@ -13,7 +13,7 @@ from PIL import Image
 from moesr.errors import ImageError
 from moesr.images import png
 from moesr.images.files import READ_FORMATS, read_image, read_upright_size
-from tests.image_files import saved, scene, tiff
+from tests.image_files import encode, scene, tiff
 
 COUNT = int(os.environ.get("MOESR_FUZZ", "240"))
 
@@ -45,7 +45,7 @@ def good() -> list[bytes]:
     return [*files, png.encode(rng.integers(0, 65536, (9, 11, 3)).astype(np.uint16))]
 
 
-def mutated(data: bytes, rng: np.random.Generator) -> bytes:
+def mutate(data: bytes, rng: np.random.Generator) -> bytes:
     """Bytes overwritten, cut off, cut out, repeated, or with a number made huge."""
     out = bytearray(data)
     for _ in range(int(rng.integers(1, 4))):
@@ -76,14 +76,14 @@ def new_kinds() -> list[bytes]:
         tiff(np.dstack([rgb, rgb[..., 0]]), extra=(1,), planar=True), tiff(deep[..., 1].astype(np.uint32), 1),
     ]  # fmt: skip
     animated = {"save_all": True, "append_images": frames[1:]}
-    files += [saved(frames[0], kind, **animated) for kind in ("TIFF", "WEBP", "GIF")]
-    return [*files, saved(frames[0], "AVIF", quality=60), saved(frames[0], "AVIF", **animated)]
+    files += [encode(frames[0], kind, **animated) for kind in ("TIFF", "WEBP", "GIF")]
+    return [*files, encode(frames[0], "AVIF", quality=60), encode(frames[0], "AVIF", **animated)]
 
 
 def check_mutations(files: list[bytes], count: int, seed: int) -> None:
     rng, errors = np.random.default_rng(seed), []
     for i in range(count):
-        data = mutated(files[i % len(files)], rng)
+        data = mutate(files[i % len(files)], rng)
         start = time.monotonic()
         try:
             picture = read_image(data)

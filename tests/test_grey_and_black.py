@@ -12,7 +12,7 @@ from PIL import Image
 import moesr
 from moesr.images.canvas import as_canvas
 from moesr.images.files import read_image
-from tests.image_files import saved, scene, text
+from tests.image_files import encode, scene, text
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ GREY = {
     "RGB": lambda: text().convert("RGB"),
     "RGBA": lambda: text().convert("RGBA"),
     "palette": lambda: text().convert("1").convert("P"),
-    "JPEG": lambda: Image.open(io.BytesIO(saved(text().convert("RGB"), "JPEG", quality=75))),
-    "WebP": lambda: Image.open(io.BytesIO(saved(text().convert("RGB"), "WEBP", quality=75))),
+    "JPEG": lambda: Image.open(io.BytesIO(encode(text().convert("RGB"), "JPEG", quality=75))),
+    "WebP": lambda: Image.open(io.BytesIO(encode(text().convert("RGB"), "WEBP", quality=75))),
 }
 
 
@@ -55,7 +55,7 @@ def test_grey_results_have_equal_channels(tiny: moesr.SRModel) -> None:
     assert torch.equal(result[0, ..., 0], result[0, ..., 1])
     assert torch.equal(result[0, ..., 0], result[0, ..., 2])
     assert (result[1, ..., 0] - result[1, ..., 2]).abs().max() > 0.2
-    picture = moesr.upscale(tiny, read_image(saved(Image.fromarray(grey), "PNG")), steps=1)
+    picture = moesr.upscale(tiny, read_image(encode(Image.fromarray(grey), "PNG")), steps=1)
     assert picture.rgb.shape == (96, 128, 3)
     assert np.ptp(picture.rgb.astype(int), axis=2).max() == 0
     sepia = (grey * np.array([1, 0.85, 0.65])).astype(np.uint8)

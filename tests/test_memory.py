@@ -113,11 +113,11 @@ def test_a_failure_in_the_colour_fix_halves_its_bands(
 
 
 def test_other_errors_pass_through(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> Tensor:
+    def fail(*_: Any) -> Tensor:
         raise RuntimeError("the size of tensor a must match the size of tensor b")
 
     model = moesr.load(nano, residency="all")
-    monkeypatch.setattr(Decoder, "forward", broken)
+    monkeypatch.setattr(Decoder, "forward", fail)
     with pytest.raises(RuntimeError, match="must match"):
         moesr.upscale(model, photo(8, 8), steps=1)
 

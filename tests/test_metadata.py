@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from moesr.images import colour_profile, exif, metadata
 from moesr.images.files import Picture, read_image, read_text, write_image
-from tests.image_files import png_chunk, saved, scene
+from tests.image_files import encode, png_chunk, scene
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6" exif:PixelXDimension="48" dc:title="Holiday"/>'
@@ -30,14 +30,14 @@ def photo() -> bytes:
     inner[0x9003], inner[0xA002], inner[0xA003], inner[0x927C] = "2021:07:14 10:11:12", 48, 32, b"maker" * 9
     block.get_ifd(0x8825).update({1: "N", 2: (10.0, 20.0, 30.0)})
     data = bytearray(block.tobytes()[6:])
-    thumbnail = saved(Image.new("RGB", (8, 8), "red"), "JPEG")
+    thumbnail = encode(Image.new("RGB", (8, 8), "red"), "JPEG")
     first = struct.unpack_from(">I", data, 4)[0]
     link = first + 2 + 12 * struct.unpack_from(">H", data, first)[0]
     struct.pack_into(">I", data, link, len(data))
     data += struct.pack(">HHHIIHHIII", 2, 0x201, 4, 1, len(data) + 30, 0x202, 4, 1, len(thumbnail), 0) + thumbnail
     segment = b"Photoshop 3.0\0" + metadata.wrap_iptc(IPTC)
     extra = b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment
-    return saved(Image.fromarray(scene()), "JPEG", exif=b"Exif\0\0" + data, xmp=XMP, icc_profile=SRGB, dpi=(300, 200),
+    return encode(Image.fromarray(scene()), "JPEG", exif=b"Exif\0\0" + data, xmp=XMP, icc_profile=SRGB, dpi=(300, 200),
                  comment=b"hello", extra=extra)  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_everything_that_a_photo_says_travels_to_every_kind(kind: str) -> None:
     assert b'PixelXDimension="128" dc:title="Holiday"' in again.metadata.xmp
     assert again.metadata.iptc == (b"" if kind == "webp" else IPTC)
     assert bytes(8 * 8) not in exif.adapt_to_result(b"", 1, 1)
-    assert saved(Image.new("RGB", (8, 8), "red"), "JPEG")[:200] not in data
+    assert encode(Image.new("RGB", (8, 8), "red"), "JPEG")[:200] not in data
     if kind in ("png", "jpg"):
         assert again.metadata.text["Comment"] == "hello"
     bare = read_image(written(read_image(source), kind, metadata=False))
@@ -92,7 +92,7 @@ def test_texts_of_generated_pictures_travel(bits: int) -> None:
     info = PngInfo()
     for keyword, text in texts.items():
         info.add_text(keyword, text) if keyword != "parameters" else info.add_itxt(keyword, text, zip=True)
-    source = read_image(saved(Image.fromarray(scene()), "PNG", pnginfo=info))
+    source = read_image(encode(Image.fromarray(scene()), "PNG", pnginfo=info))
     source = replace(source, bits=bits, metadata=source.metadata.with_text({"moesr": "{}"}))
     assert read_image(written(source, "png")).metadata.text == {**texts, "moesr": "{}"}
     for kind in ("jpg", "webp", "tiff"):
@@ -107,7 +107,7 @@ def test_texts_of_generated_pictures_travel(bits: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_our_settings_travel_in_every_kind(tmp_path: Any, kind: str) -> None:
-    for source in (photo(), saved(Image.fromarray(scene()), "PNG")):
+    for source in (photo(), encode(Image.fromarray(scene()), "PNG")):
         picture = read_image(source)
         picture = replace(picture, metadata=picture.metadata.with_text({"moesr": '{"seed": 7}'}))
         (tmp_path / "out").write_bytes(written(picture, kind))
@@ -120,7 +120,7 @@ def test_our_settings_travel_in_every_kind(tmp_path: Any, kind: str) -> None:
 
 
 def test_damaged_texts_are_no_texts(tmp_path: Any) -> None:
-    data = saved(Image.fromarray(scene()), "PNG")
+    data = encode(Image.fromarray(scene()), "PNG")
     (tmp_path / "endless.png").write_bytes(data[:33] + struct.pack(">I", 2**31 - 1) + b"tEXtmoesr\0x")
     (tmp_path / "other.jpg").write_bytes(b"\xff\xd8 no PNG")
     for name in ("endless.png", "other.jpg", "none.png"):
@@ -151,7 +151,7 @@ def linear(rgb: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("cicp", [False, True])
 def test_a_linear_png_looks_the_same_in_every_kind(cicp: bool) -> None:
     chunk = png_chunk(b"cICP", bytes([1, 8, 0, 1])) if cicp else png_chunk(b"gAMA", struct.pack(">I", 100000))
-    data = saved(Image.fromarray(np.rint(linear(scene()) * 255).astype(np.uint8)), "PNG")
+    data = encode(Image.fromarray(np.rint(linear(scene()) * 255).astype(np.uint8)), "PNG")
     source = read_image(data[:33] + chunk + data[33:])
     for kind in ("jpg", "webp", "tiff"):
         assert abs(in_srgb(written(source, kind)).mean() - scene().mean()) < 1.5, kind
@@ -163,7 +163,7 @@ def test_a_linear_png_looks_the_same_in_every_kind(cicp: bool) -> None:
 
 
 def test_primaries_and_hdr() -> None:
-    data = saved(Image.fromarray(scene()), "PNG")
+    data = encode(Image.fromarray(scene()), "PNG")
     p3 = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
     chunks = png_chunk(b"gAMA", struct.pack(">I", 45455)) + png_chunk(b"cHRM", p3)
     wide = in_srgb(written(read_image(data[:33] + chunks + data[33:]), "tiff"))
@@ -180,11 +180,11 @@ def test_primaries_and_hdr() -> None:
 def test_a_profile_that_does_not_fit_is_converted_or_left_out() -> None:
     grey = Image.fromarray(scene()).convert("L")
     icc = colour_profile._build_profile(colour_profile._SRGB, lambda x: x, True)  # linear light
-    shown = in_srgb(saved(grey, "JPEG", icc_profile=icc, quality=95)).mean()
-    source = read_image(saved(grey, "JPEG", icc_profile=icc, quality=95))
+    shown = in_srgb(encode(grey, "JPEG", icc_profile=icc, quality=95)).mean()
+    source = read_image(encode(grey, "JPEG", icc_profile=icc, quality=95))
     assert shown > np.asarray(grey).mean() + 30
     for kind in KINDS:
         assert abs(in_srgb(written(source, kind)).mean() - shown) < 1.5, kind
-    assert read_image(saved(grey, "JPEG", icc_profile=SRGB)).icc is None
-    assert read_image(saved(Image.fromarray(scene()), "JPEG", icc_profile=icc)).icc is None
-    assert read_image(saved(Image.fromarray(scene()), "JPEG", icc_profile=SRGB[:200])).icc is None
+    assert read_image(encode(grey, "JPEG", icc_profile=SRGB)).icc is None
+    assert read_image(encode(Image.fromarray(scene()), "JPEG", icc_profile=icc)).icc is None
+    assert read_image(encode(Image.fromarray(scene()), "JPEG", icc_profile=SRGB[:200])).icc is None

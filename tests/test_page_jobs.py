@@ -295,7 +295,7 @@ def test_a_job_that_breaks_is_said_and_the_next_one_runs(
 ) -> None:
     queue = open_queue()
 
-    def broken(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyError("secret")
 
     for place, message in (
@@ -303,7 +303,7 @@ def test_a_job_that_breaks_is_said_and_the_next_one_runs(
         ("moesr.page.worker.new_folder", "something went wrong (KeyError); the page's log says more"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(place, broken)
+            patch.setattr(place, fail)
             job = finish(submit(queue, send("a.png")))
         assert (job.state, job.error) == ("failed", message)
     assert finish(submit(queue, send("a.png"))).state == "done"

@@ -22,7 +22,7 @@ from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNet
 from moesr.errors import SettingError
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_unet import SwinUNet
-from tests.checkpoint_files import FCD, SWIN, random_state, refused, resshift_state, stage_state, unet
+from tests.checkpoint_files import FCD, SWIN, find_error, random_state, resshift_state, stage_state, unet
 
 VQ4 = AutoencoderConfig(ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, n_embed=16, lr_fusion=False, refine=False)
 VQ8 = replace(VQ4, ch_mult=(1, 1, 1, 1), num_res_blocks=(1, 2, 1, 2), z_channels=8, embed_dim=8)
@@ -108,33 +108,33 @@ def test_what_the_name_does_not_tell_is_asked_or_said(tmp_path: Path, caplog: py
     # where only one schedule was ever published, it is that
     other = put(tmp_path / "b", "model", replace(SWIN, lr_downsamples=1))
     assert "as every published network of this kind" in open_model(other).notes[0]
-    refused(path, "timesteps 7", lambda p: open_model(p, timesteps=7))
+    find_error(path, "timesteps 7", lambda p: open_model(p, timesteps=7))
     assert "asked for x8, but by their shapes the files are x4" in open_model(named, 8).notes
 
 
 def test_timesteps_are_for_resshift(tmp_path: Path) -> None:
     torch.save({"state_dict": stage_state(unet())}, tmp_path / "x.ckpt")
-    refused(tmp_path / "x.ckpt", "these files have 1000", lambda p: open_model(p, timesteps=15))
+    find_error(tmp_path / "x.ckpt", "these files have 1000", lambda p: open_model(p, timesteps=15))
 
 
 def test_the_first_stage_is_asked_for_by_name(tmp_path: Path) -> None:
     path = put(tmp_path, "resshift_realsrx4_s4_v3", vq=None)
-    line = refused(path, F4)
+    line = find_error(path, F4)
     assert "python -m moesr download resshift-realsr-v3" in line
-    refused(tmp_path, F4)
+    find_error(tmp_path, F4)
     torch.save(random_state(Autoencoder, VQ4), tmp_path / FACE_F4)  # same shapes, other values
-    refused(path, F4)
+    find_error(path, F4)
     torch.save(random_state(Autoencoder, FCD), tmp_path / "fa_vae.pth")  # a decoder for other latents
-    refused(path, F4)
+    find_error(path, F4)
     torch.save(random_state(Autoencoder, VQ8), tmp_path / FACE_F8)
-    refused(path, F4)
-    refused([path, tmp_path / FACE_F8], "other latents")
+    find_error(path, F4)
+    find_error([path, tmp_path / FACE_F8], "other latents")
     found = open_model([path, tmp_path / FACE_F4])  # by name: the user's word
     assert found.notes[-1] == f"first stage: {FACE_F4} is used, by its shapes; published is {F4}"
     (tmp_path / FACE_F4).rename(tmp_path / "my_vq.pth")
     assert open_model(path).notes[-1].startswith("first stage: my_vq.pth is used")
     torch.save(random_state(Autoencoder, VQ4, 3), tmp_path / "vq2.pth")
-    refused(path, "several first stages fit (my_vq.pth, vq2.pth)")
+    find_error(path, "several first stages fit (my_vq.pth, vq2.pth)")
     torch.save(random_state(Autoencoder, VQ4), tmp_path / F4)
     found = open_model(path)
     assert found.decoder.weights.path.name == F4
@@ -147,20 +147,20 @@ def test_the_first_stage_of_inpainting_goes_by_the_name(tmp_path: Path) -> None:
     unknown = put(tmp_path, "inpaint_s4", INPAINT, None)
     assert open_model(face).decoder.weights.path.name == FACE_F4
     assert open_model(imagenet).decoder.weights.path.name == F4
-    refused(unknown, f"several first stages fit ({F4}, {FACE_F4})")
+    find_error(unknown, f"several first stages fit ({F4}, {FACE_F4})")
     (tmp_path / F4).unlink()
     assert f"published is {F4} or {FACE_F4}" in open_model(unknown).notes[-1]
-    refused(imagenet, f"put {F4} beside it")
+    find_error(imagenet, f"put {F4} beside it")
 
 
 def test_networks_of_several_models_do_not_mix(tmp_path: Path) -> None:
     put(tmp_path, SR)
     put(tmp_path, "resshift_realsrx4_s4_v3")
-    refused(tmp_path, "several models (resshift_realsrx4_s15_v1.pth, resshift_realsrx4_s4_v3.pth)")
+    find_error(tmp_path, "several models (resshift_realsrx4_s15_v1.pth, resshift_realsrx4_s4_v3.pth)")
     (tmp_path / "resshift_realsrx4_s4_v3.pth").unlink()
     torch.save({"state_dict": stage_state(unet())}, tmp_path / "stage0.ckpt")
-    refused(tmp_path, "networks of different methods")
-    refused(tmp_path / F4, "or ResShift's")
+    find_error(tmp_path, "networks of different methods")
+    find_error(tmp_path / F4, "or ResShift's")
 
 
 @pytest.mark.parametrize("timesteps", [None, 15])
@@ -205,8 +205,8 @@ def test_without_buffers_the_latent_size_is_that_of_the_published(tmp_path: Path
 
 
 def test_incomplete_files_name_what_is_missing(tmp_path: Path) -> None:
-    refused(put(tmp_path, SR, without=("input_blocks.1.1.blocks.1.mlp.fc2.bias",)), "mlp.fc2.bias missing")
-    refused(put(tmp_path, SR, without=("middle_block.1.patch_embed.proj.weight",)), "not a Swin UNet")
+    find_error(put(tmp_path, SR, without=("input_blocks.1.1.blocks.1.mlp.fc2.bias",)), "mlp.fc2.bias missing")
+    find_error(put(tmp_path, SR, without=("middle_block.1.patch_embed.proj.weight",)), "not a Swin UNet")
 
 
 def test_info_says_what_a_network_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,6 +255,6 @@ def test_configs_beyond_reason_are_refused(tmp_path: Path, part: str, name: str,
     path = tmp_path / "x.safetensors"
     one = {"x": torch.zeros(1)}
     save_model(path, config, [one], one, torch.float16, {"moesr": json.dumps(values)})
-    assert "missing" not in refused(path, "x.safetensors")  # it is not even asked for weights
+    assert "missing" not in find_error(path, "x.safetensors")  # it is not even asked for weights
     save_model(path, config, [one], one, torch.float16)
-    refused(path, "missing")
+    find_error(path, "missing")

@@ -36,7 +36,7 @@ def write_plan(path: Path, steps: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of 20 steps on two photographs, 6 of them of the last stage."""
     folder = tmp_path_factory.mktemp("train")
     photos = write_photos(folder / "photos")
@@ -53,22 +53,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_run_ends_in_a_model_with_its_facts_log_sheets_and_figures(trained: Path) -> None:
-    path = trained / "seed.safetensors"
+def test_a_run_ends_in_a_model_with_its_facts_log_sheets_and_figures(run_folder: Path) -> None:
+    path = run_folder / "seed.safetensors"
     with safe_open(str(path), "pt") as file:
         facts = json.loads(file.metadata()["moesr.training"])
     assert (facts["seed"], facts["steps"], facts["device"]) == (3, 6, "cpu")
     for stage, steps in {"estimator": 4, "first_stage": 2, "trunk": 8, "unrolled": 6}.items():
-        rows = [json.loads(line) for line in (trained / stage / "log.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (run_folder / stage / "log.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == list(range(1, steps + 1)), stage
     assert any("adversary" in row for row in rows)
     assert all(np.isfinite(value) for row in rows for value in row.values())
-    assert Image.open(trained / "unrolled" / "sheets" / "000006.png").size == (4 * 32, 32)
-    assert (trained / "val_clean.html").is_file()
+    assert Image.open(run_folder / "unrolled" / "sheets" / "000006.png").size == (4 * 32, 32)
+    assert (run_folder / "val_clean.html").is_file()
 
 
-def test_at_fidelity_1_seeds_do_not_matter_and_restore_does(trained: Path) -> None:
-    model = moesr.load(trained / "seed.safetensors", dtype="fp32")
+def test_at_fidelity_1_seeds_do_not_matter_and_restore_does(run_folder: Path) -> None:
+    model = moesr.load(run_folder / "seed.safetensors", dtype="fp32")
     image = np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8)
 
     def run(**settings: Any) -> np.ndarray:
@@ -81,16 +81,16 @@ def test_at_fidelity_1_seeds_do_not_matter_and_restore_does(trained: Path) -> No
 
 
 def test_the_same_command_goes_on_and_parts_are_a_start(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_parts, "LARGEST", 2**18 + 2**17)
-    pieces = file_parts.split_file(trained / "seed.safetensors", tmp_path / "parts")
+    pieces = file_parts.split_file(run_folder / "seed.safetensors", tmp_path / "parts")
     assert len(pieces) > 1
-    config, folder = write_plan(tmp_path / "nano.json", 1), trained.parent
+    config, folder = write_plan(tmp_path / "nano.json", 1), run_folder.parent
     command = ["train", str(config), "--pack", str(folder / "photos"), "--metrics", str(folder / "metrics")]
     command += ["--out", str(tmp_path / "run"), "--device", "cpu", "--start", str(tmp_path / "parts")]
     assert main(command) == 0
-    before, after = (load_file(run / "seed.safetensors") for run in (trained, tmp_path / "run"))
+    before, after = (load_file(run / "seed.safetensors") for run in (run_folder, tmp_path / "run"))
     assert before.keys() == after.keys()
     changes = [(before[k].float() - after[k].float()).abs().max().item() for k in before if k.startswith("experts.3")]
     assert all(change < 0.05 for change in changes)

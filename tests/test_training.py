@@ -30,7 +30,7 @@ def config() -> TrainingConfig:
 
 
 @pytest.fixture(scope="module")
-def trained(config: TrainingConfig, photographs: Path, metrics: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(config: TrainingConfig, photographs: Path, metrics: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of all stages."""
     out = tmp_path_factory.mktemp("run")
     for stage in ("first-stage", "experts", "decoder"):
@@ -43,14 +43,14 @@ def losses(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
 
 
-def test_all_stages_end_in_a_model_that_upscales(config: TrainingConfig, trained: Path) -> None:
-    path = export(config, trained, trained / "seed.safetensors")
+def test_all_stages_end_in_a_model_that_upscales(config: TrainingConfig, run: Path) -> None:
+    path = export(config, run, run / "seed.safetensors")
     model = moesr.load(path)
     assert model.scale == 4
     assert model.config.autoencoder.scale_factor != 1.0
     assert moesr.upscale(model, np.zeros((5, 6, 3), np.uint8)).shape == (20, 24, 3)
     for stage in ("first_stage", "trunk", "stage0", "stage1", "decoder"):
-        assert [row["step"] for row in losses(trained / stage)] == [1, 2]
+        assert [row["step"] for row in losses(run / stage)] == [1, 2]
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_the_loss_falls_in_every_stage(photographs: Path, metrics: Path, tmp_pat
 
 
 def test_time_experts_of_a_swin_unet_train_like_any_other(
-    config: TrainingConfig, trained: Path, photographs: Path, metrics: Path, tmp_path: Path
+    config: TrainingConfig, run: Path, photographs: Path, metrics: Path, tmp_path: Path
 ) -> None:
     """Residual shifting with windowed attention, routed to experts, under the frequency-compensated decoder."""
     unet = {
@@ -80,7 +80,7 @@ def test_time_experts_of_a_swin_unet_train_like_any_other(
     }  # fmt: skip
     model = ModelConfig.from_dict({**config.model.to_dict(), "unet": unet})
     config = replace(config, model=model, experts=replace(config.experts, loop=replace(config.experts.loop, steps=4)))
-    shutil.copytree(trained / "first_stage", tmp_path / "first_stage")
+    shutil.copytree(run / "first_stage", tmp_path / "first_stage")
     for stage in ("experts", "decoder"):
         train(stage, config, photographs, tmp_path, metrics)
     trunk, *stages = (load_file(tmp_path / part / f"{part}.safetensors") for part in ("trunk", "stage0", "stage1"))

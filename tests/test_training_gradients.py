@@ -26,17 +26,17 @@ def batch(kind: str) -> dict[str, Tensor]:
     return torch.utils.data.default_collate([setup.item(i, 4 if kind == "kl" else 3) for i in range(2)])
 
 
-def copied(module: nn.Module) -> dict[str, Tensor]:
+def copy_state(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in module.state_dict().items()}
 
 
-def changed(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+def find_changed(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
     return {k for k, v in module.state_dict().items() if not torch.equal(v, before[k])}
 
 
-def trained(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+def find_changed_parameters(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
     """Parameters that changed; buffers of an adversary's spectral norms change whenever it is asked."""
-    return changed(module, before) & {k for k, _ in module.named_parameters()}
+    return find_changed(module, before) & {k for k, _ in module.named_parameters()}
 
 
 def adversary_of(task: Task) -> nn.Module:
@@ -61,11 +61,11 @@ def weights_of(module: nn.Module, *prefixes: str) -> set[str]:
 def test_an_expert_trains_all_of_its_network(metrics: Path) -> None:
     task = setup.task("expert", metrics, setup.config())
     assert isinstance(task, Expert)
-    before = copied(task.network)
+    before = copy_state(task.network)
     for index in range(3):  # the last layer starts at zero, so the others learn from the second step on
         task.step(batch("vq"), index)
     assert held(task.optimiser) == {id(p) for p in task.network.parameters()}
-    assert set(before) - changed(task.network, before) == set()
+    assert set(before) - find_changed(task.network, before) == set()
 
 
 def test_every_space_expert_gets_a_gradient_of_its_own(metrics: Path) -> None:
@@ -87,16 +87,16 @@ def test_the_first_stage_trains_all_but_its_measures(kind: str, metrics: Path) -
     settings = setup.config(kind)
     task = setup.task("first", metrics, settings)
     assert isinstance(task, FirstStage)
-    network, adversary, distance = copied(task.network), copied(adversary_of(task)), copied(task.distance)
+    network, adversary, distance = copy_state(task.network), copy_state(adversary_of(task)), copy_state(task.distance)
     task.step(batch(kind), 0)  # before the adversary's start
-    assert changed(adversary_of(task), adversary) == set()
+    assert find_changed(adversary_of(task), adversary) == set()
     for index in (1, 2, 3):
         task.step(batch(kind), index)
     assert held(task.optimiser) == {id(p) for p in task.network.parameters()}
     assert held(opponent_of(task)) == {id(p) for p in adversary_of(task).parameters()}
-    assert weights_of(task.network, "") - changed(task.network, network) == set()
-    assert weights_of(adversary_of(task), "") - changed(adversary_of(task), adversary) == set()
-    assert changed(task.distance, distance) == set()
+    assert weights_of(task.network, "") - find_changed(task.network, network) == set()
+    assert weights_of(adversary_of(task), "") - find_changed(adversary_of(task), adversary) == set()
+    assert find_changed(task.distance, distance) == set()
 
 
 def test_codes_learn_from_the_commitment_loss_only(metrics: Path) -> None:
@@ -125,18 +125,18 @@ def test_stage_2_trains_what_it_says_and_nothing_else(
     settings = replace(settings, decoder=replace(settings.decoder, train=name))
     task = setup.task(name, metrics, settings)
     assert isinstance(task, FCD)
-    before, adversary = copied(task.network), copied(adversary_of(task))
-    distances = {k: copied(v) for k, v in task.distances.items()}
+    before, adversary = copy_state(task.network), copy_state(adversary_of(task))
+    distances = {k: copy_state(v) for k, v in task.distances.items()}
     for index in range(4):
         task.step(batch(kind), index)
     wanted = {id(p) for k, p in task.network.named_parameters() if k.startswith(prefixes)}
     assert held(task.optimiser) == wanted
-    moved = changed(task.network, before)
+    moved = find_changed(task.network, before)
     assert weights_of(task.network, *prefixes) - moved == set()
     assert {k for k in moved if not k.startswith(prefixes)} == set()
     assert any("filter.w1" in k for k in moved)
-    assert weights_of(adversary_of(task), "") - changed(adversary_of(task), adversary) == set()
-    assert all(changed(task.distances[k], distances[k]) == set() for k in distances)
+    assert weights_of(adversary_of(task), "") - find_changed(adversary_of(task), adversary) == set()
+    assert all(find_changed(task.distances[k], distances[k]) == set() for k in distances)
 
 
 @pytest.mark.parametrize("name", ["first", "fcd"])
@@ -147,11 +147,11 @@ def test_the_adversary_learns_from_its_own_loss_alone(
     monkeypatch.setattr("moesr.training.losses.hinge_discriminator", lambda real, fake: 0 * (real.sum() + fake.sum()))
     task = setup.task(name, metrics, setup.config())
     assert not isinstance(task, Expert)
-    adversary, network = copied(adversary_of(task)), copied(task.network)
+    adversary, network = copy_state(adversary_of(task)), copy_state(task.network)
     for index in (1, 2):
         task.step(batch("vq"), index)
-    assert trained(adversary_of(task), adversary) == set()
-    assert trained(task.network, network) != set()
+    assert find_changed_parameters(adversary_of(task), adversary) == set()
+    assert find_changed_parameters(task.network, network) != set()
 
 
 def test_the_generator_does_not_learn_from_the_adversarys_loss(
@@ -164,12 +164,12 @@ def test_the_generator_does_not_learn_from_the_adversarys_loss(
     monkeypatch.setattr("moesr.training.decoder.F.l1_loss", lambda a, b: 0 * (a - b).mean())
     task = setup.task("fcd", metrics, settings)
     assert isinstance(task, FCD)
-    adversary = copied(adversary_of(task))
+    adversary = copy_state(adversary_of(task))
     before = {k: p.clone() for k, p in task.network.named_parameters()}
     for index in (0, 1):
         task.step(batch("vq"), index)
     assert [k for k, p in task.network.named_parameters() if not torch.equal(p, before[k])] == []
-    assert trained(adversary_of(task), adversary) != set()
+    assert find_changed_parameters(adversary_of(task), adversary) != set()
 
 
 def test_the_image_teaches_every_expert_and_the_decoder(metrics: Path) -> None:
@@ -186,7 +186,7 @@ def test_the_image_teaches_every_expert_and_the_decoder(metrics: Path) -> None:
         autoencoder=network.state_dict(), estimator=None, metrics=metrics,
     )  # fmt: skip
     items = {**batch("kl"), "restore": torch.rand(2)}
-    before = copied(task.network)
+    before = copy_state(task.network)
     out, _ = task.predict(items, items["restore"], 0.5, [99, 20])
     (out - items["hr"]).abs().mean().backward()
     for network in task.experts:
@@ -194,7 +194,7 @@ def test_the_image_teaches_every_expert_and_the_decoder(metrics: Path) -> None:
         assert bool(network.get_parameter("setting_embed.2.weight").grad.any())  # type: ignore[union-attr]
     task.optimiser.zero_grad()
     task.step(items, 1)
-    moved = changed(task.network, before)
+    moved = find_changed(task.network, before)
     assert weights_of(task.network, "autoencoder.decoder.up.", "experts.") - moved <= {
         f"experts.{i}.setting_embed.0.weight" for i in range(2)  # the layer behind it is still zero
     }

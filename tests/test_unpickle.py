@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from moesr.checkpoints.weight_reading import Weights
-from tests.checkpoint_files import CANARY, PAYLOADS, Pretended, legacy, listing, pickled, refused, zipped
+from tests.checkpoint_files import CANARY, PAYLOADS, Pretended, find_error, join_pickle, legacy, listing, write_zip
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_payloads_are_not_run(tmp_path: Path, name: str, form: str) -> None:
     save({"state_dict": {"a": torch.ones(2), "b": payload}, "x": payload}, tmp_path / "x.ckpt")
     assert set(Weights(tmp_path / "x.ckpt")) == {"a"}
     save(payload, tmp_path / "y.ckpt")
-    refused(tmp_path / "y.ckpt")
+    find_error(tmp_path / "y.ckpt")
 
 
 def text(value: str) -> bytes:
@@ -119,41 +119,41 @@ LAUGHS = b"".join(b"](" + b"h%c" % i * 9 + b"eq%c" % (i + 1) for i in range(40))
 
 #: Pickles by hand: each runs a command if anything is looked up, or takes all memory or time if it is believed.
 HOSTILE: dict[str, bytes] = {
-    "placeholder called": pickled(CALL, b")R)R"),
-    "placeholder's state": pickled(CALL, b"}", text("__class__"), CALL, b"sb"),
-    "state of a dict": pickled(b"}}", text("__reduce__"), CALL, b"sb"),
-    "state in slots": pickled(b"ccollections\nOrderedDict\n)RN}", text("__class__"), CALL, b"s\x86b"),
-    "instance": pickled(b"(", text("touch $CANARY_FILE"), b"ios\nsystem\n"),
-    "object": pickled(b"(cos\nsystem\n", text("touch $CANARY_FILE"), b"o"),
-    "new object": pickled(b"cos\nsystem\n", text("x"), b"\x85\x81"),
-    "new object with names": pickled(b"cos\nsystem\n)}\x92"),
-    "name on the stack": pickled(text("os"), text("system"), b"\x93", text("touch $CANARY_FILE"), b"\x85R"),
-    "name of no text": pickled(b"]]\x93"),
-    "tensor of a call": pickled(b"ctorch._utils\n_rebuild_tensor_v2\n(", CALL, b"K\x00)))))tR"),
-    "type of a call": pickled(b"ctorch._tensor\n_rebuild_from_type_v2\n(", CALL, b"NNNtR"),
-    "hook of a tensor": pickled(b"ctorch._utils\n_rebuild_parameter\n(", CALL, b"K\x01", CALL, b"tR"),
-    "extension": pickled(b"\x82\x01"),
-    "persistent id": pickled(text("x"), b"Q"),
-    "persistent id as text": pickled(b"Px\n"),
-    "memo far away": pickled(ONE, b"r" + struct.pack("<I", 2**32 - 1)),
-    "memo of nothing": pickled(b"h\x05"),
-    "text without end": pickled(b"\x8d" + struct.pack("<Q", 2**62)),
-    "bytes without end": pickled(b"\x8e" + struct.pack("<Q", 2**40)),
-    "array without end": pickled(b"\x96" + struct.pack("<Q", 2**40)),
-    "frame without end": pickled(b"\x95" + struct.pack("<Q", 2**62), ONE),
-    "number without end": pickled(b"\x8b" + struct.pack("<i", NO_END)),
-    "digits without end": pickled(b"L" + b"9" * 10**6 + b"L\n"),
-    "stack is empty": pickled(b"R"),
-    "no mark": pickled(b"t"),
-    "deep list": pickled(b"]" * 10**5, b"a" * (10**5 - 1)),
-    "deep tuple as a key": pickled(b"}", b")", b"\x85" * 10**5, ONE, b"s"),
-    "list in itself": pickled(b"]q\x00h\x00a"),
-    "dict in itself": pickled(b"}q\x00", text("state_dict"), b"h\x00s"),
-    "laughs": pickled(b"]q\x00", LAUGHS),
-    "laughs as a name": pickled(b"]q\x00", LAUGHS, b"2\x93"),
-    "long text again and again": pickled(text("x" * 10**6), b"q\x00", b"h\x00h\x00\x930" * 10**4),
-    "steps without end": pickled(b"K\x000" * 6 * 10**5),
-    "nothing": pickled(),
+    "placeholder called": join_pickle(CALL, b")R)R"),
+    "placeholder's state": join_pickle(CALL, b"}", text("__class__"), CALL, b"sb"),
+    "state of a dict": join_pickle(b"}}", text("__reduce__"), CALL, b"sb"),
+    "state in slots": join_pickle(b"ccollections\nOrderedDict\n)RN}", text("__class__"), CALL, b"s\x86b"),
+    "instance": join_pickle(b"(", text("touch $CANARY_FILE"), b"ios\nsystem\n"),
+    "object": join_pickle(b"(cos\nsystem\n", text("touch $CANARY_FILE"), b"o"),
+    "new object": join_pickle(b"cos\nsystem\n", text("x"), b"\x85\x81"),
+    "new object with names": join_pickle(b"cos\nsystem\n)}\x92"),
+    "name on the stack": join_pickle(text("os"), text("system"), b"\x93", text("touch $CANARY_FILE"), b"\x85R"),
+    "name of no text": join_pickle(b"]]\x93"),
+    "tensor of a call": join_pickle(b"ctorch._utils\n_rebuild_tensor_v2\n(", CALL, b"K\x00)))))tR"),
+    "type of a call": join_pickle(b"ctorch._tensor\n_rebuild_from_type_v2\n(", CALL, b"NNNtR"),
+    "hook of a tensor": join_pickle(b"ctorch._utils\n_rebuild_parameter\n(", CALL, b"K\x01", CALL, b"tR"),
+    "extension": join_pickle(b"\x82\x01"),
+    "persistent id": join_pickle(text("x"), b"Q"),
+    "persistent id as text": join_pickle(b"Px\n"),
+    "memo far away": join_pickle(ONE, b"r" + struct.pack("<I", 2**32 - 1)),
+    "memo of nothing": join_pickle(b"h\x05"),
+    "text without end": join_pickle(b"\x8d" + struct.pack("<Q", 2**62)),
+    "bytes without end": join_pickle(b"\x8e" + struct.pack("<Q", 2**40)),
+    "array without end": join_pickle(b"\x96" + struct.pack("<Q", 2**40)),
+    "frame without end": join_pickle(b"\x95" + struct.pack("<Q", 2**62), ONE),
+    "number without end": join_pickle(b"\x8b" + struct.pack("<i", NO_END)),
+    "digits without end": join_pickle(b"L" + b"9" * 10**6 + b"L\n"),
+    "stack is empty": join_pickle(b"R"),
+    "no mark": join_pickle(b"t"),
+    "deep list": join_pickle(b"]" * 10**5, b"a" * (10**5 - 1)),
+    "deep tuple as a key": join_pickle(b"}", b")", b"\x85" * 10**5, ONE, b"s"),
+    "list in itself": join_pickle(b"]q\x00h\x00a"),
+    "dict in itself": join_pickle(b"}q\x00", text("state_dict"), b"h\x00s"),
+    "laughs": join_pickle(b"]q\x00", LAUGHS),
+    "laughs as a name": join_pickle(b"]q\x00", LAUGHS, b"2\x93"),
+    "long text again and again": join_pickle(text("x" * 10**6), b"q\x00", b"h\x00h\x00\x930" * 10**4),
+    "steps without end": join_pickle(b"K\x000" * 6 * 10**5),
+    "nothing": join_pickle(),
     "no stop": b"\x80\x02}",
     "no pickle": b"hello",
 }  # fmt: skip
@@ -163,13 +163,13 @@ HOSTILE: dict[str, bytes] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_pickles_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
     began = time.monotonic()
-    zipped(tmp_path / "x.ckpt", HOSTILE[name])
-    refused(tmp_path / "x.ckpt", "x.ckpt")
+    write_zip(tmp_path / "x.ckpt", HOSTILE[name])
+    find_error(tmp_path / "x.ckpt", "x.ckpt")
     start = io.BytesIO()
     torch.save({}, start, _use_new_zipfile_serialization=False)
     head = start.getvalue()
     (tmp_path / "y.ckpt").write_bytes(head[: head.index(b".", head.index(b"little_endian")) + 1] + HOSTILE[name])
-    refused(tmp_path / "y.ckpt", "y.ckpt")
+    find_error(tmp_path / "y.ckpt", "y.ckpt")
     assert time.monotonic() - began < 5
 
 
@@ -197,7 +197,7 @@ def test_hostile_pickles_are_refused_in_one_line(tmp_path: Path, name: str) -> N
 )
 def test_tensors_outside_of_their_storage_are_refused(tmp_path: Path, numbers: dict[str, Any]) -> None:
     path = tmp_path / "x.pth"
-    zipped(path, listing({"a": Pretended()}), {"0": bytes(16)})
+    write_zip(path, listing({"a": Pretended()}), {"0": bytes(16)})
     assert Weights(path)["a"].tolist() == [0, 0, 0, 0]
-    zipped(path, listing({"a": Pretended(**numbers)}), {"0": bytes(16)})
-    refused(path, "x.pth", Weights)
+    write_zip(path, listing({"a": Pretended(**numbers)}), {"0": bytes(16)})
+    find_error(path, "x.pth", Weights)

@@ -72,10 +72,10 @@ def read_unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
             blocks += len(widths) == 1
             if f"input_blocks.{i}.1.qkv.weight" in shapes:
                 attention.add(rate)
-        bounded(blocks * len(widths), "residual blocks")
+        check_bound(blocks * len(widths), "residual blocks")
         mult = tuple(w // base for w in widths)
         copies = {k.split(".")[3] for k in shapes if re.match(r"middle_block\.2\.moe_blocks\.\d+\.", k)}
-        experts = bounded(len(copies), "FFN experts")
+        experts = check_bound(len(copies), "FFN experts")
         hidden, dim = shapes["middle_block.2.moe_blocks.0.0.weight"] if copies else (4, 1)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"not a UNet of LDM: {reason(error)}; give a MoESR or LDM-SR checkpoint") from error
@@ -99,7 +99,7 @@ def read_autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
         ch = shapes["encoder.conv_in.weight"][0]
         widths = [shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(levels)]
         blocks = [count(shapes, f"encoder.down.{i}.block") for i in range(levels)]
-        bounded(sum(blocks), "residual blocks")
+        check_bound(sum(blocks), "residual blocks")
         kind = "vq" if "quantize.embedding.weight" in shapes else "kl"
         z = shapes["decoder.conv_in.weight"][1]
         fusion = "decoder.fusion_layer_1.encode_enc_1.conv1.weight" in shapes
@@ -158,10 +158,10 @@ def _read_refine_mult(shapes: Shapes, unet: str, ch: int) -> tuple[int, ...]:
 def count(shapes: Shapes, prefix: str) -> int:
     """How many numbered children a prefix has. Raises ValueError if it is too many for a network."""
     n = len(prefix) + 1
-    return bounded(len({k[n:].split(".", 1)[0] for k in shapes if k.startswith(prefix + ".")}), prefix)
+    return check_bound(len({k[n:].split(".", 1)[0] for k in shapes if k.startswith(prefix + ".")}), prefix)
 
 
-def bounded(number: int, what: str = "blocks") -> int:
+def check_bound(number: int, what: str = "blocks") -> int:
     """The number itself. Raises ValueError if no network has so many."""
     if number > MOST_BLOCKS:
         raise ValueError(f"{number} {what}")

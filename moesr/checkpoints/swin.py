@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import SwinUNetConfig
 from ..errors import CheckpointError
 from ..networks.swin_layers import mask_apart
-from .detect import bounded, count, reason
+from .detect import check_bound, count, reason
 from .weight_reading import Shapes
 
 #: Ends of keys that follow from the config: networks here make these tensors themselves, for any size of image.
@@ -42,7 +42,8 @@ def read_swin_config(shapes: Shapes) -> SwinUNetConfig:
         dim = shapes["middle_block.1.patch_embed.proj.weight"][0]
         heads = shapes[f"middle_block.1{_TABLE}"][1]
         out_channels = shapes["out.2.weight"][0]
-        halvings = bounded(len([k for k in shapes if k.startswith("feature_extractor.") and k.endswith(".op.weight")]))
+        names = [k for k in shapes if k.startswith("feature_extractor.") and k.endswith(".op.weight")]
+        halvings = check_bound(len(names))
         features = shapes[f"feature_extractor.{3 * halvings - 1}.op.weight"][0] if halvings else joined - out_channels
         lr_channels = shapes["feature_extractor.0.weight"][1] if halvings else features
         embedded = shapes["middle_block.0.emb_layers.1.weight"][0]
@@ -119,7 +120,7 @@ def _read_latent_size(shapes: Shapes, levels: list[tuple[int, int]], windows: Ma
     for level, (first, _) in enumerate(levels):
         mask = shapes.get(f"output_blocks.{first}.1{_MASK}")
         if mask:
-            return bounded(math.isqrt(mask[0])) * window * 2**level
+            return check_bound(math.isqrt(mask[0])) * window * 2**level
         if 0 < windows[level] < window:
             return windows[level] * 2**level
     return window * 2 ** (len(levels) - 1)

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .common import Bar, add_model_options, add_overwrite, add_settings, check_new, open_model, positive, verbose
+from ..errors import SettingError
+from ..input_files import Source
+from .common import Bar, add_model_options, add_overwrite, add_settings, open_model, positive, verbose
 
 _SETTINGS = ("scale", "fidelity", "restore", "seed", "steps", "tile")
 
@@ -30,9 +32,12 @@ def _measure(options: argparse.Namespace) -> int:
 
     from ..images.files import read_image
     from ..invented_detail import invention
-    from ..result_files import save_new
+    from ..result_files import Target, check_targets, save_new
 
-    check_new(options.output, options)
+    output = Path(options.output)
+    if output.suffix.lower() != ".png":
+        raise SettingError(f"{output}: the map is a PNG file; give a name that ends in .png")
+    check_targets([Target(Source(Path(options.input)), output)], overwrite=options.overwrite)
     model, picture = open_model(options), read_image(options.input)
     hr = read_image(options.hr).floats().rgb[None] if options.hr else None
     settings = {name: getattr(options, name) for name in _SETTINGS}
@@ -40,6 +45,6 @@ def _measure(options: argparse.Namespace) -> int:
         found = invention(model, picture, options.seeds, callback=bar.show, **settings)
     follows = f"; rank correlation with the error {found.correlate_error(hr):.2f}" if hr is not None else ""
     drawn = Image.fromarray(found.draw()[0])
-    saved = save_new(Path(options.output), lambda file: drawn.save(file, "PNG"), replaces=options.overwrite)
+    saved = save_new(output, lambda file: drawn.save(file, "PNG"), replaces=options.overwrite)
     print(f"{saved}: {found.describe()}{follows}")
     return 0

@@ -70,7 +70,7 @@ def match(
     Raises SettingError for a folder that does not exist or holds no pictures.
     """
     found, missing = [], []
-    partners = {folder: _sort_by_stem(folder) for folder in (lr, results) if folder is not None}
+    partners = {folder: _index_by_stem(folder) for folder in (lr, results) if folder is not None}
     for path in _list_pictures(hr)[:limit]:
         files = []
         for folder in (lr, results):
@@ -220,7 +220,7 @@ def _list_pictures(folder: Path) -> list[Path]:
     return pictures
 
 
-def _sort_by_stem(folder: Path) -> dict[str, Path]:
+def _index_by_stem(folder: Path) -> dict[str, Path]:
     """Pictures by stem; one without an ending such as x4 counts before one with it."""
     pictures = _list_pictures(folder)
     return {**{_SUFFIX.sub("", p.stem): p for p in pictures}, **{p.stem: p for p in pictures}}

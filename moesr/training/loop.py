@@ -68,12 +68,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Done:
-    """What a stage did."""
+    """What a stage did, by this run and those that it continued."""
 
-    #: Optimiser steps, and the minutes that they took, earlier runs included.
+    #: Optimiser steps, the minutes that they took, and images per second.
     steps: int
     minutes: float
-    #: Images per second of this run.
     rate: float
 
 

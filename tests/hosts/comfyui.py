@@ -61,7 +61,7 @@ class Comfy:
         assert not answer.get("node_errors"), answer
         return answer["prompt_id"]
 
-    def refused(self, prompt: dict[str, Any]) -> list[dict[str, Any]]:
+    def find_errors(self, prompt: dict[str, Any]) -> list[dict[str, Any]]:
         """The errors of a prompt that does not validate."""
         answer = self.post("/prompt", {"prompt": prompt, "client_id": self.client})
         return [error for node in answer["node_errors"].values() for error in node["errors"]]

@@ -14,14 +14,14 @@ from tests.hosts.comfyui import Comfy
 from tests.hosts.prompts import Prompt, three_nodes, upscale
 
 
-def broken(comfy: Comfy, name: str, content: bytes) -> Path:
+def write_model_file(comfy: Comfy, name: str, content: bytes) -> Path:
     path = comfy.base / "models" / "moesr" / name
     path.write_bytes(content)
     return path
 
 
 def test_a_bad_file_is_a_clear_node_error(comfy: Comfy) -> None:
-    path = broken(comfy, "broken.safetensors", b"not a model")
+    path = write_model_file(comfy, "broken.safetensors", b"not a model")
     prompt, _ = three_nodes(name="broken")
     error = comfy.failure(prompt)
     path.unlink()
@@ -32,7 +32,7 @@ def test_a_bad_file_is_a_clear_node_error(comfy: Comfy) -> None:
 
 def test_a_missing_model_names_the_widget(comfy: Comfy) -> None:
     prompt, _ = three_nodes(name="tinny")
-    (error,) = comfy.refused(prompt)
+    (error,) = comfy.find_errors(prompt)
     assert "model" in error["details"]
     assert "tinny" in error["details"]
     assert "did you mean tiny" in error["details"]
@@ -41,7 +41,7 @@ def test_a_missing_model_names_the_widget(comfy: Comfy) -> None:
 @pytest.mark.parametrize("name", ["", 5])
 def test_what_is_no_name_of_a_model_is_one_line(comfy: Comfy, name: Any) -> None:
     for prompt in (three_nodes(name=name)[0], upscale(name=name)[0]):
-        details = [error["details"] for error in comfy.refused(prompt)]
+        details = [error["details"] for error in comfy.find_errors(prompt)]
         assert details
         assert all("model" in said and len(said.splitlines()) == 1 for said in details)
 
@@ -59,7 +59,7 @@ def test_transparency_in_the_hosts_node_for_upscale_models_says_what_to_take(com
 
 def test_settings_out_of_range_name_the_widget(comfy: Comfy) -> None:
     prompt, _ = three_nodes(steps=1001, eta=-1.0)
-    errors = comfy.refused(prompt)
+    errors = comfy.find_errors(prompt)
     assert {"eta", "steps"} <= {error["extra_info"]["input_name"] for error in errors}
     # The host gives the line of a list to every list of the node.
     assert all("steps 1001" in error["details"] for error in errors if error["type"] == "custom_validation_failed")

@@ -205,7 +205,7 @@ def test_unchanged_inputs_are_not_run_again_and_changed_files_are(comfy: Comfy) 
     prompt["3"]["inputs"]["seed"] = 7
     assert {prompt[name]["class_type"] for name in comfy.cached(prompt)} == {"LoadImage", "MoESRLoader"}
     path.unlink()
-    assert "edited" in json.dumps(comfy.refused(prompt))
+    assert "edited" in json.dumps(comfy.find_errors(prompt))
 
 
 def test_a_latent_may_go_through_a_file(comfy: Comfy) -> None:
