@@ -34,7 +34,7 @@ READ_SUFFIXES = (
 _AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()  # Pillow from 11.3
 READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", *_AVIF, *_HEIF)
 _KINDS = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF or PPM"
-_TRUNCATED = "get it again (the command line reads it as far as it goes with --allow-truncated)"
+_TRUNCATED = "get it again (upscale and batch read it as far as it goes with --allow-truncated)"
 
 
 def read_image(
