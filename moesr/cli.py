@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from .commands import ablate, batch, bench, check, data, demo, evaluate, invention, models, train, upscale
 from .commands.common import fail
 from .commands.standard_streams import tolerant_streams
-from .errors import MoESRError
+from .errors import MoESRError, find_reason
 
 EXAMPLES = """examples:
   python -m moesr upscale photo.jpg -o large.png            one photo, four times as large
@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if package is None:
                 raise
             return fail(f"{package}: cannot be imported ({error}); run: pip install {package}")
+        except OSError as error:
+            return fail(f"{error.filename or 'a file'}: {find_reason(error)}; check the path, permissions and free space")
         except KeyboardInterrupt:
             fail("interrupted; finished files are kept")
             return INTERRUPTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -124,6 +125,12 @@ def test_a_full_disk_ends_the_job_with_one_line(
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "filler").write_bytes(bytes(2**17))
+        assert main(command(photos, disk / "out", shift_model)) == 1  # not even the journal can be written
+        assert len(errors(capfd.readouterr().err)) == 1
+        (disk / "filler").unlink()
+        shutil.rmtree(disk / "out")
         job = ["--job-folder", str(tmp_path / "job")]
         assert main(command(photos, disk / "out", shift_model, "--workers", "2", *job)) == 1
         (line,) = errors(capfd.readouterr().err)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -103,7 +105,9 @@ def test_protect_and_fidelity_files(nano: Path, photos: Path, tmp_path: Path) ->
     assert main(again) == 1  # made with another `protect`
 
 
-def test_invention(nano: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invention(
+    nano: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ["invention", str(photos / "a.png"), "--model", str(nano), "--steps", "1", "--seeds", "2", "-o"]
     assert main([*arguments, str(tmp_path / "map.png")]) == 0
     assert "% of the pixels" in capsys.readouterr().out
@@ -111,6 +115,10 @@ def test_invention(nano: Path, photos: Path, tmp_path: Path, capsys: pytest.Capt
     assert main([*arguments, str(tmp_path / "map.png")]) == 1  # it is there already
     assert main([*arguments, str(tmp_path / "map.jpg")]) == 1
     assert not (tmp_path / "map.jpg").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
+        assert main([*arguments, str(tmp_path / "full.png")]) == 1
+    assert re.search(r"error: .*full.png: No space left on device; .*\n$", capsys.readouterr().err)
     before = (photos / "a.png").read_bytes()
     assert main([*arguments, str(photos / "a.png"), "--overwrite"]) == 1  # an input stays
     assert (photos / "a.png").read_bytes() == before

@@ -27,7 +27,6 @@ class JobLock:
         with contextlib.suppress(OSError):  # a full disk; the lock holds without a name
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-            self._file.flush()
 
     def close(self) -> None:
         """Let others in."""
@@ -36,7 +35,7 @@ class JobLock:
 
 def _open_locked(path: Path) -> BinaryIO:
     try:
-        file = path.open("ab")
+        file = path.open("ab", buffering=0)  # so that closing writes nothing to a full disk
     except OSError as error:
         raise SettingError(f"{path}: cannot be written ({error.strerror}); check the folder") from error
     try:
