@@ -41,7 +41,7 @@ class MoESRInventedDetail(io.ComfyNode):
         """The map, float [B, H, W, 3], the share of seen pixels from 0 to 1, and the LR consistency in dB."""
         import torch
 
-        from ..moesr.invented_detail import invention
+        from ..moesr.evaluation.invented_detail import invention
 
         sr, tile, progress = model.hosted.sr, widgets.read("tile", tile), Progress()
         model.hosted.begin_run(image.shape[2] * sr.scale, image.shape[1] * sr.scale, tile)
