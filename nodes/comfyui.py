@@ -29,8 +29,9 @@ from PIL import Image
 from server import PromptServer
 from torch import nn
 
+from ..moesr.hosting.model_facts import Plan
 from ..moesr.hosting.networks import Keeper
-from ..moesr.progress import PHASES, Event
+from ..moesr.progress import Event
 from ..moesr.settings import LOADING, SETTINGS
 
 ComfyExtension: Any = comfy_api.latest.ComfyExtension
@@ -156,13 +157,12 @@ def make_vae(
 class Progress:
     """Callback of a run: the host's bar, a preview per step, and events from which web/comfy/moesr.js makes the status.
 
-    experts and noise: of each step, for the picture of the plan; empty for a node that only decodes.
+    start, end: the part of a whole run that the node does, as fractions of it. plan: to draw; None if it only decodes.
     """
 
-    def __init__(self, experts: Sequence[int] = (), noise: Sequence[float] = ()) -> None:
-        self._plan = {"experts": list(experts), "noise": list(noise)} if experts else {}
-        #: The part of a whole run that this node does.
-        self._start, self._end = (0.0, PHASES["sample"][1]) if experts else PHASES["decode"]
+    def __init__(self, start: float, end: float, plan: Plan | None = None) -> None:
+        self._start, self._end = start, end
+        self._plan = {"experts": plan.experts, "noise": plan.noise} if plan else {}
         self._bar = comfy.utils.ProgressBar(BAR_LENGTH)
         self._node = _find_node_on_page()
         self._last_step = ("", 0, 0)  # phase, image and step
