@@ -52,6 +52,9 @@ def open_new(path: Path, *, replaces: bool = False) -> Iterator[BinaryIO]:
                 _place(part, path, replaces)
         if os.name == "nt":
             _place(part, path, replaces)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names no file
+        raise
     finally:
         part.unlink(missing_ok=True)
 

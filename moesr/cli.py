@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 from collections.abc import Sequence
 
@@ -49,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return options.run(options)
         except MoESRError as error:
             return fail(str(error))
+        except OSError as error:  # of files that a command reads or writes beside pictures and models
+            logging.getLogger(__name__).debug("", exc_info=True)
+            way_out = "free some room" if error.errno == errno.ENOSPC else "check the path and its permissions"
+            return fail(f"{error.filename or 'a file'}: {error.strerror or error}; {way_out}")
         except ImportError as error:
             package = _DEPENDENCIES.get((error.name or "").partition(".")[0])
             if package is None:
