@@ -13,7 +13,7 @@ from .errors import CheckpointError, ImageError, MoESRError, NumericsError, Sett
 
 if TYPE_CHECKING:
     from .batch.job import batch
-    from .invented_detail import Invention, invention
+    from .evaluation.invented_detail import Invention, invention
     from .model import SRModel, load
     from .pipeline import decode_latents, sample_latents, upscale
     from .progress import Event
@@ -38,8 +38,8 @@ __all__ = [
 
 _MODULES = {
     "batch": "batch",
-    "Invention": "invented_detail",
-    "invention": "invented_detail",
+    "Invention": "evaluation.invented_detail",
+    "invention": "evaluation.invented_detail",
     "load": "model",
     "SRModel": "model",
     "upscale": "pipeline",

@@ -39,7 +39,7 @@ def open_new(path: Path, *, replaces: bool = False) -> Iterator[BinaryIO]:
     """A file to write, which appears at `path` whole, when the block ends without an error, or not at all.
 
     Missing folders are made. Without `replaces` a file that has come to be there meanwhile stays: then FileExistsError.
-    With it, that name leads to the new file; a file that the old one was a link to is not changed. OSErrors name `path`.
+    With it, that name leads to the new file; a file that the old one was a link to is not changed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part, file = create_part(path.parent)
@@ -53,7 +53,7 @@ def open_new(path: Path, *, replaces: bool = False) -> Iterator[BinaryIO]:
         if os.name == "nt":
             _place(part, path, replaces)
     except OSError as error:
-        error.filename = error.filename or os.fspath(path)  # a full disk says nothing
+        error.filename = error.filename or str(path)  # a full disk names no file
         raise
     finally:
         part.unlink(missing_ok=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 from collections.abc import Sequence
 
 from .commands import ablate, batch, bench, check, data, demo, evaluate, invention, models, train, upscale
 from .commands.common import fail
 from .commands.standard_streams import tolerant_streams
-from .errors import MoESRError, find_reason
+from .errors import MoESRError
 
 EXAMPLES = """examples:
   python -m moesr upscale photo.jpg -o large.png            one photo, four times as large
@@ -49,13 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return options.run(options)
         except MoESRError as error:
             return fail(str(error))
+        except OSError as error:  # of files that a command reads or writes beside pictures and models
+            logging.getLogger(__name__).debug("", exc_info=True)
+            way_out = "free some room" if error.errno == errno.ENOSPC else "check the path and its permissions"
+            return fail(f"{error.filename or 'a file'}: {error.strerror or error}; {way_out}")
         except ImportError as error:
             package = _DEPENDENCIES.get((error.name or "").partition(".")[0])
             if package is None:
                 raise
             return fail(f"{package}: cannot be imported ({error}); run: pip install {package}")
-        except OSError as error:
-            return fail(f"{error.filename or 'a file'}: {find_reason(error)}; check the path, permissions and free space")
         except KeyboardInterrupt:
             fail("interrupted; finished files are kept")
             return INTERRUPTED

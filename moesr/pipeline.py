@@ -1,8 +1,9 @@
 """LR image -> condition -> latent -> experts -> decoder -> SR image: the three functions that every door stands on.
 
 `sample_latents` gives latents, `decode_latents` makes pictures of them, `upscale` does both for a few images at a time.
-Read from top to bottom, this is the way of the data; pipeline_run.py has what happens to images that work together.
-The three spell their arguments out, so that editors, `help` and type checkers know them.
+Read from top to bottom, this is the way of the data. run_plan.py has what is decided once per call, pipeline_run.py
+what happens to images that work together. The three spell their arguments out, so that editors, `help` and type
+checkers know them.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from .images.canvas import Canvas, as_canvas
 from .images.fidelity_map import is_map, read_fidelity
 from .images.row_bands import Store, resized_rows
 from .model import SRModel
-from .pipeline_run import Run, is_finite, plan_run
+from .pipeline_run import Run, is_finite
 from .progress import Callback
+from .run_plan import plan_run
 from .runtime import trim_memory
 from .settings import Resolved, resolve, result_size
 from .tiling import retry_smaller
@@ -54,7 +56,7 @@ def sample_latents(
     """
     batch = Batch(
         model, image, fidelity=fidelity, protect=protect, wrap=wrap, mask=mask,
-        plan={"tile": tile, "tile_batch": tile_batch, "callback": callback},
+        tile=tile, tile_batch=tile_batch, callback=callback,
         steps=steps, sampler=sampler, spacing=spacing, eta=eta, seed=seed, batch_seed=batch_seed, restore=restore,
     )  # fmt: skip
     latents: Tensor | None = None
@@ -93,7 +95,7 @@ def decode_latents(
     """
     batch = Batch(
         model, image, fidelity=fidelity, protect=protect, wrap=wrap, mask=mask,
-        plan={"tile": tile, "tile_batch": tile_batch, "callback": callback}, scale=scale, color_fix=color_fix,
+        tile=tile, tile_batch=tile_batch, callback=callback, scale=scale, color_fix=color_fix,
     )  # fmt: skip
     out = batch.allocate_result()
     with torch.inference_mode():
@@ -139,8 +141,8 @@ def upscale(
     """
     batch = Batch(
         model, image, fidelity=fidelity, protect=protect, wrap=wrap, mask=mask,
-        plan={"tile": tile, "tile_batch": tile_batch, "callback": callback}, scale=scale, steps=steps, sampler=sampler,
-        spacing=spacing, eta=eta, seed=seed, batch_seed=batch_seed, restore=restore, color_fix=color_fix,
+        tile=tile, tile_batch=tile_batch, callback=callback, scale=scale, steps=steps, sampler=sampler, spacing=spacing,
+        eta=eta, seed=seed, batch_seed=batch_seed, restore=restore, color_fix=color_fix,
     )  # fmt: skip
     out = batch.allocate_result()
     with torch.inference_mode():
@@ -154,15 +156,17 @@ class Batch:
     """The images of one call, prepared once; `runs` gives them in groups that the device has room for."""
 
     def __init__(
-        self, model: SRModel, image: Any, *, fidelity: Any, protect: Any, wrap: bool, mask: Any, plan: dict[str, Any],
-        **settings: Any,
+        self, model: SRModel, image: Any, *, fidelity: Any, protect: Any, wrap: bool, mask: Any, tile: int | str,
+        tile_batch: int | str, callback: Callback | None, **settings: Any,
     ) -> None:  # fmt: skip
-        """plan: settings of `plan_run`. All are those of `upscale`. Raises SettingError and ImageError."""
+        """Arguments are those of `upscale`. Raises SettingError and ImageError."""
         has_map = is_map(fidelity)
         self.settings = resolve(model.config, **settings, fidelity=None if has_map else fidelity)
         self.canvas = as_canvas(image)
         self.images, _, self.height, self.width = self.canvas.rgb.shape
-        self.plan = plan_run(model, self.height, self.width, wrap=wrap, **plan)
+        self.plan = plan_run(
+            model, self.height, self.width, tile=tile, tile_batch=tile_batch, wrap=wrap, callback=callback
+        )
         fidelity = fidelity if has_map else self.settings.fidelity
         size, networks = (self.height, self.width), model.config
         self._fidelity = read_fidelity(fidelity, protect, self.images, size=size, wrap=wrap)

@@ -1,4 +1,4 @@
-"""ComfyUI's nodes, one file each. Only `host` imports ComfyUI; `model` is what travels between the nodes."""
+"""ComfyUI's nodes, one file each. Only `comfyui` imports ComfyUI; `model` is what travels between the nodes."""
 
 from __future__ import annotations
 

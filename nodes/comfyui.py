@@ -18,22 +18,25 @@ import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import comfy.utils
+import comfy_api.latest
+import comfy_execution.graph_utils
 import folder_paths
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
-from comfy_api.latest import ComfyExtension, io
-from comfy_execution.graph_utils import GraphBuilder
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 from torch import nn
 
+from ..moesr.hosting.model_facts import Plan
 from ..moesr.hosting.networks import Keeper
-from ..moesr.progress import PHASES, Event
+from ..moesr.progress import Event
 from ..moesr.settings import LOADING, SETTINGS
 
-__all__ = ["ComfyExtension", "GraphBuilder", "io"]
+ComfyExtension: Any = comfy_api.latest.ComfyExtension
+GraphBuilder: Any = comfy_execution.graph_utils.GraphBuilder
+io: Any = comfy_api.latest.io
 
 FOLDER = "moesr"
 SUFFIXES = {".safetensors", ".ckpt", ".pth", ".pt"}
@@ -45,7 +48,7 @@ PAUSE = 0.05
 ADVANCED = tuple(s.name for s in (*SETTINGS.values(), *LOADING.values()) if s.advanced)
 
 #: Layers that the host has a kind of its own of, whose weights it can leave in system memory.
-_LAYERS = {
+_LAYERS: dict[type[nn.Module], Any] = {
     kind: getattr(comfy.ops.disable_weight_init, kind.__name__)
     for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 }
@@ -70,7 +73,7 @@ def make_patcher(network: nn.Module, device: torch.device, offload_device: torch
     folded = set(find_folded_layers(network))
     for layer in network.modules():
         if type(layer) in _LAYERS and layer not in folded:
-            layer.__class__ = _LAYERS[type(layer)]  # type: ignore[index]
+            layer.__class__ = _LAYERS[type(layer)]
         if next(layer.parameters(recurse=False), None) is not None:
             layer.register_forward_pre_hook(_stop_if_cancelled)
     # Late: the host decides for dynamic VRAM after the packs' files may have been imported.
@@ -154,13 +157,12 @@ def make_vae(
 class Progress:
     """Callback of a run: the host's bar, a preview per step, and events from which web/comfy/moesr.js makes the status.
 
-    experts and noise: of each step, for the picture of the plan; empty for a node that only decodes.
+    start, end: the part of a whole run that the node does, as fractions of it. plan: to draw; None if it only decodes.
     """
 
-    def __init__(self, experts: Sequence[int] = (), noise: Sequence[float] = ()) -> None:
-        self._plan = {"experts": list(experts), "noise": list(noise)} if experts else {}
-        #: The part of a whole run that this node does.
-        self._start, self._end = (0.0, PHASES["sample"][1]) if experts else PHASES["decode"]
+    def __init__(self, start: float, end: float, plan: Plan | None = None) -> None:
+        self._start, self._end = start, end
+        self._plan = {"experts": plan.experts, "noise": plan.noise} if plan else {}
         self._bar = comfy.utils.ProgressBar(BAR_LENGTH)
         self._node = _find_node_on_page()
         self._last_step = ("", 0, 0)  # phase, image and step

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from ..moesr.errors import SettingError
+from ..moesr.progress import PHASES
 from . import widgets
 from .comfyui import Progress, io, make_schema, read_prompt_inputs, to_output
 
@@ -61,7 +62,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         from ..moesr.pipeline import decode_latents
 
         latents, tile = samples["samples"], widgets.read("tile", tile)
-        progress = Progress()
+        progress = Progress(*PHASES["decode"])
         if model.hosted.decoder is not None:
             factor = model.hosted.decoder.autoencoder.config.factor
             model.hosted.begin_run(latents.shape[-1] * factor, latents.shape[-2] * factor, tile)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import widgets
-from .comfyui import Progress, io, make_schema
+from .comfyui import Progress, io, make_schema, to_output
 
 
 class MoESRInventedDetail(io.ComfyNode):
@@ -13,7 +13,6 @@ class MoESRInventedDetail(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> Any:
-        """Inputs and outputs."""
         return make_schema(
             node_id="MoESRInventedDetail",
             search_aliases=[*widgets.ALIASES, "hallucination", "uncertainty", "trust", "seed variance"],
@@ -31,23 +30,22 @@ class MoESRInventedDetail(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, fidelity: Any = None, tile: Any = None) -> bool | str:
-        """Says before anything is sampled what is wrong."""
         return widgets.check(fidelity=fidelity, tile=tile)
 
     @classmethod
     def execute(
         cls, model: Any, image: Any, seeds: int, seed: int, fidelity: Any, tile: Any, protect: Any = None
-    ) -> Any:  # fmt: skip
-        """The map, float [B, H, W, 3], the share of seen pixels from 0 to 1, and the LR consistency in dB."""
+    ) -> Any:
+        """The map, float [B, H, W, 3]; the share of pixels that differ to the eye, 0 to 1; the consistency in dB."""
         import torch
 
-        from ..moesr.invented_detail import invention
+        from ..moesr.evaluation.invented_detail import invention
+        from ..moesr.hosting.model_facts import plan_steps
 
-        sr, tile, progress = model.hosted.sr, widgets.read("tile", tile), Progress()
+        sr, tile = model.hosted.sr, widgets.read("tile", tile)
+        fidelity, progress = widgets.read("fidelity", fidelity), Progress(0, 1, plan_steps(sr.config))
         model.hosted.begin_run(image.shape[2] * sr.scale, image.shape[1] * sr.scale, tile)
-        fidelity = widgets.read("fidelity", fidelity)
-        found = invention(
-            sr, image, seeds, seed=seed, fidelity=fidelity, protect=protect, tile=tile, callback=progress
-        )  # fmt: skip
-        progress.finish()
-        return io.NodeOutput(torch.from_numpy(found.draw()).float() / 255, found.share, found.lr_consistency)
+        found = invention(sr, image, seeds, seed=seed, fidelity=fidelity, protect=protect, tile=tile, callback=progress)
+        picture = to_output(torch.from_numpy(found.draw()).float() / 255)
+        progress.finish(picture)
+        return io.NodeOutput(picture, found.share, found.lr_consistency)

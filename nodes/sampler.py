@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..moesr.errors import SettingError
+from ..moesr.progress import PHASES
 from ..moesr.settings import SETTINGS
 from . import widgets
 from .comfyui import ADVANCED, Progress, io, make_schema, read_prompt_inputs, to_output
@@ -73,7 +74,7 @@ class MoESRSampler(io.ComfyNode):
             raise SettingError("scale: the Sampler has none any more; set it in Frequency-Compensated Decode")
         steps, tile = widgets.read("steps", steps), widgets.read("tile", tile)
         plan = plan_steps(sr.config, steps=steps, sampler=sampler)
-        progress = Progress(plan.experts, plan.noise)
+        progress = Progress(0, PHASES["sample"][1], plan)
         model.hosted.begin_run(image.shape[2] * sr.scale, image.shape[1] * sr.scale, tile)
         samples = sample_latents(
             sr,

@@ -13,7 +13,7 @@ from .model import MODEL
 #: What every node of the pack is found by; newer hosts search these too.
 ALIASES = ("moesr", "super resolution", "diffusion upscale")
 #: What the node shows for each value of `batch_seed`.
-BATCH_SEED_WORDS = dict(zip(("per image", "same for all"), BATCH_SEEDS))
+BATCH_SEED_WORDS: dict[str, str] = dict(zip(("per image", "same for all"), BATCH_SEEDS))
 
 
 #: Numbers that a list offers beside "auto". A prompt or a link may give any number that the setting takes.

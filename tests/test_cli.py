@@ -138,6 +138,8 @@ def test_compare(nano: Path, photos: Path, tmp_path: Path) -> None:
         (["--model", "nonesuch"], "nonesuch"),
         (["--device", "abacus"], "abacus"),
         (["--dtype", "int4"], "int4"),
+        (["--protect", "no.png"], "no.png: No such file"),
+        (["--mask", "no.png"], "no.png: No such file"),
     ],
 )
 def test_errors_are_one_line(

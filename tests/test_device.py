@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import moesr
-from moesr import pipeline_run
+from moesr import run_plan
 from moesr.evaluation import selftest
 from moesr.evaluation.nano_models import NANO_KL, build_autoencoder, build_nano
 from moesr.evaluation.parity import synthetic_picture
@@ -148,7 +148,7 @@ def test_memory_is_as_estimated(kind: str, side: int) -> None:
 
 def test_frames_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies on the device does not depend on the number of frames, by one call or by two as the nodes make them."""
-    monkeypatch.setattr(pipeline_run, "LARGEST_GROUP", 2)
+    monkeypatch.setattr(run_plan, "LARGEST_GROUP", 2)
     frames, peaks = torch.from_numpy(np.stack([synthetic_picture(8)] * 9)).float() / 255, []
     with pretended_device() as device:
         model = build_nano("swin", CUDA)

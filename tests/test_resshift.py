@@ -26,8 +26,9 @@ from moesr.model import SRModel
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_layers import APART, MASKS, WindowAttention, compute_position_index, mask_apart
 from moesr.networks.swin_unet import SwinUNet
-from moesr.pipeline_run import Run, plan_run
+from moesr.pipeline_run import Run
 from moesr.progress import Event
+from moesr.run_plan import plan_run
 from moesr.runtime import PlainRuntime
 from moesr.settings import resolve
 from tests.test_pipeline import photo

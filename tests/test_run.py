@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import moesr
-from moesr import pipeline_run as runs
+from moesr import pipeline_run, run_plan
 from moesr.canvas_memory import place_canvases
 from moesr.config import SwinUNetConfig, UNetConfig
 from moesr.images.tile_windows import Blender, crop
 from moesr.model import SRModel
-from moesr.pipeline_run import plan_run
 from moesr.progress import Event, Reporter
+from moesr.run_plan import plan_run
 from moesr.runtime import PlainRuntime
 from moesr.tiling import Layout, TileSize, find_masked_cells
 from tests.test_pipeline import photo
@@ -162,7 +162,7 @@ def test_a_long_batch_streams_and_is_what_it_was(model: SRModel, monkeypatch: py
     mask[3, :, :6] = 0
     want = moesr.upscale(model, images, steps=2, seed=3, mask=mask)
     latents = moesr.sample_latents(model, images, steps=2, seed=3, mask=mask)
-    monkeypatch.setattr(runs, "GROUP_BYTES", 30_000)
+    monkeypatch.setattr(run_plan, "GROUP_BYTES", 30_000)
     events: list[Event] = []
     assert torch.equal(moesr.upscale(model, images, steps=2, seed=3, mask=mask, callback=events.append), want)
     assert {(e.image, e.images) for e in events} == {(1, 5), (3, 5), (5, 5)}
@@ -175,7 +175,7 @@ def test_a_long_batch_streams_and_is_what_it_was(model: SRModel, monkeypatch: py
 def test_a_batch_that_does_not_fit_gets_smaller_groups(model: SRModel, monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.rand(4, 8, 8, 3, generator=torch.Generator().manual_seed(0))
     want = moesr.upscale(model, images, steps=1)
-    made, condition = [], runs.Condition
+    made, condition = [], pipeline_run.Condition
 
     def limited(lr: torch.Tensor, *rest: Any) -> Any:
         made.append(len(lr))
@@ -183,6 +183,6 @@ def test_a_batch_that_does_not_fit_gets_smaller_groups(model: SRModel, monkeypat
             raise MemoryError
         return condition(lr, *rest)
 
-    monkeypatch.setattr(runs, "Condition", limited)
+    monkeypatch.setattr(pipeline_run, "Condition", limited)
     assert torch.equal(moesr.upscale(model, images, steps=1), want)
     assert made == [4, 2, 2]

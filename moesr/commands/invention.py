@@ -30,8 +30,8 @@ def add(commands: Any) -> None:
 def _measure(options: argparse.Namespace) -> int:
     from PIL import Image
 
+    from ..evaluation.invented_detail import invention
     from ..images.files import read_image
-    from ..invented_detail import invention
     from ..result_files import Target, check_targets, save_new
 
     output = Path(options.output)

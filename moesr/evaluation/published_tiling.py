@@ -18,8 +18,9 @@ from ..images.canvas import as_canvas
 from ..images.postprocess import finish_image, hide_masked, read_colours, read_mask
 from ..images.tile_windows import Window, crop
 from ..model import SRModel
-from ..pipeline_run import Run, plan_run
+from ..pipeline_run import Run
 from ..progress import Callback
+from ..run_plan import plan_run
 from ..settings import resolve
 
 #: Side of tiles and seed of the published runs, and the overlap of tiles by their side, in LR pixels of an x4 model.
