@@ -18,7 +18,8 @@ class UNetConfig:
 
     `space_experts` is 0 for the plain LDM network, 1 for the averaged form used at inference, and N for the
     grouped form that is trained. `attention_downsamples` are downsampling rates (8 = one eighth of the latent).
-    With `restore` the network also takes two settings: how degraded the LR image is, and the fidelity asked for.
+    With `adapter_ranks` the network also takes two settings, each of which changes its convolutions by a map of that
+    rank: restore (how degraded the LR image is) and fidelity.
     """
 
     kind: ClassVar[str] = "ldm"
@@ -36,7 +37,12 @@ class UNetConfig:
     #: Width of the hidden layer of a Space MoE's FFNs, per channel.
     ffn_mult: float = 4.0
     norm_groups: int = 32
-    restore: bool = False
+    adapter_ranks: tuple[int, ...] = ()
+
+    @property
+    def restore(self) -> bool:
+        """Whether the network takes settings."""
+        return bool(self.adapter_ranks)
 
     @property
     def multiple(self) -> int:
@@ -116,7 +122,8 @@ class AutoencoderConfig:
     `num_res_blocks`: of every level alike, or one number per level. `scale_factor` multiplies an encoded latent before
     diffusion and divides it before decoding. With `lr_skip` the decoder gives what is to be added to the upsampled LR
     image, and without `mid_attention` encoder and decoder are convolutions only (ours, for small models). With
-    `estimator` a small network comes along that estimates how degraded an LR image is (ours).
+    `estimator` a small network comes along that estimates how degraded an LR image is, and with `adapter_ranks` the
+    decoder takes the settings of the experts (ours).
     """
 
     kind: str = "vq"
@@ -141,6 +148,7 @@ class AutoencoderConfig:
     attention_levels: tuple[int, ...] = ()
     scale_factor: float = 1.0
     estimator: bool = False
+    adapter_ranks: tuple[int, ...] = ()
 
     @property
     def factor(self) -> int:

@@ -81,6 +81,7 @@ def decode_latents(
     scale: float | None = None,
     fidelity: Any = None,
     protect: Any = None,
+    restore: float | str = "auto",
     color_fix: str = "adain",
     tile: int | str = "auto",
     tile_batch: int | str = "auto",
@@ -95,7 +96,7 @@ def decode_latents(
     """
     batch = Batch(
         model, image, fidelity=fidelity, protect=protect, wrap=wrap, mask=mask,
-        tile=tile, tile_batch=tile_batch, callback=callback, scale=scale, color_fix=color_fix,
+        tile=tile, tile_batch=tile_batch, callback=callback, scale=scale, restore=restore, color_fix=color_fix,
     )  # fmt: skip
     out = batch.allocate_result()
     with torch.inference_mode():
@@ -201,7 +202,8 @@ class Batch:
             mask = mask[first : first + count]
         colours = postprocess.read_colours(canvas, self.plan.model.device)
         fidelity = self._fidelity.part(first, first + count)
-        return Run(self.plan, colours, mask, first=first, canvas=canvas, fidelity=fidelity)
+        restore = self.settings.restore
+        return Run(self.plan, colours, mask, first=first, canvas=canvas, fidelity=fidelity, restore=restore)
 
 
 def _decode_into(out: Any, run: Run, z: Tensor, settings: Resolved) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -34,12 +35,12 @@ class Run:
     """Images that work together: their condition, what is computed of it in tiles, and what the callback is told.
 
     colours: LR images [B, 3, H, W] in [-1, 1] on the model's device. mask: from `read_mask`. first: their number in the
-    call's batch. canvas: where they come from. fidelity: from `read_fidelity`.
+    call's batch. canvas: where they come from. fidelity: from `read_fidelity`. restore: a number, or "auto".
     """
 
     def __init__(
         self, plan: Plan, colours: Tensor, mask: Tensor | None = None, *, first: int = 0, canvas: Canvas | None = None,
-        fidelity: Fidelity = FAITHFUL,
+        fidelity: Fidelity = FAITHFUL, restore: float | str = "auto",
     ) -> None:  # fmt: skip
         model, unet = plan.model, plan.model.config.unet
         self.plan, self.model, self.colours, self.first = plan, model, colours, first
@@ -59,6 +60,7 @@ class Run:
         if fidelity.shares is not None:  # per latent cell, [B, 1, h, w]
             self._shares = self.condition.to_cells(fidelity.shares.to(model.device)).expand(len(self), -1, -1, -1)
         self._settings: Tensor | None = None  # restore and fidelity [levels x B, 2], for networks that take them
+        self._wanted_restore = restore
 
     def __len__(self) -> int:
         return len(self.colours)
@@ -83,15 +85,16 @@ class Run:
     def sample(self, settings: Resolved) -> Tensor:
         """Clean latents [B, C, h, w].
 
-        Networks that take settings are given `restore` and the fidelity. Their noise is weaker by the fidelity: at 1
-        there is none, and the seed does not matter.
+        Networks that take settings are given `restore` and the fidelity, unless both are 0. Their noise is weaker by
+        the fidelity: at 1 there is none, and the seed does not matter.
         """
         indices = range(self.first, self.first + len(self))
         draw, y = self.noise(make_generators(settings.seed, settings.batch_seed, indices)), self.encode()
         if not self.model.config.unet.restore:
             return self.denoise(y, settings, noise=draw)
         levels, fidelity = len(self._levels), self._levels.flatten().clamp(max=1).to(self.model.device)
-        self._settings = torch.stack([self._estimate_restore(settings.restore).repeat(levels), fidelity], dim=1)
+        pairs = torch.stack([torch.tensor(self.restore).repeat(levels), fidelity.cpu()], dim=1)
+        self._settings = pairs.to(self.model.device) if bool(pairs.any()) else None
         strength = (1 - fidelity).view(-1, 1, 1, 1).to(self.canvas_device)
         y = y if y is None else _repeat(y, levels)
         z = self.denoise(y, settings, noise=lambda i: _repeat(draw(i), levels).mul_(strength))
@@ -208,6 +211,7 @@ class Run:
             return
 
         lowest, highest = self._levels[0, image].item(), self._levels[-1, image].item()
+        decode_latents = partial(autoencoder.decode, restore=self.restore[image])
 
         def decode(windows: Sequence[Window]) -> Sequence[Tensor]:
             wanted = [w for w in windows if w in active]
@@ -215,15 +219,15 @@ class Run:
             pictures: dict[Window, Tensor] = {}
             if wanted:
                 features = None
-                if highest or autoencoder.config.lr_skip:
+                if highest or autoencoder.config.lr_skip or autoencoder.config.adapter_ranks:
                     large = torch.cat([self.condition.upsampled(image, w) for w in wanted])
                     features = autoencoder.window_features(large.to(self.model.dtype))
                 latents = torch.cat([_crop(z, image, w) for w in wanted]).to(self.model.device)
-                decoded = autoencoder.decode(latents, features, lowest)
+                decoded = decode_latents(latents, features, lowest)
                 shares = [_crop(self._shares, image, w) for w in wanted if self._shares is not None]
                 if any(bool(share.any()) for share in shares):
                     share = F.interpolate(torch.cat(shares).to(decoded), decoded.shape[-2:], mode="bilinear")
-                    decoded = decoded.lerp(autoencoder.decode(latents, features, highest), share)
+                    decoded = decoded.lerp(decode_latents(latents, features, highest), share)
                 pictures = dict(zip(wanted, decoded))
             return [pictures[w] if w in pictures else self.condition.upsampled(image, w)[0] for w in windows]
 
@@ -266,14 +270,15 @@ class Run:
         with self.model.decoder() as autoencoder:
             return decode_preview(autoencoder, latest, colours)
 
-    def _estimate_restore(self, restore: float | str) -> Tensor:
-        """How degraded each image is, float32 [B]."""
-        if restore != "auto":
-            return torch.full((len(self),), float(restore), device=self.model.device)
+    @cached_property
+    def restore(self) -> list[float]:
+        """How degraded each image is, 0 to 1: what was set, or an estimate. 0 for networks that do not ask."""
+        if self._wanted_restore != "auto" or not self.model.config.unet.restore:
+            return [0.0 if self._wanted_restore == "auto" else float(self._wanted_restore)] * len(self)
         with self.model.decoder() as autoencoder:
             found = torch.cat([autoencoder.estimate_restore(lr[None, :3].to(self.model.dtype)) for lr in self.lr])
         log.info("restore: %s", ", ".join(f"{value:.2f}" for value in found.tolist()))
-        return found
+        return found.tolist()
 
 
 _NOT_FINITE = "{} is not a number everywhere: use --dtype fp32 or bf16, or check the model's files"

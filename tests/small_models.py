@@ -20,11 +20,13 @@ def save_nano(process: str, folder: Path, *, restore: bool = False) -> Path:
     """Writes such a model into a folder; the file's path. restore: its network is told how degraded the input is."""
     config = nano_config(process)
     if restore:
-        config = replace(config, name=f"{config.name}_restore", unet=replace(config.unet, restore=True))
+        config = replace(config, name=f"{config.name}_restore", unet=replace(config.unet, adapter_ranks=(4, 2)))
     torch.manual_seed(0)
     experts = [denoiser(config.unet).state_dict() for _ in config.stages]
-    for weights in experts if restore else ():
-        torch.nn.init.normal_(weights["setting_embed.2.weight"])  # zero at first, so that nothing depends on it
+    for weights in experts:
+        for name in weights:
+            if name.endswith("_adapter.up.weight"):  # zero at first, so that nothing depends on it
+                torch.nn.init.normal_(weights[name], std=0.3)
     path = folder / f"{config.name}.safetensors"
     autoencoder = Autoencoder(config.autoencoder)
     torch.nn.init.normal_(autoencoder.quantize.embedding.weight)  # codes as far apart as latents are

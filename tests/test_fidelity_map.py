@@ -27,12 +27,13 @@ INSIDE, OUTSIDE = np.s_[72:88, 72:88], np.s_[:16]
 def model(request: pytest.FixtureRequest) -> SRModel:
     """A model that has fidelity in its fusion only, and one whose experts are given it too; both react strongly."""
     config = nano_config("residual_shift")
-    config = replace(config, unet=replace(config.unet, restore=request.param == "settings"))
+    config = replace(config, unet=replace(config.unet, adapter_ranks=(4, 2) if request.param == "settings" else ()))
     experts = [build_denoiser(config.unet, seed) for seed in range(4)]
     generator = torch.Generator().manual_seed(0)
     for expert in experts if config.unet.restore else []:
-        weight = expert.get_parameter("setting_embed.2.weight")
-        weight.data = torch.randn(weight.shape, generator=generator) / 8
+        for name, weight in expert.named_parameters():
+            if name.endswith("_adapter.up.weight"):  # zero at first
+                weight.data = torch.randn(weight.shape, generator=generator) / 8
     autoencoder = build_autoencoder(config.autoencoder)
     return assemble(config, experts, autoencoder, device=torch.device("cpu"), dtype=torch.float32)
 

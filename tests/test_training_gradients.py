@@ -175,7 +175,9 @@ def test_the_generator_does_not_learn_from_the_adversarys_loss(
 def test_the_image_teaches_every_expert_and_the_decoder(metrics: Path) -> None:
     """The gradient of one image passes all sampling steps; the encoder and the estimator stay as they are."""
     plain = setup.values("kl")
-    plain["model"]["unet"]["restore"] = plain["model"]["autoencoder"]["estimator"] = True
+    plain["model"]["autoencoder"]["estimator"] = True
+    for part in ("unet", "autoencoder"):
+        plain["model"][part]["adapter_ranks"] = [4, 2]
     settings = from_dict(plain)
     network = Autoencoder(settings.model.autoencoder)
     expert = setup.task("expert", metrics, from_dict(setup.values("kl"))).network  # type: ignore[union-attr]
@@ -191,13 +193,12 @@ def test_the_image_teaches_every_expert_and_the_decoder(metrics: Path) -> None:
     (out - items["hr"]).abs().mean().backward()
     for network in task.experts:
         assert bool(network.get_parameter("input_blocks.0.0.weight").grad.any())  # type: ignore[union-attr]
-        assert bool(network.get_parameter("setting_embed.2.weight").grad.any())  # type: ignore[union-attr]
+        assert bool(network.get_parameter("input_blocks.1.0.in_adapter.up.weight").grad.any())  # type: ignore[union-attr]
     task.optimiser.zero_grad()
     task.step(items, 1)
     moved = find_changed(task.network, before)
-    assert weights_of(task.network, "autoencoder.decoder.up.", "experts.") - moved <= {
-        f"experts.{i}.setting_embed.0.weight" for i in range(2)  # the layer behind it is still zero
-    }
+    still = weights_of(task.network, "autoencoder.decoder.up.", "experts.") - moved
+    assert all("adapter" in name and ".down." in name for name in still)  # the layer behind is still zero
     assert not any(k.startswith(("autoencoder.encoder", "autoencoder.estimator")) for k in moved)
 
 

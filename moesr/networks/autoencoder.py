@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import AutoencoderConfig
+from .adapters import spread
 from .frequency import AFFUNet
 from .fusion import LRFusion
 from .layers import NormResBlock, Upsample, add_residual, arrange_channels, attention, full_precision, group_norm, silu
@@ -53,17 +54,20 @@ class PaddedDownsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one resolution and, but for the last level, the step to the next."""
 
-    def __init__(self, channels: int, out_channels: int, blocks: int, groups: int, attends: bool = False) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, blocks: int, groups: int, attends: bool = False,
+        ranks: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
         self.downsample: nn.Module | None = None
         self.upsample: nn.Module | None = None
         widths = [channels] + [out_channels] * blocks
-        self.block = nn.ModuleList([NormResBlock(a, b, groups) for a, b in pairwise(widths)])
+        self.block = nn.ModuleList([NormResBlock(a, b, groups, ranks=ranks) for a, b in pairwise(widths)])
         self.attn = nn.ModuleList([AttnBlock(out_channels, groups) for _ in range(blocks if attends else 0)])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, strengths: Tensor | None = None) -> Tensor:
         for i, block in enumerate(self.block):
-            x = block(x)
+            x = block(x, strengths)
             x = self.attn[i](x) if self.attn else x
         return x
 
@@ -71,14 +75,14 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Residual block, attention (unless the config leaves it out), residual block at the lowest resolution."""
 
-    def __init__(self, channels: int, groups: int, attends: bool) -> None:
+    def __init__(self, channels: int, groups: int, attends: bool, ranks: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.block_1 = NormResBlock(channels, channels, groups)
+        self.block_1 = NormResBlock(channels, channels, groups, ranks=ranks)
         self.attn_1 = AttnBlock(channels, groups) if attends else nn.Identity()
-        self.block_2 = NormResBlock(channels, channels, groups)
+        self.block_2 = NormResBlock(channels, channels, groups, ranks=ranks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
+    def forward(self, x: Tensor, strengths: Tensor | None = None) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x, strengths)), strengths)
 
 
 class Encoder(nn.Module):
@@ -121,16 +125,22 @@ def _down(level: Level, x: Tensor) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """Latent [B, z, h, w] -> image [B, 3, f h, f w]; LR fusion at half, AFF refinement at full resolution."""
+    """Latent [B, z, h, w] -> image [B, 3, f h, f w]; LR fusion at half, AFF refinement at full resolution.
+
+    Adapters are in all residual blocks but those of full resolution, which are few channels wide.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths = [config.ch * m for m in config.ch_mult]
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], config.norm_groups, config.mid_attention)
+        self.mid = Middle(widths[-1], config.norm_groups, config.mid_attention, config.adapter_ranks)
         levels: list[nn.Module] = []
         for i, (channels, out) in enumerate(zip([*widths[1:], widths[-1]], widths)):
-            level = Level(channels, out, config.blocks[i] + 1, config.norm_groups, i in config.attention_levels)
+            level = Level(
+                channels, out, config.blocks[i] + 1, config.norm_groups, i in config.attention_levels,
+                config.adapter_ranks if i else (),
+            )  # fmt: skip
             if i != 0:
                 level.upsample = Upsample(out)
             levels.append(level)
@@ -142,10 +152,12 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(widths[0], 1e-6, config.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(self, z: Tensor, lr_features: Tensor | None, fidelity: float | Tensor) -> Tensor:
-        h = self.mid(self.conv_in(arrange_channels(z)))
+    def forward(
+        self, z: Tensor, lr_features: Tensor | None, fidelity: float | Tensor, strengths: Tensor | None = None
+    ) -> Tensor:
+        h = self.mid(self.conv_in(arrange_channels(z)), strengths)
         for i, level in reversed(list(enumerate(_levels(self.up)))):
-            h = level(h)
+            h = level(h, strengths)
             if i == 1 and lr_features is not None and hasattr(self, "fusion_layer_1"):
                 h = self.fusion_layer_1(h, arrange_channels(lr_features), fidelity)
             if level.upsample is not None:
@@ -237,19 +249,32 @@ class Autoencoder(nn.Module):
         return None if found is None else found[..., : lr_up.shape[-2] // 2, : lr_up.shape[-1] // 2]
 
     def decode(
-        self, z: Tensor, features: Tensor | None = None, fidelity: float | Tensor = 1.0, *, quantize: bool = True
-    ) -> Tensor:
+        self, z: Tensor, features: Tensor | None = None, fidelity: float | Tensor = 1.0, *,
+        restore: float | Tensor = 0.0, quantize: bool = True,
+    ) -> Tensor:  # fmt: skip
         """Image of a latent: nearest codes (VQ; unless `quantize` is off), then the decoder.
 
         z: in the network's dtype, or in float32, which finds the codes that low precision would miss by rounding.
         features: from `features()`, or None to decode without the LR image (not for a decoder with `lr_skip`).
+        fidelity: the weight of LR fusion. A decoder with adapters has fusion at 1, and takes fidelity and restore
+        (numbers, or [B]) as its settings.
         """
         z = z / self.config.scale_factor
         if quantize and self.config.kind == "vq":
             z = self.quantize(z)
         z = z.to(self.post_quant_conv.weight.dtype)
+        strengths = None
+        if self.config.adapter_ranks:
+            strengths, fidelity = self._adapter_strengths(restore, fidelity, z), 1.0
         if not self.config.lr_skip or features is None:
-            return self.decoder(self.post_quant_conv(z), features, fidelity)
+            return self.decoder(self.post_quant_conv(z), features, fidelity, strengths)
         image = F.pixel_shuffle(features[:, -4 * self.config.in_channels :], 2)
         rest = features[:, : -4 * self.config.in_channels] if self.config.lr_fusion else None
-        return image + self.decoder(self.post_quant_conv(z), rest, fidelity)
+        return image + self.decoder(self.post_quant_conv(z), rest, fidelity, strengths)
+
+    def _adapter_strengths(self, restore: float | Tensor, fidelity: float | Tensor, z: Tensor) -> Tensor | None:
+        """[B, sum of ranks, 1, 1]; None where both settings are 0."""
+        if not torch.is_tensor(restore) and not torch.is_tensor(fidelity) and restore == fidelity == 0:
+            return None
+        numbers = [torch.as_tensor(value).to(z.device, z.dtype).expand(len(z)) for value in (restore, fidelity)]
+        return spread(torch.stack(numbers, dim=1), self.config.adapter_ranks)[:, :, None, None]

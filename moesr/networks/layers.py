@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .adapters import Adapter
+
 #: Entries of one attention matrix that may exist at a time where no fused kernel is to be had (128 MiB of float32).
 ATTENTION_ENTRIES = 2**25
 #: Heads from this width on are faster as two convolutions on a CPU than in its fused kernel, from so many queries on.
@@ -116,10 +118,14 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
 class NormResBlock(nn.Module):
     """VQ-GAN's residual block: two 3 x 3 convolutions after GroupNorm (eps 1e-6) and SiLU.
 
-    Where the width changes, the skip is a 1 x 1 convolution whose key is `skip`.
+    Where the width changes, the skip is a 1 x 1 convolution whose key is `skip`. ranks: of adapters at both
+    convolutions, which work if `forward` is given their strengths [B or 1, sum of ranks, 1, 1].
     """
 
-    def __init__(self, channels: int, out_channels: int, groups: int = 32, skip: str = "nin_shortcut") -> None:
+    def __init__(
+        self, channels: int, out_channels: int, groups: int = 32, skip: str = "nin_shortcut",
+        ranks: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
         self.norm1 = group_norm(channels, 1e-6, groups)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
@@ -128,11 +134,20 @@ class NormResBlock(nn.Module):
         self.skip = skip if channels != out_channels else None
         if self.skip:
             self.add_module(skip, nn.Conv2d(channels, out_channels, 1))
+        if ranks:
+            self.adapter1 = Adapter(channels, out_channels, ranks)
+            self.adapter2 = Adapter(out_channels, out_channels, ranks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(silu(self.norm1(x)))
-        h = self.conv2(silu(self.norm2(h)))
+    def forward(self, x: Tensor, strengths: Tensor | None = None) -> Tensor:
+        h = self._convolve(silu(self.norm1(x)), 1, strengths)
+        h = self._convolve(silu(self.norm2(h)), 2, strengths)
         return add_residual(self.get_submodule(self.skip)(x) if self.skip else x, h)
+
+    def _convolve(self, x: Tensor, number: int, strengths: Tensor | None) -> Tensor:
+        h = getattr(self, f"conv{number}")(x)
+        if strengths is not None and hasattr(self, "adapter1"):
+            h = h + getattr(self, f"adapter{number}")(x, strengths)
+        return h
 
 
 class Upsample(nn.Module):

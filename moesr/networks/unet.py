@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import UNetConfig
+from .adapters import Adapter, spread
 from .layers import Upsample, arrange_channels, attention, group_norm, timestep_embedding
 from .space_moe import SpaceMoE
-
-#: Width of the hidden layer through which the settings restore and fidelity reach the time embedding.
-SETTING_CHANNELS = 64
 
 
 class ResBlock(nn.Module):
@@ -19,6 +19,7 @@ class ResBlock(nn.Module):
 
     With e = Linear(SiLU(emb)) that is h + e; with `scale_shift`, norm(h) * (1 + scale) + shift of the halves of e.
     resize: "up" doubles both sides in front of the first convolution (nearest), "down" halves them (mean of 2 x 2).
+    ranks: of adapters at both convolutions, whose strengths are then the last channels of emb, if it has them.
     """
 
     def __init__(
@@ -29,9 +30,11 @@ class ResBlock(nn.Module):
         groups: int = 32,
         scale_shift: bool = False,
         resize: str = "",
+        ranks: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         self.resize = resize
+        self.emb_channels = emb_channels
         self.scale_shift = scale_shift
         self.in_layers = nn.Sequential(
             group_norm(channels, 1e-5, groups), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
@@ -45,8 +48,13 @@ class ResBlock(nn.Module):
         )
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+        if ranks:
+            self.in_adapter = Adapter(channels, out_channels, ranks)
+            self.out_adapter = Adapter(out_channels, out_channels, ranks)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if emb.shape[1] > self.emb_channels:
+            return self._adapted(x, emb)
         e = self.emb_layers(emb)[:, :, None, None]
         if self.resize:
             h = self.in_layers[2](self._resize(self.in_layers[:2](x)))
@@ -59,6 +67,14 @@ class ResBlock(nn.Module):
         else:
             h = self.out_layers(h + e)
         return self.skip_connection(x) + h
+
+    def _adapted(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Without `scale_shift` and `resize`, which networks with settings do not have."""
+        emb, strengths = emb[:, : self.emb_channels], emb[:, self.emb_channels :, None, None]
+        h = self.in_layers[:2](x)
+        h = self.in_layers[2](h) + self.in_adapter(h, strengths)
+        h = self.out_layers[:2](h + self.emb_layers(emb)[:, :, None, None])
+        return self.skip_connection(x) + self.out_layers[3](h) + self.out_adapter(h, strengths)
 
     def _resize(self, x: Tensor) -> Tensor:
         if self.resize == "up":
@@ -112,9 +128,8 @@ class UNet(nn.Module):
     Level `i` works at 1 / 2^i of the latent; attention and Space MoE stand where the rate is in
     `attention_downsamples`, and always in the middle.
 
-    A network with `config.restore` also takes `settings` [B or 1, 2]: restore (0 for a clean LR image, 1 for a heavily
-    degraded one) and fidelity (0 generative, 1 faithful). They are added to the time embedding; new networks ignore
-    them, because the last layer of `setting_embed` starts at 0.
+    A network with `config.adapter_ranks` also takes `settings` [B or 1, 2]: restore (0 for a clean LR image, 1 for a
+    heavily degraded one) and fidelity (0 generative, 1 faithful). The embedding carries them to the residual blocks.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -123,15 +138,11 @@ class UNet(nn.Module):
         base, mult, n, groups = config.model_channels, config.channel_mult, config.num_res_blocks, config.norm_groups
         emb = base * 4
         self.time_embed = nn.Sequential(nn.Linear(base, emb), nn.SiLU(), nn.Linear(emb, emb))
-        if config.restore:
-            last_layer = nn.Linear(SETTING_CHANNELS, emb)
-            nn.init.zeros_(last_layer.weight)
-            nn.init.zeros_(last_layer.bias)
-            self.setting_embed = nn.Sequential(nn.Linear(2, SETTING_CHANNELS), nn.SiLU(), last_layer)
+        block = partial(ResBlock, emb_channels=emb, groups=groups, ranks=config.adapter_ranks)
 
         def layers(channels: int, out: int, rate: int) -> list[nn.Module]:
             attends = rate in config.attention_downsamples
-            return [ResBlock(channels, out, emb, groups), *(self._attention(out) if attends else [])]
+            return [block(channels, out), *(self._attention(out) if attends else [])]
 
         blocks: list[nn.Module] = [Block(nn.Conv2d(config.in_channels, base, 3, padding=1))]
         channels, skips, last = base, [base], len(mult) - 1
@@ -146,9 +157,9 @@ class UNet(nn.Module):
         self.input_blocks = nn.ModuleList(blocks)
 
         self.middle_block = Block(
-            ResBlock(channels, channels, emb, groups),
+            block(channels, channels),
             *self._attention(channels),
-            ResBlock(channels, channels, emb, groups),
+            block(channels, channels),
         )
 
         blocks = []
@@ -172,15 +183,16 @@ class UNet(nn.Module):
         return layers
 
     def embed(self, t: Tensor, dtype: torch.dtype, settings: Tensor | None = None) -> Tensor:
-        """The embedding [B, E] of timesteps [B or 1] and settings [B or 1, 2], which `forward` takes in their place.
+        """The embedding of timesteps [B or 1] and settings [B or 1, 2], which `forward` takes in their place.
 
-        Without `settings` a network that takes them is given restore 0 and fidelity 0.
+        [B, E], with settings [B, E + R]. Without them the adapters do not work, as if all were 0.
         """
         emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))
-        if not self.config.restore:
+        if settings is None:
             return emb
-        settings = emb.new_zeros(1, 2) if settings is None else settings.to(emb.device, dtype)
-        return emb + self.setting_embed(settings)
+        strengths = spread(settings.to(emb.device, dtype), self.config.adapter_ranks)
+        count = max(len(emb), len(strengths))
+        return torch.cat([emb.expand(count, -1), strengths.expand(count, -1)], dim=1)
 
     def forward(self, x: Tensor, t: Tensor, lr: Tensor | None = None, settings: Tensor | None = None) -> Tensor:
         emb = self.embed(t, x.dtype, settings) if t.ndim == 1 else t

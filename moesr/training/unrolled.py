@@ -32,12 +32,16 @@ from .run_log import join_images
 
 #: Taps of LPIPS's VGG whose features the adversary judges, at 1/2 to 1/8 of the resolution, and their widths.
 TAPS, VGG_WIDTHS = slice(1, 4), (128, 256, 512)
+#: Part of the key of every weight of an adapter.
+_ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
 class UnrolledConfig:
     """The loop, and the weights of the losses at fidelity 0; see docs/training.md."""
 
+    #: Train the adapters of restore and fidelity alone: at 0 the model stays what it was, to the bit.
+    adapters_only: bool = False
     #: In a run with a limit of time, steps here and below are shares of that time.
     loop: LoopConfig = field(default_factory=LoopConfig)
     #: The loop of the estimator of restore.
@@ -82,7 +86,7 @@ class UnrolledConfig:
 class Unrolled(Task):
     """Trains every expert and the decoder. Batches hold hr, lr and restore.
 
-    experts, autoencoder: averaged weights to start from. Parts that an older model lacks (settings, LR fusion,
+    experts, autoencoder: averaged weights to start from. Parts that an older model lacks (adapters, LR fusion,
     refinement) start as new. estimator: the trained estimator of restore, which stays as it is. Raises SettingError for
     weights of another model.
     """
@@ -107,13 +111,16 @@ class Unrolled(Task):
         grouped = with_space_experts(model.unet, config.space_experts)
         self.experts = nn.ModuleList([denoiser(grouped) for _ in model.stages])
         for network, state in zip(self.experts, experts, strict=True):
-            _load(network, repeat_expert(state, config.space_experts), ("setting_embed.",))
+            _load(network, repeat_expert(state, config.space_experts), ())
         self.autoencoder.requires_grad_(False)
         if estimator is not None:
             self.autoencoder.estimator.load_state_dict(dict(estimator))
         for module in (self.autoencoder.decoder, self.autoencoder.post_quant_conv):
             module.requires_grad_(True)
         networks = nn.ModuleDict({"autoencoder": self.autoencoder, "experts": self.experts})
+        if config.adapters_only:
+            for name, parameter in networks.named_parameters():
+                parameter.requires_grad_(_ADAPTER in name)
         self.distances = {name: LPIPS(name, metrics) for name in config.lpips}
         super().__init__(
             config.loop, engine, networks, ema=config.ema, betas=(0.9, 0.99),
@@ -159,8 +166,8 @@ class Unrolled(Task):
     def predict(self, batch: Batch, restore: Tensor, fidelity: float, timesteps: list[int]) -> tuple[Tensor, Tensor]:
         """Images [B, 3, H, W] as `upscale` makes them, and the L1 between bicubic images and their decoded latents.
 
-        The L1 is 0 at fidelity 1, where the decoder may make detail from the LR image. restore: [B]. All noise is
-        multiplied by 1 - fidelity, as in `upscale`.
+        The L1 is 0 at fidelity 1, where the decoder may make detail from the LR image, and where only adapters learn.
+        restore: [B]. All noise is multiplied by 1 - fidelity, as in `upscale`.
         """
         lr = batch["lr"]
         lr_up = enlarge(lr, batch["hr"])
@@ -170,8 +177,8 @@ class Unrolled(Task):
         torch.clear_autocast_cache()  # it has weights that were cast without gradients
         settings = torch.stack([restore, torch.full_like(restore, fidelity)], dim=1)
         z = self._sample(y, resize_condition(lr, y), settings, 1 - fidelity, timesteps)
-        out = self.autoencoder.decode(z, features, fidelity).float()
-        if fidelity == 1:
+        out = self.autoencoder.decode(z, features, fidelity, restore=restore).float()
+        if fidelity == 1 or self.config.adapters_only:
             return out, out.new_zeros(())
         height, width = (side // 2 for side in y.shape[-2:])
         factor = self.model.autoencoder.factor
@@ -260,11 +267,11 @@ class Unrolled(Task):
 
 
 def _load(network: nn.Module, state: Mapping[str, Tensor], optional: tuple[str, ...]) -> None:
-    """Load weights. Keys that begin as `optional` says may be missing. Raises SettingError for other differences."""
+    """Load weights. Adapters and keys that begin as `optional` says may be missing. Raises SettingError for other differences."""
     try:
         missing, unexpected = network.load_state_dict(dict(state), strict=False)
     except RuntimeError as error:
         raise SettingError(f"--start: weights of another model ({' '.join(str(error).split())[:160]})") from error
-    wrong = [*(k for k in missing if not k.startswith(optional)), *unexpected]
+    wrong = [*(k for k in missing if not k.startswith(optional) and _ADAPTER not in k), *unexpected]
     if wrong:
         raise SettingError(f"--start: weights of another model ({wrong[0]}); start from one of this config")
