@@ -267,7 +267,10 @@ class Unrolled(Task):
 
 
 def _load(network: nn.Module, state: Mapping[str, Tensor], optional: tuple[str, ...]) -> None:
-    """Load weights. Adapters and keys that begin as `optional` says may be missing. Raises SettingError for other differences."""
+    """Load weights. Adapters and keys that begin as `optional` says may be missing.
+
+    Raises SettingError for other differences.
+    """
     try:
         missing, unexpected = network.load_state_dict(dict(state), strict=False)
     except RuntimeError as error:
