@@ -33,15 +33,19 @@ class FrequencyCompensatedDecode(io.ComfyNode):
                 io.Mask.Input("mask", optional=True),
                 widgets.automatic("tile_batch", optional=True),
                 io.Mask.Input("protect", optional=True),
+                widgets.automatic("restore", optional=True),
             ],
             outputs=[io.Image.Output("image_out")],
         )
 
     @classmethod
     def validate_inputs(
-        cls, color_fix: Any, fidelity: Any = None, tile: Any = None, scale: Any = None, tile_batch: Any = None
-    ) -> bool | str:
-        return widgets.check(color_fix=color_fix, fidelity=fidelity, tile=tile, scale=scale, tile_batch=tile_batch)
+        cls, color_fix: Any, fidelity: Any = None, tile: Any = None, scale: Any = None, tile_batch: Any = None,
+        restore: Any = None,
+    ) -> bool | str:  # fmt: skip
+        return widgets.check(
+            color_fix=color_fix, fidelity=fidelity, tile=tile, scale=scale, tile_batch=tile_batch, restore=restore
+        )
 
     @classmethod
     def execute(
@@ -57,6 +61,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         mask: Any = None,
         tile_batch: Any = "auto",
         protect: Any = None,
+        restore: Any = "auto",
     ) -> Any:
         """The pictures, float [B, H, W, C]."""
         from ..moesr.pipeline import decode_latents
@@ -81,6 +86,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
             scale=widgets.read("scale", scale),
             fidelity=widgets.read("fidelity", fidelity),
             protect=protect,
+            restore=widgets.read("restore", restore),
             color_fix=color_fix,
             tile=tile,
             tile_batch=widgets.read("tile_batch", tile_batch),

@@ -75,7 +75,7 @@ def test_overrides_reach_every_depth() -> None:
     ("override", "line"),
     [
         ("decoder.loop.stepps=7", r"decoder\.loop has no entry stepps; it has accumulate, batch, final_lr"),
-        ("model.unet.width=7", r"unet has no entry width; it has attention_downsamples"),
+        ("model.unet.width=7", r"unet has no entry width; it has adapter_ranks"),
         ("steps", r"'steps': write it as key=value"),
         ("degradation.kind=x", r"degradation has no entries, it is 'bicubic=4"),
         ("decoder.loop=3", r"decoder\.loop is 3, it must be a map"),
