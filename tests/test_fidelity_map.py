@@ -15,6 +15,7 @@ from moesr.errors import ImageError, SettingError
 from moesr.evaluation.nano_models import assemble, build_autoencoder, build_denoiser, nano_config
 from moesr.model import SRModel
 from moesr.progress import Event
+from tests.small_models import fill_adapters
 from tests.test_pipeline import photo
 
 SIDE = 40
@@ -29,11 +30,9 @@ def model(request: pytest.FixtureRequest) -> SRModel:
     config = nano_config("residual_shift")
     config = replace(config, unet=replace(config.unet, adapter_ranks=(4, 2) if request.param == "settings" else ()))
     experts = [build_denoiser(config.unet, seed) for seed in range(4)]
-    generator = torch.Generator().manual_seed(0)
-    for expert in experts if config.unet.restore else []:
-        for name, weight in expert.named_parameters():
-            if name.endswith("_adapter.up.weight"):  # zero at first
-                weight.data = torch.randn(weight.shape, generator=generator) / 8
+    torch.manual_seed(0)
+    for expert in experts:
+        fill_adapters(expert, 1 / 8)
     autoencoder = build_autoencoder(config.autoencoder)
     return assemble(config, experts, autoencoder, device=torch.device("cpu"), dtype=torch.float32)
 

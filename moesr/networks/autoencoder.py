@@ -277,4 +277,4 @@ class Autoencoder(nn.Module):
         if not torch.is_tensor(restore) and not torch.is_tensor(fidelity) and restore == fidelity == 0:
             return None
         numbers = [torch.as_tensor(value).to(z.device, z.dtype).expand(len(z)) for value in (restore, fidelity)]
-        return spread(torch.stack(numbers, dim=1), self.config.adapter_ranks)[:, :, None, None]
+        return spread(torch.stack(numbers, dim=1).clamp(max=1), self.config.adapter_ranks)[:, :, None, None]

@@ -1,0 +1,85 @@
+"""Restore and fidelity as adapters: nothing at 0, per image, in both halves of the pipeline and in a file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import moesr
+from moesr.checkpoints.model_files import open_model, save_model
+from moesr.model import SRModel
+from moesr.networks.adapters import Adapter, spread
+from moesr.pipeline import decode_latents, sample_latents
+from tests.small_models import fill_adapters, save_nano
+from tests.test_pipeline import photo
+
+QUICK = {"steps": 2, "color_fix": "none"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("adapters")
+
+
+@pytest.fixture(scope="module")
+def path(folder: Path) -> Path:
+    return save_nano("residual_shift", folder, restore=True)
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> SRModel:
+    return moesr.load(path)
+
+
+def test_each_setting_has_a_change_of_its_own_and_0_adds_nothing() -> None:
+    torch.manual_seed(0)
+    adapter, x = Adapter(8, 12, (4, 2)), torch.randn(2, 8, 5, 6)
+    assert not bool(adapter(x, torch.ones(1, 6, 1, 1)).any())  # new
+    fill_adapters(adapter)
+
+    def add(*settings: float) -> torch.Tensor:
+        return adapter(x, spread(torch.tensor([settings]), (4, 2))[:, :, None, None])
+
+    assert not bool(add(0, 0).any())
+    assert torch.allclose(add(1, 0) + add(0, 1), add(1, 1), atol=1e-5)
+    assert torch.allclose(add(0.25, 0), add(1, 0) / 4, atol=1e-5)
+    assert add(1, 0).abs().mean().item() > 0.01
+    assert not torch.allclose(add(1, 0), add(0, 1), atol=0.01)
+
+
+def test_at_0_the_model_is_the_one_without_adapters_to_the_byte(model: SRModel, path: Path) -> None:
+    files = open_model(path)
+    networks = (files.config.unet, files.config.autoencoder)
+    unet, autoencoder = (replace(network, adapter_ranks=()) for network in networks)
+    config = replace(files.config, unet=unet, autoencoder=autoencoder)
+    weights = [{k: v for k, v in part.items() if "adapter" not in k} for part in (*files.experts, files.decoder)]
+    plain = path.with_name("plain.safetensors")
+    save_model(plain, config, weights[:-1], weights[-1], torch.float32)
+    expected = moesr.upscale(moesr.load(plain), photo(12, 13), **QUICK)
+    assert np.array_equal(moesr.upscale(model, photo(12, 13), restore=0, fidelity=0, **QUICK), expected)
+    for other in ({"restore": 1, "fidelity": 0}, {"restore": 0, "fidelity": 1}):
+        moved = moesr.upscale(model, photo(12, 13), **other, **QUICK).astype(float)
+        assert np.abs(moved - expected).mean() > 1
+
+
+def test_every_image_of_a_batch_has_its_own_estimate(model: SRModel) -> None:
+    torch.manual_seed(0)
+    clean = torch.from_numpy(photo(16, 16)).float() / 255
+    pictures = torch.stack([clean, (clean + 0.2 * torch.randn(16, 16, 3)).clamp(0, 1)])
+    both = moesr.upscale(model, pictures, batch_seed="same", **QUICK)
+    single = [moesr.upscale(model, one[None], batch_seed="same", **QUICK) for one in pictures]
+    assert torch.allclose(both, torch.cat(single), atol=1e-3)
+
+
+@pytest.mark.parametrize("restore", ["auto", 0.75])
+def test_the_halves_make_what_upscale_makes(model: SRModel, restore: float | str) -> None:
+    settings = {"restore": restore, "fidelity": 0.5}
+    latents = sample_latents(model, photo(12, 13), steps=2, **settings)
+    halves = decode_latents(model, latents, photo(12, 13), color_fix="none", **settings)
+    assert np.array_equal(halves, moesr.upscale(model, photo(12, 13), **settings, **QUICK))
+    other = decode_latents(model, latents, photo(12, 13), color_fix="none", restore=0, fidelity=0.5)
+    assert not np.array_equal(halves, other)  # the decoder has adapters too
