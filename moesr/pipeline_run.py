@@ -35,17 +35,18 @@ class Run:
     """Images that work together: their condition, what is computed of it in tiles, and what the callback is told.
 
     colours: LR images [B, 3, H, W] in [-1, 1] on the model's device. mask: from `read_mask`. first: their number in the
-    call's batch. canvas: where they come from. fidelity: from `read_fidelity`. restore: a number, or "auto".
+    call's batch. first_index: that of the first one's noise. canvas: where they come from. fidelity: from
+    `read_fidelity`. restore: a number, or "auto".
     """
 
     def __init__(
-        self, plan: Plan, colours: Tensor, mask: Tensor | None = None, *, first: int = 0, canvas: Canvas | None = None,
-        fidelity: Fidelity = FAITHFUL, restore: float | str = "auto",
+        self, plan: Plan, colours: Tensor, mask: Tensor | None = None, *, first: int = 0, first_index: int = 0,
+        canvas: Canvas | None = None, fidelity: Fidelity = FAITHFUL, restore: float | str = "auto",
     ) -> None:  # fmt: skip
         model, unet = plan.model, plan.model.config.unet
         self.plan, self.model, self.colours, self.first = plan, model, colours, first
         self.wrap, self.canvas_device = plan.wrap, plan.canvas_device
-        self._canvas = canvas
+        self._canvas, self._first_index = canvas, first_index
         self._mask = None if mask is None else mask.to(model.device)
         self.lr = hide_masked(colours, mask) if unet.mask else colours  # as networks see it
         self.factor = model.config.autoencoder.factor
@@ -88,7 +89,7 @@ class Run:
         Networks that take settings are given `restore` and the fidelity, unless both are 0. Their noise is weaker by
         the fidelity: at 1 there is none, and the seed does not matter.
         """
-        indices = range(self.first, self.first + len(self))
+        indices = range(self._first_index, self._first_index + len(self))
         draw, y = self.noise(make_generators(settings.seed, settings.batch_seed, indices)), self.encode()
         if not self.model.config.unet.restore:
             return self.denoise(y, settings, noise=draw)
