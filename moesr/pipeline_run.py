@@ -211,7 +211,7 @@ class Run:
             return
 
         lowest, highest = self._levels[0, image].item(), self._levels[-1, image].item()
-        decode_latents = partial(autoencoder.decode, restore=self.restore[image])
+        decode_tiles = partial(autoencoder.decode, restore=self.restore[image])
 
         def decode(windows: Sequence[Window]) -> Sequence[Tensor]:
             wanted = [w for w in windows if w in active]
@@ -223,11 +223,11 @@ class Run:
                     large = torch.cat([self.condition.upsampled(image, w) for w in wanted])
                     features = autoencoder.window_features(large.to(self.model.dtype))
                 latents = torch.cat([_crop(z, image, w) for w in wanted]).to(self.model.device)
-                decoded = decode_latents(latents, features, lowest)
+                decoded = decode_tiles(latents, features, lowest)
                 shares = [_crop(self._shares, image, w) for w in wanted if self._shares is not None]
                 if any(bool(share.any()) for share in shares):
                     share = F.interpolate(torch.cat(shares).to(decoded), decoded.shape[-2:], mode="bilinear")
-                    decoded = decoded.lerp(decode_latents(latents, features, highest), share)
+                    decoded = decoded.lerp(decode_tiles(latents, features, highest), share)
                 pictures = dict(zip(wanted, decoded))
             return [pictures[w] if w in pictures else self.condition.upsampled(image, w)[0] for w in windows]
 
