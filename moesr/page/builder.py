@@ -122,7 +122,7 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
         job = make(gr.Textbox, "", visible=False, elem_id="moesr-job")
         address = make(gr.Textbox, "", visible=False)
         built.values = values = (model, choice, size, format_, *controls.values())
-        built.parts = parts = (progress, results, run, cancel, job)
+        built.parts = parts = (progress, results, run, cancel, job, invented)
         steps, sampler = controls["steps"], controls["sampler"]
 
         on(run.click, with_client(handlers.run), [built.files, built.painter, *values], parts)
@@ -144,7 +144,6 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
         on(taken.then, with_client(handlers.run_example), [built.files, *values], parts)
         on(built.files.change, handlers.offer_painting, [built.files], [hint, built.painter], queue=False)
         built.enable_with_results([again, ask])
-        on(results.change, lambda: "", [], [invented], queue=False)
         look = [progress, invented, ask, run, cancel, job]
         on(ask.click, with_client(handlers.find_invented), [address], look, js="() => [moesrAddress()]")
         on(again.click, handlers.use_again, [address], [built.files], js="() => [moesrAddress()]", queue=False)

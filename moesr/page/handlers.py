@@ -52,7 +52,7 @@ class Handlers:
         self, find_uploads: Callable[[], list[Upload]], model: str, choice: str, value: Any, format: str, *values: Any,
         client: str = "", output: Path | None = None, painted: Any = None,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
-        """Upscale pictures: (progress, results, run button, cancel button, job id), again and again.
+        """Upscale pictures: (progress, results, run, cancel, job id, what was invented), again and again.
 
         choice, value: see result_sizes.read_size. client: who asks; see JobQueue.cancel_jobs_of. output: see Job.
         """
@@ -63,15 +63,15 @@ class Handlers:
             job = Job(uploads, model, settings, size=size, format=format, client=client, output=output, protect=protect)
             self.queue.submit(job)
         except MoESRError as error:
-            yield html.message(str(error)), update(), update(interactive=True), update(interactive=False), ""
+            yield html.message(str(error)), update(), update(interactive=True), update(interactive=False), "", update()
             return
         try:
-            yield html.waiting(0, None), "", update(interactive=False), update(interactive=True), job.id
-            yield from ((*parts, update(), update(), update()) for parts in self._follow(job))
+            yield html.waiting(0, None), "", update(interactive=False), update(interactive=True), job.id, ""
+            yield from ((*parts, *[update()] * 4) for parts in self._follow(job))
         finally:
             job.cancel()  # if the client went away; a finished job does not mind
         results = html.results(job, self.host.url)
-        yield html.outcome(job), results, update(interactive=True), update(interactive=False), ""
+        yield html.outcome(job), results, update(interactive=True), update(interactive=False), "", update()
 
     def find_invented(self, address: str, client: str = "") -> Iterator[tuple[Any, ...]]:
         """What was invented in the result at an address of the page.

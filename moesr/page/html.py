@@ -102,13 +102,13 @@ def draw_plan(plan: Plan, current: int | None = None) -> str:
 
 def outcome(job: Job) -> str:
     """What became of a job that has ended."""
+    late = " It was finished before it could be cancelled." if job.is_cancelled else ""
     if job.invented is not None:
-        text = f"Done: {job.seeds} tries compared in {duration(job.seconds)}."
+        text = f"Done: {job.seeds} tries compared in {duration(job.seconds)}.{late}"
         return message(text, "done") + messages(job.notes, "note")
     count = len(job.results)
     pictures = "1 picture" if count == 1 else f"{count} pictures"
     if job.state == "done" and count:
-        late = " It was finished before it could be cancelled." if job.is_cancelled else ""
         seed = job.results[0].record["seed"]
         text = f"Done: {pictures} in {duration(job.seconds)}, seed {seed}.{late}"
         return message(text, "done") + messages(job.notes, "note") + messages(job.failures)
@@ -148,16 +148,18 @@ def results(job: Job, url: Url) -> str:
 
 def invented(found: InventedDetail, url: Url) -> str:
     """The map of what was invented, its scale, and what its two numbers mean."""
-    share, error = f"{found.share:.1%}", 255 * 10 ** (-found.lr_consistency / 20)
+    name, error = escape(found.name), 255 * 10 ** (-found.lr_consistency / 20)
     if found.share < 0.0005:
-        share = "Almost none"
+        words = f"Almost nothing in {name} looks different from try to try."
+    else:
+        words = f"{found.share:.1%} of the pixels of {name} look different from try to try."
     labels = "".join(
         f'<span style="left:{100 * level / BRIGHTEST:g}%">{level}</span>' for level in (0, VISIBLE, 16, BRIGHTEST)
     )
     return (
-        f'<figure class="moesr-invented"><figcaption><strong>{share} of the pixels of {escape(found.name)} look '
-        f"different from try to try.</strong> In {found.seeds} tries that differ only in the seed, these change by "
-        f"more than {VISIBLE} of 255 grey levels: their detail is invented, and the map is bright there.</figcaption>"
+        f'<figure class="moesr-invented"><figcaption><strong>{words}</strong> The map compares {found.seeds} tries '
+        f"that differ in the seed only. Where it is bright, detail is invented: a change of more than {VISIBLE} of 255 "
+        "grey levels is seen.</figcaption>"
         f'<img alt="Map of what was invented: bright places change from try to try" src="{escape(url(found.path))}">'
         f'<div class="moesr-scale" aria-hidden="true"><i></i>{labels}</div>'
         '<p class="moesr-unit">grey levels by which a pixel changes (standard deviation)</p>'
