@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ from tests.batch_jobs import draw, hashes
 from tests.small_models import PROCESSES, save_nano
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture
+def seeded() -> Iterator[None]:
+    """The same numbers of torch's global generator in every test, which is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        yield
 
 
 @pytest.fixture(scope="session", params=sorted(PROCESSES))

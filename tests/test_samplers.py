@@ -1,4 +1,4 @@
-"""Samplers against diffusers' schedulers (independent code), and against the published residual-shift step."""
+"""Samplers against diffusers' schedulers (independent code). The published residual-shift loop: test_golden."""
 
 from __future__ import annotations
 
@@ -42,11 +42,6 @@ def never(i: int) -> Tensor:
 @pytest.fixture(scope="module")
 def paper() -> Process:
     return from_config(ProcessConfig())
-
-
-@pytest.fixture(scope="module")
-def shift() -> Process:
-    return from_config(ProcessConfig(kind="residual_shift", timesteps=15, predict="eps"))
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> bool:
@@ -95,27 +90,6 @@ def test_ddim_equals_diffusers(paper: Process, eta: float, spacing: str, steps: 
     assert close(ddim(predictor(paper), paper, timesteps, start(), noise=noise, last=last, eta=eta), z)
 
 
-@pytest.mark.parametrize("kind", ["paper", "shift"])
-def test_ddpm_is_ddim_with_eta_one(request: pytest.FixtureRequest, kind: str) -> None:
-    process: Process = request.getfixturevalue(kind)
-    y, noise = 0.5 * start().flip(-1), noises(12).__getitem__
-    timesteps, last = process.timesteps(12, "leading"), process.last(12, "leading")
-    one = ddpm(predictor(process, y), process, timesteps, start(), noise=noise, last=last, y=y)
-    other = ddim(predictor(process, y), process, timesteps, start(), noise=noise, last=last, eta=1.0, y=y)
-    assert close(one, other, 1e-9)
-
-
-def test_where_the_last_step_lands_matters(paper: Process) -> None:
-    noise, timesteps = noises(20).__getitem__, paper.timesteps(20, "leading")
-    x0s: list[Tensor] = []
-    to_clean = ddpm(
-        predictor(paper), paper, timesteps, start(), noise=noise, callback=lambda i, t, z, x0: x0s.append(x0)
-    )
-    assert torch.allclose(to_clean, x0s[-1], rtol=0, atol=1e-12)
-    to_first = ddpm(predictor(paper), paper, timesteps, start(), noise=noise, last=0)
-    assert (to_first - to_clean).abs().max().item() > 0.01
-
-
 # ---- DPM-Solver++
 
 
@@ -155,24 +129,6 @@ def test_order_of_convergence_on_a_gaussian(order: int) -> None:
 
     assert error(5) < 0.02
     assert 0.75 * 2**order < error(10) / error(5) < 1.5 * 2**order
-
-
-# ---- residual shift
-
-
-@pytest.mark.parametrize("name", ["ddpm", "ddim"])
-@pytest.mark.parametrize(("steps", "spacing"), [(15, "leading"), (5, "leading"), (5, "trailing"), (1, "auto")])
-def test_residual_shift_loop_is_the_published_posterior(shift: Process, name: str, steps: int, spacing: str) -> None:
-    y, noise = 0.5 * start().flip(-1), noises(steps)
-    timesteps = shift.timesteps(steps, spacing)
-    predict, z = predictor(shift, y), shift.prior(start(), y, t=timesteps[0])
-    ours = sample(name, predict, shift, timesteps, z, noise=noise.__getitem__, last=shift.last(steps, spacing), y=y)
-    eta = [*shift.b[timesteps].tolist(), 0.0]
-    for i, t in enumerate(timesteps):
-        alpha = eta[i] - eta[i + 1]
-        z = eta[i + 1] / eta[i] * z + alpha / eta[i] * predict(z, t)
-        z = z + 2.0 * (eta[i + 1] / eta[i] * alpha) ** 0.5 * noise[i]
-    assert close(ours, z, 1e-9)
 
 
 # ---- the contract of all samplers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import pytest
@@ -14,15 +14,10 @@ from moesr.errors import SettingError
 from moesr.images.tile_windows import Blender, Window, crop, plan_windows
 from moesr.tiling import predict_in_tiles
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 # height, width, tile, overlap, multiple
 SIZES = [(64, 64, 32, 8, 8), (104, 40, 48, 16, 8), (37, 91, 24, 7, 1), (16, 72, 16, 15, 1), (80, 80, 32, 0, 8)]
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(11)
-        yield
 
 
 def identity(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]) -> Tensor:
