@@ -20,6 +20,7 @@ from moesr.checkpoints.detect import UNET
 from moesr.checkpoints.model_files import open_model
 from moesr.checkpoints.weight_reading import Weights
 from moesr.config import AutoencoderConfig
+from moesr.evaluation.speed.measure import read_anonymous_bytes
 from moesr.networks.autoencoder import Autoencoder
 from tests.checkpoint_files import Pretended, find_error, legacy, listing, random_state
 
@@ -104,22 +105,18 @@ def test_params_ema_counts_if_it_is_complete(tmp_path: Path, ema: dict[str, floa
     assert Weights(tmp_path / "x.pth")["a"].item() == value
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+@pytest.mark.skipif(read_anonymous_bytes() is None, reason="the system does not tell")
 @pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors"])
 def test_weights_are_not_read_into_memory(tmp_path: Path, name: str) -> None:
-    def anonymous() -> int:
-        rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return int(rows["RssAnon"].split()[0]) * 1024
-
     state = {f"layer.{i}": torch.randn(2**20) for i in range(8)}
     (torch.save if name.endswith("ckpt") else save_file)(state, tmp_path / name)
     del state
     Weights(tmp_path / name)["layer.0"].sum()
-    before = anonymous()
+    before = read_anonymous_bytes() or 0
     weights = Weights(tmp_path / name)
     held = [weights[key] for key in weights]
     assert sum(t.sum().item() for t in held) != 0
-    assert anonymous() - before < 4 * 2**20  # of 32 MiB
+    assert (read_anonymous_bytes() or 0) - before < 4 * 2**20  # of 32 MiB
 
 
 def header(entries: object, data: bytes = b"") -> bytes:
@@ -265,6 +262,8 @@ def test_archives_folders_and_absent_files_are_named(tmp_path: Path) -> None:
     find_error(tmp_path, "unpack")
     find_error(tmp_path, "folder", Weights)
     find_error(tmp_path / "absent.ckpt", "no such file")
+    (tmp_path / "empty").mkdir()
+    find_error(tmp_path / "empty", "no checkpoint there")
     with zipfile.ZipFile(tmp_path / "b.pt", "w") as archive:
         archive.writestr("b/data.pkl", listing({"a": Pretended()}))
         archive.writestr("b/code/__torch__.py", "def forward(self): pass")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +16,16 @@ from moesr.checkpoints.weight_reading import Weights
 from moesr.config import AutoencoderConfig, ModelConfig, UNetConfig
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.unet import UNet
-from tests.checkpoint_files import FCD, FIRST, find_error, random_state, stage_state, unet
-
-FOLDER = Path(__file__).parent / "keys"
-
-
-def table(name: str) -> dict[str, tuple[int, ...]]:
-    found = json.loads(gzip.decompress((FOLDER / f"{name}.json.gz").read_bytes()))
-    return {key: tuple(shape) for key, shape in found.items()}
+from tests.checkpoint_files import (
+    FCD,
+    FIRST,
+    check_refused_config,
+    find_error,
+    random_state,
+    read_key_table,
+    stage_state,
+    unet,
+)
 
 
 @pytest.mark.parametrize("experts", [0, 1, 4, 16])
@@ -51,7 +50,7 @@ def test_every_released_layout_has_its_role(tmp_path: Path) -> None:
     roles = {}
     for name in ("stage_checkpoint", "ldm_bsr_sr_checkpoint", "vqmodel_resiunet_fa_vae", "autoencoder_klaff_fa_vae"):
         # the keys are what matters here: the tensors are empty
-        save_file({key: torch.zeros(0) for key in table(name)}, tmp_path / "x.safetensors")
+        save_file({key: torch.zeros(0) for key in read_key_table(name)}, tmp_path / "x.safetensors")
         roles[name] = find_role(Weights(tmp_path / "x.safetensors"))
     assert list(roles.values()) == ["expert", "expert", "autoencoder", "autoencoder"]
 
@@ -197,11 +196,4 @@ def test_converted_model_is_complete_alone(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_configs_beyond_reason_are_refused(tmp_path: Path, part: str, name: str, value: object) -> None:
     config = ModelConfig(unet=unet(1), autoencoder=FIRST, stages=(1000,), scale=4)
-    values = config.to_dict()
-    (values[part] if part else values)[name] = value
-    path = tmp_path / "x.safetensors"
-    state, vae = random_state(UNet, config.unet), random_state(Autoencoder, FIRST)
-    save_model(path, config, [state], vae, torch.float16, {"moesr": json.dumps(values)})
-    began = time.monotonic()
-    find_error(path, "x.safetensors")
-    assert time.monotonic() - began < 5
+    check_refused_config(tmp_path / "x.safetensors", config, part, name, value)

@@ -5,10 +5,7 @@ tests/keys holds {key: shape} of every such file.
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +20,10 @@ from moesr.config import AutoencoderConfig, SwinUNetConfig, UNetConfig
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_unet import SwinUNet
 from moesr.networks.unet import ResBlock, UNet
+from tests.checkpoint_files import KEYS, read_key_table
 
 Shapes = dict[str, tuple[int, ...]]
 
-FOLDER = Path(__file__).parent / "keys"
 BUFFERS = (
     "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
     "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
@@ -85,11 +82,6 @@ STAGES = {
 }
 
 
-def table(name: str) -> Shapes:
-    content: dict[str, list[int]] = json.loads(gzip.decompress((FOLDER / f"{name}.json.gz").read_bytes()))
-    return {key: tuple(shape) for key, shape in content.items()}
-
-
 def on_meta(kind: Callable[[Any], nn.Module], config: object) -> Any:
     with torch.device("meta"):
         return kind(config).eval()
@@ -104,14 +96,14 @@ def count(kind: Callable[[Any], nn.Module], config: object) -> int:
 
 
 def test_every_table_is_used() -> None:
-    assert {p.name.split(".")[0] for p in FOLDER.iterdir()} == {
+    assert {p.name.split(".")[0] for p in KEYS.iterdir()} == {
         *UNETS, *AUTOENCODERS, *STAGES, *SWIN_UNETS, *FIRST_STAGES
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", UNETS)
 def test_unet_is_known_by_its_keys(name: str) -> None:
-    found = table(name)
+    found = read_key_table(name)
     mult, experts, parameters = UNETS[name]
     config = read_unet_config(found)
     assert config == UNetConfig(channel_mult=mult, space_experts=experts)
@@ -121,7 +113,7 @@ def test_unet_is_known_by_its_keys(name: str) -> None:
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
 def test_autoencoder_is_known_by_its_keys(name: str) -> None:
-    found = table(name)
+    found = read_key_table(name)
     config = read_autoencoder_config(found)
     assert config == AUTOENCODERS[name]
     assert shapes_of(Autoencoder, config) == found
@@ -129,7 +121,7 @@ def test_autoencoder_is_known_by_its_keys(name: str) -> None:
 
 @pytest.mark.parametrize("name", SWIN_UNETS)
 def test_swin_unet_is_known_by_its_keys(name: str) -> None:
-    found = table(name)
+    found = read_key_table(name)
     expected, parameters = SWIN_UNETS[name]
     assert is_swin(found)
     config = read_swin_config(found)
@@ -151,7 +143,7 @@ SHIFTED = [f"input_blocks.{i}.1" for i in (1, 4, 7)] + [f"output_blocks.{i}.1" f
 
 @pytest.mark.parametrize("name", FIRST_STAGES)
 def test_first_stage_of_resshift_is_known_by_its_keys(name: str) -> None:
-    found = table(name)
+    found = read_key_table(name)
     expected, parameters = FIRST_STAGES[name]
     assert read_autoencoder_config(found) == expected
     assert shapes_of(Autoencoder, expected) == found
@@ -201,7 +193,7 @@ def test_cost_of_a_step_of_resshift(name: str) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_key_of_a_stage_checkpoint_is_accounted_for(name: str) -> None:
-    found = table(name)
+    found = read_key_table(name)
     experts, width, first_stage_width, keys = STAGES[name]
     assert len(found) == keys
     unet = read_unet_config(under(found, UNET))
