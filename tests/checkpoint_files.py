@@ -23,7 +23,7 @@ from torch import Tensor, _utils, nn
 
 from moesr.checkpoints.detect import EMA, FIRST_STAGE, UNET
 from moesr.checkpoints.model_files import open_model, save_model
-from moesr.config import AutoencoderConfig, ModelConfig, SwinUNetConfig, UNetConfig
+from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConfig, UNetConfig
 from moesr.errors import MoESRError
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.layers import Upsample
@@ -143,6 +143,12 @@ def stage_state(
 SWIN = SwinUNetConfig(
     model_channels=32, channel_mult=(1, 2), num_res_blocks=(1, 1), attention_downsamples=(1, 2), swin_channels=32,
     mlp_channels=64, window=4, latent_size=8,
+)  # fmt: skip
+
+
+SHIFT = ModelConfig(
+    SWIN, VQ4, ProcessConfig("residual_shift", 4, "x0", min_noise_level=0.2), stages=(2, 4), scale=4, steps=4,
+    lr_resize="torch",
 )  # fmt: skip
 
 

@@ -14,8 +14,8 @@ from moesr.checkpoints.model_files import open_model, save_model
 from moesr.model import SRModel
 from moesr.networks.adapters import Adapter, spread
 from moesr.pipeline import decode_latents, sample_latents
+from tests.image_files import photo
 from tests.small_models import fill_adapters, save_nano
-from tests.test_pipeline import photo
 
 QUICK = {"steps": 2, "color_fix": "none"}
 

@@ -44,6 +44,13 @@ class Builder:
         self.most = max(self.most, self.alive())
         return net
 
+    def wait_for(self, count: int) -> list[int]:
+        """What was built, once that many are begun in the background, or after five seconds."""
+        deadline = time.monotonic() + 5
+        while len(self.built) < count and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return self.built
+
     def alive(self) -> int:
         return sum(reference() is not None for reference in self._references)
 
@@ -114,10 +121,7 @@ def test_the_next_expert_is_built_in_the_background_while_one_works() -> None:
     bank = ExpertBank((500, 1000), Stream(build))
     bank.start([900, 100])
     with bank.stage(900):
-        deadline = time.monotonic() + 5
-        while len(build.built) < 2 and time.monotonic() < deadline:
-            time.sleep(0.005)
-        assert build.built == [1, 0]
+        assert build.wait_for(2) == [1, 0]
     assert build.threads[0] == threading.get_ident() != build.threads[1]
     with bank.stage(100) as network:
         assert number(network) == 0
@@ -144,10 +148,7 @@ def test_one_step_of_each_expert_still_prefetches_with_the_expert_before_held() 
     for t in (900, 600):
         with bank.stage(t) as network:
             assert number(network) == bank.index(t)
-    deadline = time.monotonic() + 5
-    while len(build.built) < 3 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert build.built == [3, 2, 1]
+    assert build.wait_for(3) == [3, 2, 1]
     assert build.most == 2
     bank.close()
 

@@ -17,6 +17,7 @@ from moesr.checkpoints.detect import EMA, FIRST_STAGE, UNET, read_autoencoder_co
 from moesr.checkpoints.swin import BUFFERS as MADE_HERE
 from moesr.checkpoints.swin import is_swin, read_swin_config
 from moesr.config import AutoencoderConfig, SwinUNetConfig, UNetConfig
+from moesr.evaluation.speed.measure import count_products
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_unet import SwinUNet
 from moesr.networks.unet import ResBlock, UNet
@@ -215,6 +216,9 @@ def test_parameters_are_those_of_the_paper() -> None:
     decoder, first_stage = count(Autoencoder, AutoencoderConfig()), AUTOENCODERS["vqmodelinterface_first_stage"]
     assert decoder == 72_058_014
     assert count(Autoencoder, first_stage) == 55_322_782
+    parts = on_meta(Autoencoder, AutoencoderConfig()).decoder
+    fcd = (*parts.fusion_layer_1.parameters(), *parts.unet_1.parameters())
+    assert sum(p.numel() for p in fcd) / 1e6 == pytest.approx(16.74, abs=0.01)
     # the paper's Table 6: 605.30 M, and 168.95 M for LDM
     assert 4 * count(UNet, UNetConfig()) + decoder == 605_298_986
     assert count(UNet, UNetConfig(space_experts=0)) + count(Autoencoder, first_stage) == 168_945_345
@@ -239,6 +243,7 @@ def test_cost_of_a_step_is_that_of_the_paper(experts: int, conv_and_linear: floa
     cost = tera(lambda: network(x, t))
     assert cost["aten.convolution"] + cost["aten.addmm"] == pytest.approx(conv_and_linear, rel=1e-9)
     assert cost["all"] == pytest.approx(everything, rel=1e-9)  # attention over 256 tokens is the rest
+    assert count_products(lambda: network(x, t)) == pytest.approx(everything, rel=1e-9)  # as the benchmark tells it
 
 
 def test_cost_of_decoding_is_that_of_the_paper() -> None:

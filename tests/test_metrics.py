@@ -19,6 +19,7 @@ from moesr.evaluation.metrics import grid_power, lr_psnr, psnr_y, ssim_y
 from moesr.evaluation.musiq import MUSIQ, Network
 from moesr.evaluation.niqe import NIQE
 from moesr.images.resize import resize
+from tests.image_files import planes
 from tests.training_setup import write_metrics
 
 # Values of the published programs (BasicSR, pyiqa) with the weights and images that are drawn here.
@@ -33,10 +34,6 @@ def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
     shapes = 120 + 60 * np.sin(x / 17 + seed) * np.cos(y / 23) + 20 * np.sin((x + 2 * y) / 5)
     grain = rng.normal(0, 1, (height, width, 3)) * (2 + 12 * x / width)[..., None]
     return (shapes[..., None] + [10, 0, -10] + grain).clip(0, 255).astype(np.uint8)
-
-
-def planes(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:

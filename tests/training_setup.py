@@ -90,6 +90,12 @@ def write_metrics(folder: Path, vgg: bool = False) -> Path:
     return folder
 
 
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run's log, without what depends on the machine."""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+
 def task(name: str, metrics: Path, settings: TrainingConfig, engine: Engine | None = None) -> FirstStage | Expert | FCD:
     """A stage by name (first, expert, fcd, decoder) with networks of random weights before it."""
     model, engine = settings.model, engine or Engine(torch.device("cpu"))
