@@ -231,12 +231,7 @@ def test_a_plain_address(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("act", "said"),
-    [
-        (serve(status=404), "404"),
-        (serve(OTHER), "hash"),
-        (serve(until=1000), "hash"),
-        (serve(stall=600), "no byte for 20"),
-    ],
+    [(serve(status=404), "404"), (serve(OTHER), "hash"), (serve(until=9), "hash"), (serve(stall=60), "no byte for 20")],
     ids=["refused", "another file", "broken off", "silent"],
 )
 def test_what_goes_wrong_is_one_line_and_leaves_nothing(server: Server, tmp_path: Path, act: Any, said: str) -> None:

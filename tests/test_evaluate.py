@@ -85,10 +85,10 @@ def read_json(capsys: Shown, *arguments: object) -> dict[str, Any]:
 # A model
 
 
-def test_a_model_on_lr_files(nano: Path, hr: Path, lr: Path, weights: Path, capsys: Shown) -> None:
+def test_a_model_on_lr_files(shift_model: str, hr: Path, lr: Path, weights: Path, capsys: Shown) -> None:
     options = ("--metrics", weights, "--steps", 1, "--seed", 3, "--dtype", "fp32")
-    facts = read_json(capsys, "--hr", hr, "--lr", lr, "--model", nano, *options)
-    assert facts["model"] == nano.stem
+    facts = read_json(capsys, "--hr", hr, "--lr", lr, "--model", shift_model, *options)
+    assert facts["model"] == Path(shift_model).stem
     assert facts["settings"] | {"steps": 1, "seed": 3, "scale": 4, "dtype": "float32"} == facts["settings"]
     assert [row["name"] for row in facts["images"]] == ["a", "b", "c"]
     assert set(facts["images"][0]) == {
@@ -101,13 +101,14 @@ def test_a_model_on_lr_files(nano: Path, hr: Path, lr: Path, weights: Path, caps
     assert facts["mean"]["niqe"] is None  # the images are too small for it
     assert [line.split()[0] for line in facts["left_out"]] == ["LPIPS-vgg", "DISTS", "MUSIQ", "FID"]
     small = np.array(Image.open(lr / "b_x4.png"))
-    result = moesr.upscale(moesr.load(nano, dtype="fp32"), small, steps=1, seed=3)
+    result = moesr.upscale(moesr.load(shift_model, dtype="fp32"), small, steps=1, seed=3)
     expected = psnr_y(planes(result), planes(picture(1))).item()
     assert facts["images"][1]["psnr_y"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_table(nano: Path, hr: Path, tmp_path: Path, capsys: Shown) -> None:
-    code, out, lines = run(capsys, "--hr", hr, "--model", nano, "--steps", 1, "--metrics", tmp_path, "--limit", 2)
+def test_the_table(shift_model: str, hr: Path, tmp_path: Path, capsys: Shown) -> None:
+    options = ("--steps", 1, "--metrics", tmp_path, "--limit", 2)
+    code, out, lines = run(capsys, "--hr", hr, "--model", shift_model, *options)
     assert code == 0
     rows = [line.split() for line in out.splitlines()]
     assert rows[0] == ["image", "PSNR-Y", "SSIM-Y", "LR-PSNR", "grid", "seconds"]
@@ -242,11 +243,11 @@ def test_the_report_shows_images_and_where_they_differ(hr: Path, tmp_path: Path,
     ],
 )
 def test_wrong_settings_are_one_line(
-    nano: Path, hr: Path, arguments: list[str], said: str, capsys: Shown, monkeypatch: pytest.MonkeyPatch
+    shift_model: str, hr: Path, arguments: list[str], said: str, capsys: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(hr.parent)
     (hr.parent / "empty").mkdir()
-    model = [] if "--model" in arguments else ["--model", str(nano)]
+    model = [] if "--model" in arguments else ["--model", shift_model]
     code, out, lines = run(capsys, *arguments, *model, "--json")
     errors = [line for line in lines if line.startswith("error:")]
     assert (code, out, len(errors)) == (1, "", 1)

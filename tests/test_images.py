@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,9 +188,9 @@ def test_colour_fixes(height: int) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"color_fix": "wavelet", "scale": 3}, {"tile": 64}, {"wrap": True}])
 def test_a_whole_run_in_bands(
-    nano: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], request: pytest.FixtureRequest
+    shift_model: str, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], request: pytest.FixtureRequest
 ) -> None:
-    model = moesr.load(nano, residency="all")
+    model = moesr.load(shift_model, residency="all")
     image = (np.random.default_rng(0).random((21, 26, 3)) * 255).astype(np.uint8)
     mask = np.linspace(0, 1, 21 * 26).reshape(21, 26)
     whole = moesr.upscale(model, image, mask=mask, steps=2, **settings)  # type: ignore[arg-type]

@@ -81,10 +81,10 @@ def test_a_failure_in_any_phase_halves_the_tile(nano: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("color_fix", ["wavelet", "none"])
 def test_a_failure_in_the_colour_fix_halves_its_bands(
-    nano: Path, monkeypatch: pytest.MonkeyPatch, color_fix: str
+    shift_model: str, monkeypatch: pytest.MonkeyPatch, color_fix: str
 ) -> None:
     host = Counting()
-    model = moesr.load(nano, residency="all", runtime=host)
+    model = moesr.load(shift_model, residency="all", runtime=host)
     want = moesr.upscale(model, photo(40, 10), steps=1, color_fix=color_fix)
     low_pass, put = colour.low_pass, postprocess.Canvas.put
 
@@ -108,11 +108,11 @@ def test_a_failure_in_the_colour_fix_halves_its_bands(
             moesr.upscale(model, photo(40, 10), steps=1, color_fix=color_fix)
 
 
-def test_other_errors_pass_through(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_pass_through(shift_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Tensor:
         raise RuntimeError("the size of tensor a must match the size of tensor b")
 
-    model = moesr.load(nano, residency="all")
+    model = moesr.load(shift_model, residency="all")
     monkeypatch.setattr(Decoder, "forward", fail)
     with pytest.raises(RuntimeError, match="must match"):
         moesr.upscale(model, photo(8, 8), steps=1)
@@ -241,8 +241,8 @@ def test_a_full_disk_is_one_line_where_memory_cannot_help(monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir())
 
 
-def test_a_whole_run_through_a_file(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = moesr.load(nano, residency="all")
+def test_a_whole_run_through_a_file(shift_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = moesr.load(shift_model, residency="all")
     want = moesr.upscale(model, photo(40, 30), tile=96, steps=1)
     monkeypatch.setattr(canvas_memory, "MAPPED", 10)
     assert np.array_equal(moesr.upscale(model, photo(40, 30), tile=96, steps=1), want)

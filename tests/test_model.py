@@ -80,35 +80,35 @@ class Poor(PlainRuntime):
         return 2**20
 
 
-def test_auto_residency_asks_the_host(nano: Path) -> None:
-    assert type(moesr.load(nano).bank.residency).__name__ == "All"
-    assert type(moesr.load(nano, runtime=Poor()).bank.residency).__name__ == "Stream"
+def test_auto_residency_asks_the_host(shift_model: str) -> None:
+    assert type(moesr.load(shift_model).bank.residency).__name__ == "All"
+    assert type(moesr.load(shift_model, runtime=Poor()).bank.residency).__name__ == "Stream"
 
 
-def test_dtypes(nano: Path) -> None:
+def test_dtypes(shift_model: str) -> None:
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        model = moesr.load(nano, dtype=name)
+        model = moesr.load(shift_model, dtype=name)
         assert next(model.autoencoder.parameters()).dtype == dtype
         with model.bank.stage(0) as expert:
             assert next(expert.parameters()).dtype == dtype
-    assert moesr.upscale(moesr.load(nano, dtype="bf16"), torch.rand(1, 6, 6, 3), steps=2).shape == (1, 24, 24, 3)
+    assert moesr.upscale(moesr.load(shift_model, dtype="bf16"), torch.rand(1, 6, 6, 3), steps=2).shape == (1, 24, 24, 3)
 
 
 @pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"device": "abacus"}, {"residency": "some"}])
-def test_wrong_options_are_one_line(nano: Path, wrong: dict[str, Any]) -> None:
+def test_wrong_options_are_one_line(shift_model: str, wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingError) as error:
-        moesr.load(nano, **wrong)
+        moesr.load(shift_model, **wrong)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("residency", ["all", "stream"])
-def test_missing_and_misshapen_weights_are_named(nano: Path, tmp_path: Path, residency: str) -> None:
+def test_missing_and_misshapen_weights_are_named(shift_model: str, tmp_path: Path, residency: str) -> None:
     from safetensors import safe_open
 
-    with safe_open(str(nano), "pt") as file:
+    with safe_open(shift_model, "pt") as file:
         metadata = file.metadata()
     path = tmp_path / "broken.safetensors"
-    weights = load_file(nano)
+    weights = load_file(shift_model)
     key = "first_stage_model.decoder.conv_out.weight"
     save_file({k: v for k, v in weights.items() if k != key}, path, metadata)
     with pytest.raises(CheckpointError, match=r"decoder.conv_out.weight missing"):

@@ -123,8 +123,8 @@ def test_a_device_is_timed_by_its_events_against_its_own_rates(
 
 
 @pytest.mark.usefixtures("small")
-def test_the_whole_of_an_image_and_its_growth(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan(quick=True, rounds=1, sections=("image", "scaling"), model=str(nano), side=64)
+def test_the_whole_of_an_image_and_its_growth(shift_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(quick=True, rounds=1, sections=("image", "scaling"), model=shift_model, side=64)
     monkeypatch.setattr(bench, "SIDES", (64, 128))
     rows = list(Bench(plan).rows())
     assert [row.name.split(", ")[1] for row in rows] == ["64 x 64", "64 x 64", "128 x 128"]
@@ -142,7 +142,7 @@ def test_settings_that_measure_nothing_are_one_line(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("residency", ["all", "stream"])
-def test_compiled_experts_share_compilations(nano: Path, monkeypatch: pytest.MonkeyPatch, residency: str) -> None:
+def test_compiled_experts_share_compilations(shift_model: str, monkeypatch: pytest.MonkeyPatch, residency: str) -> None:
     graphs: list[Any] = []
 
     def count(graph: Any, inputs: Any) -> Any:
@@ -152,7 +152,7 @@ def test_compiled_experts_share_compilations(nano: Path, monkeypatch: pytest.Mon
     torch._dynamo.reset()
     monkeypatch.setattr(model_module, "BACKEND", count)
     image = torch.rand(1, 40, 24, 3)
-    out = moesr.upscale(moesr.load(nano, residency=residency, compile=True), image, tile=64, steps=4)
-    want = moesr.upscale(moesr.load(nano, residency=residency), image, tile=64, steps=4)
+    out = moesr.upscale(moesr.load(shift_model, residency=residency, compile=True), image, tile=64, steps=4)
+    want = moesr.upscale(moesr.load(shift_model, residency=residency), image, tile=64, steps=4)
     assert len(graphs) <= 2  # of four experts, several tiles, four steps
     assert (out - want).abs().max() < 1e-3
