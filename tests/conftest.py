@@ -32,6 +32,12 @@ def nano(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def model(nano: Path) -> moesr.SRModel:
+    """The same, loaded once for all: tests leave it as it is."""
+    return moesr.load(nano, residency="all")
+
+
+@pytest.fixture(scope="session")
 def shift_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_nano("residual_shift", tmp_path_factory.mktemp("model")))
 

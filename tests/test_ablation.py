@@ -23,11 +23,6 @@ from tests import training_setup as setup
 
 
 @pytest.fixture(scope="module")
-def model(nano: Path) -> SRModel:
-    return moesr.load(str(nano))
-
-
-@pytest.fixture(scope="module")
 def lr() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 

@@ -17,7 +17,7 @@ from moesr.config import AutoencoderConfig, ModelConfig, UNetConfig
 from moesr.errors import CheckpointError, SettingError
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.denoiser import denoiser
-from moesr.runtime import PlainRuntime
+from tests.small_models import Room
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,16 +73,9 @@ def test_weights_that_need_no_conversion_stay_in_the_file(wide: tuple[Path, floa
     assert anonymous(path, "stream", "fp16") < expert / 2
 
 
-class Poor(PlainRuntime):
-    """A host with little memory."""
-
-    def free_memory(self, device: torch.device) -> int:
-        return 2**20
-
-
 def test_auto_residency_asks_the_host(shift_model: str) -> None:
     assert type(moesr.load(shift_model).bank.residency).__name__ == "All"
-    assert type(moesr.load(shift_model, runtime=Poor()).bank.residency).__name__ == "Stream"
+    assert type(moesr.load(shift_model, runtime=Room(2**20)).bank.residency).__name__ == "Stream"
 
 
 def test_dtypes(shift_model: str) -> None:

@@ -16,11 +16,6 @@ from moesr.progress import Event
 from tests.image_files import photo
 
 
-@pytest.fixture(scope="module")
-def model(nano: Path) -> SRModel:
-    return moesr.load(nano, residency="all")
-
-
 @pytest.mark.parametrize(("scale", "size"), [(1, (9, 11)), (2.5, (23, 28)), (3, (27, 33)), (8, (72, 88))])
 def test_any_scale_by_a_final_resize(model: SRModel, scale: float, size: tuple[int, int]) -> None:
     assert moesr.upscale(model, photo(9, 11), scale=scale, steps=1).shape[:2] == size

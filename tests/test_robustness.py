@@ -28,11 +28,6 @@ def tiny() -> SRModel:
     return moesr.load(device="cpu", dtype="fp32")
 
 
-@pytest.fixture(scope="module")
-def model(nano: Path) -> SRModel:
-    return moesr.load(nano, residency="all")
-
-
 def test_every_small_size(model: SRModel) -> None:
     """Sides from 1 to 24, more than any multiple of a latent, each once as height and once as width; and thin ones."""
     widths = random.Random(0).sample(range(1, 25), 24)

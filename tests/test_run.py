@@ -17,26 +17,11 @@ from moesr.images.tile_windows import Blender, crop
 from moesr.model import SRModel
 from moesr.progress import Event, Reporter
 from moesr.run_plan import plan_run
-from moesr.runtime import PlainRuntime
 from moesr.tiling import Layout, TileSize, find_masked_cells
 from tests.image_files import photo
+from tests.small_models import Room
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
-
-
-@pytest.fixture(scope="module")
-def model(nano: Path) -> SRModel:
-    return moesr.load(nano, residency="all")
-
-
-class Room(PlainRuntime):
-    """A runtime with that many bytes free."""
-
-    def __init__(self, free: int) -> None:
-        self.free = free
-
-    def free_memory(self, device: torch.device) -> int:
-        return self.free
 
 
 # ---- tiles and canvases

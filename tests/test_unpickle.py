@@ -42,6 +42,7 @@ from tests.checkpoint_files import (
     unet,
     write_zip,
 )
+from tests.mutations import mutate
 
 
 @pytest.fixture
@@ -224,9 +225,6 @@ def test_tensors_outside_of_their_storage_are_refused(tmp_path: Path, numbers: d
     find_error(path, "x.pth", Weights)
 
 
-STRUCTURE = 0.8  # share of mutations that aim at lists of tensors, not at the tensors
-
-
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Small whole models: converted, zip, zip made anew of its pickle, and of old torch; with a payload inside."""
@@ -250,36 +248,6 @@ def structure(name: str, content: bytes) -> list[range]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         listing = archive.infolist()[0]
         return [range(listing.header_offset, listing.file_size), range(archive.start_dir, len(content))]
-
-
-def mutate(content: bytes, aims: list[range], rng: random.Random) -> bytes:
-    aim = rng.choice(aims) if rng.random() < STRUCTURE else range(len(content))
-    changed = bytearray(content)
-    for _ in range(rng.choice((1, 1, 1, 2, 8))):
-        at = rng.randrange(aim.start, min(aim.stop, max(aim.start + 1, len(changed))))
-        other = rng.randrange(aim.start, min(aim.stop, max(aim.start + 1, len(changed))))
-        length = rng.choice((1, 1, 2, 4, 8, 60, 1000))
-        kind = rng.randrange(9)
-        if kind == 0:
-            changed[at : at + 1] = bytes([rng.randrange(256)])
-        elif kind == 1:
-            changed[at : at + length] = rng.randbytes(length)
-        elif kind == 2:
-            del changed[at : at + length]
-        elif kind == 3:
-            changed[at:at] = rng.randbytes(length)
-        elif kind == 4:
-            changed[at:at] = changed[other : other + length]
-        elif kind == 5:
-            changed[at : at + length] = changed[other : other + length]
-        elif kind == 6:
-            number = rng.choice((0, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1))
-            changed[at : at + 8] = rng.choice((number.to_bytes(8, "little"), str(number).encode()))
-        elif kind == 7 and changed[at : at + 1]:
-            changed[at] ^= 1 << rng.randrange(8)
-        elif rng.random() < 0.3:
-            del changed[at:]
-    return bytes(changed)
 
 
 def mutate_pickle(content: bytes, rng: random.Random) -> bytes:
