@@ -20,7 +20,7 @@ from moesr.evaluation.metrics import psnr_y, ssim_y
 from moesr.evaluation.quality_benchmark import Benchmark, match
 from moesr.evaluation.report import CROP, find_most_different
 from tests.image_files import planes
-from tests.training_setup import write_metrics
+from tests.training_setup import write_metrics, write_niqe
 
 Shown = pytest.CaptureFixture[str]
 
@@ -59,12 +59,7 @@ def lr(hr: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of LPIPS-alex, and parameters in the shape of NIQE's."""
-    folder = write_metrics(tmp_path_factory.mktemp("weights") / "metrics")
-    window = np.ones((7, 7)) / 49
-    mean, covariance = np.ones((1, 36)), np.eye(36)
-    path = folder / "niqe_pris_params.npz"
-    np.savez(path, mu_pris_param=mean, cov_pris_param=covariance, gaussian_window=window)
-    return folder
+    return write_niqe(write_metrics(tmp_path_factory.mktemp("weights") / "metrics"))
 
 
 def run(capsys: Shown, *arguments: object) -> tuple[int, str, list[str]]:

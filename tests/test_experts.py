@@ -75,16 +75,13 @@ def test_every_timestep_has_the_expert_of_its_range(stages: tuple[int, ...]) -> 
     assert len(bank) == len(stages)
 
 
-@pytest.mark.parametrize("t", [-1, 1000])
-def test_a_timestep_outside_is_an_error(t: int) -> None:
-    with pytest.raises(SettingError, match=f"timestep {t}.*0 to 999"):
-        ExpertBank((500, 1000), All([])).index(t)
-
-
-@pytest.mark.parametrize("stages", [(), (0, 1000), (500, 500), (750, 500), (-5,)])
-def test_stages_must_ascend(stages: tuple[int, ...]) -> None:
-    with pytest.raises(SettingError, match="ascending"):
-        ExpertBank(stages, All([]))
+def test_a_timestep_outside_and_stages_that_do_not_ascend_are_errors() -> None:
+    for t in (-1, 1000):
+        with pytest.raises(SettingError, match=f"timestep {t}.*0 to 999"):
+            ExpertBank((500, 1000), All([])).index(t)
+    for stages in ((), (0, 1000), (500, 500), (750, 500), (-5,)):
+        with pytest.raises(SettingError, match="ascending"):
+            ExpertBank(stages, All([]))
 
 
 def test_plan_visits_each_expert_once_in_order_of_run() -> None:

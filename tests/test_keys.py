@@ -71,8 +71,6 @@ SWIN_UNETS = {
 #: floating-point operations of a step at 64 x 64: file: count
 STEPS = {
     "resshift_unet_realsr_v1v2": 101_323_300_864,
-    "resshift_unet_realsr_x2": 101_717_303_296,
-    "resshift_unet_inpaint": 102_722_363_392,
     "resshift_unet_faceir": 107_370_176_512,
 }
 #: file: (Space MoE experts, width of the UNet, width of the first stage, number of keys)
