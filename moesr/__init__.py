@@ -14,6 +14,7 @@ from .errors import CheckpointError, ImageError, MoESRError, NumericsError, Sett
 if TYPE_CHECKING:
     from .batch.job import batch
     from .evaluation.invented_detail import Invention, invention
+    from .frames import upscale_frames
     from .model import SRModel, load
     from .pipeline import decode_latents, sample_latents, upscale
     from .progress import Event
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "sample_latents",
     "upscale",
+    "upscale_frames",
 ]
 
 _MODULES = {
@@ -43,6 +45,7 @@ _MODULES = {
     "load": "model",
     "SRModel": "model",
     "upscale": "pipeline",
+    "upscale_frames": "frames",
     "sample_latents": "pipeline",
     "decode_latents": "pipeline",
     "Event": "progress",

@@ -127,6 +127,7 @@ def upscale(
     tile_batch: int | str = "auto",
     wrap: bool = False,
     mask: Any = None,
+    first_index: int = 0,
     callback: Callback | None = None,
 ) -> Any:
     """The image, `scale` times as large (the model's own scale by default), in the kind it was given.
@@ -137,13 +138,14 @@ def upscale(
     [B, H, W]: tiles that it does not touch are not computed; models that fill in what is missing need it, and see
     nothing of the image there. fidelity: a number, or a map of numbers: a PIL image (white is 1), an array or a tensor
     [H, W] or [B, H, W], of any size. protect: such a map too; where it is 1 so is the fidelity, where it is 0 nothing
-    changes. callback(Event): called before every batch of tiles; what it raises stops the run.
+    changes. first_index: the first image's index, for a batch that comes in parts. callback(Event): called before every
+    batch of tiles; what it raises stops the run.
     Raises SettingError, ImageError or NumericsError.
     """
     batch = Batch(
         model, image, fidelity=fidelity, protect=protect, wrap=wrap, mask=mask,
         tile=tile, tile_batch=tile_batch, callback=callback, scale=scale, steps=steps, sampler=sampler, spacing=spacing,
-        eta=eta, seed=seed, batch_seed=batch_seed, restore=restore, color_fix=color_fix,
+        eta=eta, seed=seed, batch_seed=batch_seed, restore=restore, color_fix=color_fix, first_index=first_index,
     )  # fmt: skip
     out = batch.allocate_result()
     with torch.inference_mode():
@@ -158,12 +160,12 @@ class Batch:
 
     def __init__(
         self, model: SRModel, image: Any, *, fidelity: Any, protect: Any, wrap: bool, mask: Any, tile: int | str,
-        tile_batch: int | str, callback: Callback | None, **settings: Any,
+        tile_batch: int | str, callback: Callback | None, first_index: int = 0, **settings: Any,
     ) -> None:  # fmt: skip
         """Arguments are those of `upscale`. Raises SettingError and ImageError."""
         has_map = is_map(fidelity)
         self.settings = resolve(model.config, **settings, fidelity=None if has_map else fidelity)
-        self.canvas = as_canvas(image)
+        self.canvas, self._first_index = as_canvas(image), first_index
         self.images, _, self.height, self.width = self.canvas.rgb.shape
         self.plan = plan_run(
             model, self.height, self.width, tile=tile, tile_batch=tile_batch, wrap=wrap, callback=callback
@@ -202,8 +204,10 @@ class Batch:
             mask = mask[first : first + count]
         colours = postprocess.read_colours(canvas, self.plan.model.device)
         fidelity = self._fidelity.part(first, first + count)
-        restore = self.settings.restore
-        return Run(self.plan, colours, mask, first=first, canvas=canvas, fidelity=fidelity, restore=restore)
+        return Run(
+            self.plan, colours, mask, first=first, first_index=self._first_index + first, canvas=canvas,
+            fidelity=fidelity, restore=self.settings.restore,
+        )  # fmt: skip
 
 
 def _decode_into(out: Any, run: Run, z: Tensor, settings: Resolved) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, cast
@@ -29,23 +28,25 @@ from .runtime import trim_memory
 from .settings import Resolved
 from .tiling import Layout, decode_in_tiles, find_masked_cells, predict_in_tiles
 
-log = logging.getLogger(__name__)
+#: An estimate of restore below this counts as 0: the input is clean, and adapters need not work.
+_CLEAN = 0.1
 
 class Run:
     """Images that work together: their condition, what is computed of it in tiles, and what the callback is told.
 
     colours: LR images [B, 3, H, W] in [-1, 1] on the model's device. mask: from `read_mask`. first: their number in the
-    call's batch. canvas: where they come from. fidelity: from `read_fidelity`. restore: a number, or "auto".
+    call's batch. first_index: that of the first one's noise. canvas: where they come from. fidelity: from
+    `read_fidelity`. restore: a number, or "auto".
     """
 
     def __init__(
-        self, plan: Plan, colours: Tensor, mask: Tensor | None = None, *, first: int = 0, canvas: Canvas | None = None,
-        fidelity: Fidelity = FAITHFUL, restore: float | str = "auto",
+        self, plan: Plan, colours: Tensor, mask: Tensor | None = None, *, first: int = 0, first_index: int = 0,
+        canvas: Canvas | None = None, fidelity: Fidelity = FAITHFUL, restore: float | str = "auto",
     ) -> None:  # fmt: skip
         model, unet = plan.model, plan.model.config.unet
         self.plan, self.model, self.colours, self.first = plan, model, colours, first
         self.wrap, self.canvas_device = plan.wrap, plan.canvas_device
-        self._canvas = canvas
+        self._canvas, self._first_index = canvas, first_index
         self._mask = None if mask is None else mask.to(model.device)
         self.lr = hide_masked(colours, mask) if unet.mask else colours  # as networks see it
         self.factor = model.config.autoencoder.factor
@@ -88,7 +89,7 @@ class Run:
         Networks that take settings are given `restore` and the fidelity, unless both are 0. Their noise is weaker by
         the fidelity: at 1 there is none, and the seed does not matter.
         """
-        indices = range(self.first, self.first + len(self))
+        indices = range(self._first_index, self._first_index + len(self))
         draw, y = self.noise(make_generators(settings.seed, settings.batch_seed, indices)), self.encode()
         if not self.model.config.unet.restore:
             return self.denoise(y, settings, noise=draw)
@@ -211,7 +212,7 @@ class Run:
             return
 
         lowest, highest = self._levels[0, image].item(), self._levels[-1, image].item()
-        decode_latents = partial(autoencoder.decode, restore=self.restore[image])
+        decode_tiles = partial(autoencoder.decode, restore=self.restore[image])
 
         def decode(windows: Sequence[Window]) -> Sequence[Tensor]:
             wanted = [w for w in windows if w in active]
@@ -223,11 +224,11 @@ class Run:
                     large = torch.cat([self.condition.upsampled(image, w) for w in wanted])
                     features = autoencoder.window_features(large.to(self.model.dtype))
                 latents = torch.cat([_crop(z, image, w) for w in wanted]).to(self.model.device)
-                decoded = decode_latents(latents, features, lowest)
+                decoded = decode_tiles(latents, features, lowest)
                 shares = [_crop(self._shares, image, w) for w in wanted if self._shares is not None]
                 if any(bool(share.any()) for share in shares):
                     share = F.interpolate(torch.cat(shares).to(decoded), decoded.shape[-2:], mode="bilinear")
-                    decoded = decoded.lerp(decode_latents(latents, features, highest), share)
+                    decoded = decoded.lerp(decode_tiles(latents, features, highest), share)
                 pictures = dict(zip(wanted, decoded))
             return [pictures[w] if w in pictures else self.condition.upsampled(image, w)[0] for w in windows]
 
@@ -277,8 +278,11 @@ class Run:
             return [0.0 if self._wanted_restore == "auto" else float(self._wanted_restore)] * len(self)
         with self.model.decoder() as autoencoder:
             found = torch.cat([autoencoder.estimate_restore(lr[None, :3].to(self.model.dtype)) for lr in self.lr])
-        log.info("restore: %s", ", ".join(f"{value:.2f}" for value in found.tolist()))
-        return found.tolist()
+        values = [value if value >= _CLEAN else 0.0 for value in found.tolist()]
+        if any(values):
+            span = " to ".join(f"{value:.2f}" for value in dict.fromkeys((min(values), max(values))))
+            self.plan.reporter.note(f"restore {span}: estimated, since the input is not clean; 0 turns it off")
+        return values
 
 
 _NOT_FINITE = "{} is not a number everywhere: use --dtype fp32 or bf16, or check the model's files"

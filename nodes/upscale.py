@@ -115,6 +115,7 @@ class MoESRUpscale(io.ComfyNode):
             color_fix=SETTINGS["color_fix"].default,
             tile=tile,
             scale=scale,
+            restore=restore,
             **painted,
         )
         return io.NodeOutput(decode.out(0), expand=graph.finalize())

@@ -13,7 +13,9 @@ import moesr
 from moesr.checkpoints.model_files import open_model, save_model
 from moesr.model import SRModel
 from moesr.networks.adapters import Adapter, spread
+from moesr.networks.autoencoder import Autoencoder
 from moesr.pipeline import decode_latents, sample_latents
+from moesr.progress import Event
 from tests.image_files import photo
 from tests.small_models import fill_adapters, save_nano
 
@@ -73,6 +75,17 @@ def test_every_image_of_a_batch_has_its_own_estimate(model: SRModel) -> None:
     both = moesr.upscale(model, pictures, batch_seed="same", **QUICK)
     single = [moesr.upscale(model, one[None], batch_seed="same", **QUICK) for one in pictures]
     assert torch.allclose(both, torch.cat(single), atol=1e-3)
+
+
+def test_the_estimate_is_told_and_a_clean_input_is_left_alone(model: SRModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = moesr.upscale(model, photo(12, 13), restore=0, fidelity=0, **QUICK)
+    line = "restore 0.25: estimated, since the input is not clean; 0 turns it off"
+    for estimate, told in ((0.09, []), (0.25, [line])):
+        monkeypatch.setattr(Autoencoder, "estimate_restore", lambda _, lr, value=estimate: torch.tensor([value]))
+        events: list[Event] = []
+        found = moesr.upscale(model, photo(12, 13), fidelity=0, callback=events.append, **QUICK)
+        assert [event.note for event in events if event.note] == told
+        assert np.array_equal(found, plain) == (not told)
 
 
 @pytest.mark.parametrize("restore", ["auto", 0.75])

@@ -15,7 +15,7 @@ CONTROLS = ("steps", "fidelity", "color_fix", "seed", "tile", "wrap", "sampler",
 #: degraded its input is.
 PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "Photograph": ({}, {}),
-    "Web picture (restore)": ({"fidelity": 0.5}, {"restore": "0.75", "fidelity": 0.5}),
+    "Web picture (restore)": ({"fidelity": 0.5}, {"restore": "1"}),
     "Faithful": ({"fidelity": 1, "eta": 0.0}, {"fidelity": 1, "restore": "0", "eta": 0.0}),
     "Texture (seamless)": ({"wrap": True}, {"wrap": True}),
 }

@@ -1,0 +1,122 @@
+"""Frames of a video, one result after the other: memory holds one group of them, however many come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import ImageError, SettingError
+from .images.canvas import Canvas, as_canvas
+from .images.fidelity_map import is_map
+from .images.motion import Steadier
+from .model import SRModel
+from .pipeline import upscale
+from .progress import Callback, Event
+from .run_plan import plan_run
+from .settings import resolve
+
+#: Most that `steady` may be: more would leave a trail of many frames.
+STEADIEST = 0.8
+
+
+def upscale_frames(
+    model: SRModel, frames: Iterable[Any], *, steady: float = 0.0, callback: Callback | None = None, **settings: Any
+) -> Iterator[Any]:
+    """The results of the frames, one by one, in order, each in the kind that its frame has.
+
+    frames: PIL images, uint8 arrays [H, W, C] or float tensors [H, W, C] in [0, 1], from a list, a generator or a batch
+    [B, H, W, C]. They are read as results are asked for, one group ahead. A frame of another size or number of channels
+    than the last one begins a new group.
+    settings: those of `upscale`; maps are [H, W], the same for all frames. Results are those of one call with the whole
+    batch: noise is drawn from (seed, index of the frame), whatever else is in the stream.
+    steady: 0 to 0.8, how much of each result is the last one, moved along with the picture: details flicker less, and
+    are softer. 0 leaves every frame to itself.
+    callback: its events count frames; how many there are, and the fraction that is done, only if `frames` has a length.
+    Raises SettingError at once; ImageError names the frame, after the results of those before it.
+    """
+    fidelity = settings.get("fidelity")
+    resolve(model.config, **{**settings, "fidelity": None if is_map(fidelity) else fidelity})
+    if isinstance(steady, bool) or not isinstance(steady, (int, float)) or not 0 <= steady <= STEADIEST:
+        raise SettingError(f"steady {repr(steady)[:60]}: give a number from 0 to {STEADIEST}")
+    for name in ("fidelity", "protect", "mask"):
+        value = settings.get(name)
+        if isinstance(value, (np.ndarray, Tensor)) and value.ndim != 2:
+            raise SettingError(f"{name} of shape {list(value.shape)}: give one [H, W] for all frames")
+    if isinstance(frames, (Image.Image, np.ndarray, Tensor)) and getattr(frames, "ndim", 3) != 4:
+        raise ImageError("a single image: give its frames, as a list, a generator or a batch [B, H, W, C]")
+    count = len(frames) if isinstance(frames, Sized) else 0
+    return _upscale_groups(model, frames, count, Steadier(steady) if steady else None, callback, settings)
+
+
+def _upscale_groups(
+    model: SRModel, frames: Iterable[Any], count: int, steadier: Steadier | None, callback: Callback | None,
+    settings: dict[str, Any],
+) -> Iterator[Any]:  # fmt: skip
+    first = 0
+    for group in _read_groups(model, frames):
+
+        def forward(event: Event, first: int = first, part: int = len(group)) -> None:
+            done = (first + event.done * part) / count if count else 0.0
+            share = event.share * part / count if count else 0.0
+            assert callback is not None
+            callback(replace(event, image=first + event.image, images=count, done=done, share=share))
+
+        results = upscale(
+            model, torch.cat([_join_channels(canvas) for canvas in group]), first_index=first,
+            callback=None if callback is None else forward, **settings,
+        )  # fmt: skip
+        first += len(group)
+        for canvas, result in zip(group, results):  # [H, W, C]
+            planes = result.permute(2, 0, 1)
+            alpha = None if canvas.alpha is None else planes[-1:]
+            rgb = planes[:3].expand(3, -1, -1)
+            if steadier is not None:
+                rgb = steadier.steady(canvas.rgb, rgb[None])[0]
+            out = canvas.empty(*result.shape[:2])
+            canvas.put(out, 0, 0, rgb, alpha)
+            yield canvas.restore(out)
+        del results, group  # before the next group is computed
+
+
+def _read_groups(model: SRModel, frames: Iterable[Any]) -> Iterator[list[Canvas]]:
+    """Frames of one size and one number of channels that fit on the device together, as a plan of `upscale` has it."""
+    group: list[Canvas] = []
+    room = 0
+    for index, frame in enumerate(frames):
+        try:
+            canvas = _read_frame(frame)
+        except ImageError as error:
+            if group:
+                yield group
+            raise ImageError(f"frame {index + 1}: {error}") from error
+        if group and _join_channels(group[0]).shape != _join_channels(canvas).shape:
+            yield group
+            group = []
+        if not group:
+            room = plan_run(model, *canvas.rgb.shape[-2:], tile=0).group
+        group.append(canvas)
+        if len(group) == room:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _read_frame(frame: Any) -> Canvas:
+    if not isinstance(frame, Tensor):
+        return as_canvas(frame)
+    canvas = as_canvas(frame[None])
+    return replace(canvas, restore=lambda out: canvas.restore(out)[0])
+
+
+def _join_channels(canvas: Canvas) -> Tensor:
+    """The frame as a batch of `upscale`, [1, H, W, C]: C is 1 for grey, 3 for RGB, 4 with alpha."""
+    if canvas.alpha is not None:
+        return torch.cat([canvas.rgb, canvas.alpha], dim=1).permute(0, 2, 3, 1)
+    return (canvas.rgb[:, :1] if canvas.grey else canvas.rgb).permute(0, 2, 3, 1)
