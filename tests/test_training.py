@@ -102,7 +102,8 @@ def write_plan(path: Path, steps: int) -> Path:
     plain = values("kl")
     loop = {"steps": steps, "batch": 1, "lr": 5e-3, "warmup": 2, "log_every": 1}
     estimator, first, trunk = ({**loop, "steps": count} for count in (4, 2, 8))
-    plain["model"]["unet"]["restore"] = plain["model"]["autoencoder"]["estimator"] = True
+    plain["model"]["unet"]["adapter_ranks"] = plain["model"]["autoencoder"]["adapter_ranks"] = [4, 2]
+    plain["model"]["autoencoder"]["estimator"] = True
     plain["model"]["fidelity"] = 0.25
     plain["degradation"] = "bicubic=1,web=1"
     plain["first_stage"] |= {"loop": first, "crop": 32, "gan_start": 100}
