@@ -77,7 +77,7 @@ def _upscale_groups(
             alpha = None if canvas.alpha is None else planes[-1:]
             rgb = planes[:3].expand(3, -1, -1)
             if steadier is not None:
-                rgb = steadier.steady(canvas.rgb, rgb[None])[0]
+                rgb = steadier.steady(canvas.rgb.cpu(), rgb[None])[0]
             out = canvas.empty(*result.shape[:2])
             canvas.put(out, 0, 0, rgb, alpha)
             yield canvas.restore(out)
