@@ -95,7 +95,7 @@ def _read_groups(model: SRModel, frames: Iterable[Any]) -> Iterator[list[Canvas]
             if group:
                 yield group
             raise ImageError(f"frame {index + 1}: {error}") from error
-        if group and _join_channels(group[0]).shape != _join_channels(canvas).shape:
+        if group and _describe(group[0]) != _describe(canvas):
             yield group
             group = []
         if not group:
@@ -113,6 +113,11 @@ def _read_frame(frame: Any) -> Canvas:
         return as_canvas(frame)
     canvas = as_canvas(frame[None])
     return replace(canvas, restore=lambda out: canvas.restore(out)[0])
+
+
+def _describe(canvas: Canvas) -> tuple[Any, ...]:
+    """What frames that work together have in common: size and channels."""
+    return canvas.rgb.shape, canvas.grey, canvas.alpha is None
 
 
 def _join_channels(canvas: Canvas) -> Tensor:

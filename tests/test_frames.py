@@ -79,6 +79,8 @@ def test_what_is_wrong_is_one_line(model: SRModel) -> None:
     for settings in wrong:
         with pytest.raises(SettingError):  # before the first frame
             moesr.upscale_frames(model, [], **settings)
+    with pytest.raises(SettingError, match="first_index -1"):
+        moesr.upscale(model, photo(8, 9)[None], first_index=-1)
     with pytest.raises(ImageError, match="single image"):
         moesr.upscale_frames(model, photo(8, 9))
     results = moesr.upscale_frames(model, [photo(8, 9), photo(8, 9), photo(8, 9) * torch.nan], steps=1)
