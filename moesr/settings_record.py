@@ -18,6 +18,8 @@ from .settings import LOADING, RUN_SETTINGS, SETTINGS, read_settings, resolve
 
 #: The keyword of the text that holds the record.
 KEYWORD = "moesr"
+#: Keys of a record that hold the digest of a picture, and the settings that those are.
+_MAPS = {"mask": "mask", "protect": "protect", "fidelity_map": "fidelity"}
 _BLOCK = 2**20
 
 
@@ -30,6 +32,8 @@ class RunRecord:
     model_hash: str
     #: Settings of the run by name: see settings.RUN_SETTINGS.
     settings: dict[str, Any]
+    #: Settings that were pictures, whose digest is all that is known: of mask, protect and fidelity_map.
+    maps: tuple[str, ...] = ()
 
 
 def describe_run(model: str, model_hash: str, config: ModelConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,8 +55,7 @@ def describe_settings(
     from .library import compute_fingerprint  # needs torch, which finding a record does not
 
     run = describe_run(path.stem, compute_fingerprint(path), config, settings)
-    names = {"mask": "mask", "protect": "protect", "fidelity_map": "fidelity"}
-    digests = {key: digest_file(maps[name]) if maps and name in maps else None for key, name in names.items()}
+    digests = {key: digest_file(maps[name]) if maps and name in maps else None for key, name in _MAPS.items()}
     return {**run, **digests, "bits": bits}
 
 
@@ -84,7 +87,8 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord | None:
         given = {name: value for name, value in record.items() if name in RUN_SETTINGS}
         digest = record.get("model_hash")
         model = LOADING["model"].check(record.get("model", LOADING["model"].default))
-        return RunRecord(model, digest if isinstance(digest, str) else "", read_settings(given))
+        maps = tuple(name for name in _MAPS if record.get(name))
+        return RunRecord(model, digest if isinstance(digest, str) else "", read_settings(given), maps)
     except SettingError:
         return None
 

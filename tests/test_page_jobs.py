@@ -209,10 +209,10 @@ def test_cancel_says_one_thing(
         if job.progress.event.phase == moment:
             job.cancel()
 
-    def write(*values: Any) -> Any:
+    def write(*values: Any, **options: Any) -> Any:
         if moment == "writing":
             queue._running[0].cancel()
-        return save(*values)
+        return save(*values, **options)
 
     queue, save = open_queue(), worker.save_result
     monkeypatch.setattr(queue.host, "show", show)

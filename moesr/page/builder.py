@@ -16,6 +16,7 @@ from .controls import CONTROLS, PRESETS, make_control, own_values
 from .gradio_versions import by_index, gradio, gradio_version, make, on, update, with_client
 from .handlers import Handlers
 from .job_queue import JobQueue
+from .protection import NO_PICTURE, make_painter
 
 _HERE = Path(__file__).parent
 CSS = (_HERE / "page.css", _HERE / "standalone.css")  # a host takes the first, by style.css
@@ -44,6 +45,8 @@ class Built:
     handlers: Handlers
     #: The file field, to send pictures to.
     files: Any
+    #: The field for what is protected.
+    painter: Any = None
     #: A row below the results, for buttons that take one.
     after: Any = None
     #: The column of the controls.
@@ -88,6 +91,9 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
                 with make(gr.Row, elem_id="moesr-buttons"):
                     run = make(gr.Button, "Upscale", variant="primary", elem_id="moesr-run", scale=3, min_width=120)
                     cancel = make(gr.Button, "Cancel", interactive=False, elem_id="moesr-cancel", min_width=90)
+                with make(gr.Accordion, "Protect a place", open=False, elem_id="moesr-protect"):
+                    hint = _html(gr, html.message(NO_PICTURE, "note"), elem_id="moesr-protect-hint")
+                    built.painter = make_painter(gr)
                 with make(gr.Accordion, "Advanced", open=False, elem_id="moesr-advanced"):
                     format_ = make(gr.Dropdown, list(FORMATS), value="png", label="Format", elem_id="moesr-format")
                     model = make(
@@ -107,6 +113,10 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
                     again = make(
                         gr.Button, "Use as input", size="sm", elem_id="moesr-again", min_width=90, interactive=False
                     )
+                    ask = make(
+                        gr.Button, "What was invented?", size="sm", elem_id="moesr-ask", min_width=90, interactive=False
+                    )
+                invented = _html(gr, "", elem_id="moesr-invented")
         if host.standalone:
             _html(gr, html.FOOTER)
         job = make(gr.Textbox, "", visible=False, elem_id="moesr-job")
@@ -115,7 +125,7 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
         built.parts = parts = (progress, results, run, cancel, job)
         steps, sampler = controls["steps"], controls["sampler"]
 
-        on(run.click, with_client(handlers.run), [built.files, *values], parts)
+        on(run.click, with_client(handlers.run), [built.files, built.painter, *values], parts)
         on(cancel.click, handlers.cancel, [job], [cancel], queue=False)
         on(choice.input, handlers.choose_size, [choice], [size], queue=False)
         for event in (built.files.change, choice.change, size.change):
@@ -131,8 +141,12 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
             gallery.select, by_index(handlers.choose_example), [], [built.files, preset, *controls.values()],
             queue=False,
         )  # fmt: skip
-        on(taken.then, with_client(handlers.run), [built.files, *values], parts)
-        built.enable_with_results([again])
+        on(taken.then, with_client(handlers.run_example), [built.files, *values], parts)
+        on(built.files.change, handlers.offer_painting, [built.files], [hint, built.painter], queue=False)
+        built.enable_with_results([again, ask])
+        on(results.change, lambda: "", [], [invented], queue=False)
+        look = [progress, invented, ask, run, cancel, job]
+        on(ask.click, with_client(handlers.find_invented), [address], look, js="() => [moesrAddress()]")
         on(again.click, handlers.use_again, [address], [built.files], js="() => [moesrAddress()]", queue=False)
         _api(gr, handlers)
         if host.standalone:

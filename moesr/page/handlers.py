@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from ..errors import MoESRError
+from ..errors import MoESRError, SettingError
 from ..hosting.model_facts import Plan, plan_steps
 from ..result_sizes import BUTTONS, KINDS, choose_button, read_size
 from ..settings import SETTINGS, result_size
@@ -18,7 +18,8 @@ from .controls import CONTROLS, list_preset, own_values, read_controls, read_for
 from .gradio_versions import list_uploads, make_refusal, update
 from .job import Job
 from .job_queue import JobQueue
-from .uploads import Upload, accept, draw_thumbnail
+from .protection import HINT, NO_PICTURE, SEVERAL, draw_background, read_painting
+from .uploads import Upload, accept, clean_name, draw_thumbnail
 from .uploads import read_size as read_upload_size
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 TICK = 0.4
 #: Pictures that are shown before a run.
 THUMBNAILS = 12
+#: Results that are compared to see what was invented.
+SEEDS = 4
 
 
 class Handlers:
@@ -37,13 +40,17 @@ class Handlers:
         self.examples = list(examples)
         self._roots = [*self.host.upload_folders, queue.results, *{path.parent for path, _ in self.examples}]
 
-    def run(self, files: Any, *values: Any, client: str = "") -> Iterator[tuple[Any, ...]]:
-        """Upscale what was dropped; see `run_uploads`."""
-        yield from self.run_uploads(lambda: self._accept_all(files), *values, client=client)
+    def run(self, files: Any, painted: Any, *values: Any, client: str = "") -> Iterator[tuple[Any, ...]]:
+        """Upscale what was dropped; see `run_uploads`. painted: the value of the painter, see protection.py."""
+        yield from self.run_uploads(lambda: self._accept_all(files), *values, client=client, painted=painted)
+
+    def run_example(self, files: Any, *values: Any, client: str = "") -> Iterator[tuple[Any, ...]]:
+        """Upscale what was chosen just now: what is painted still belongs to the picture before."""
+        yield from self.run(files, None, *values, client=client)
 
     def run_uploads(
         self, find_uploads: Callable[[], list[Upload]], model: str, choice: str, value: Any, format: str, *values: Any,
-        client: str = "", output: Path | None = None,
+        client: str = "", output: Path | None = None, painted: Any = None,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         """Upscale pictures: (progress, results, run button, cancel button, job id), again and again.
 
@@ -51,7 +58,9 @@ class Handlers:
         """
         try:
             size, settings = read_size(choice, value), read_controls(values)
-            job = Job(find_uploads(), model, settings, size=size, format=format, client=client, output=output)
+            uploads = find_uploads()
+            protect = read_painting(painted, uploads, self._accept, self.queue.limits)
+            job = Job(uploads, model, settings, size=size, format=format, client=client, output=output, protect=protect)
             self.queue.submit(job)
         except MoESRError as error:
             yield html.message(str(error)), update(), update(interactive=True), update(interactive=False), ""
@@ -64,6 +73,45 @@ class Handlers:
         results = html.results(job, self.host.url)
         yield html.outcome(job), results, update(interactive=True), update(interactive=False), ""
 
+    def find_invented(self, address: str, client: str = "") -> Iterator[tuple[Any, ...]]:
+        """What was invented in the result at an address of the page.
+
+        Yields (progress, map, its button, run button, cancel button, job id), again and again.
+        """
+        try:
+            pair = self.queue.find_result(self._find_file(address).path)
+            if pair is None:
+                raise SettingError("this result is too old to look into; make it again")
+            made, result = pair
+            job = Job(
+                [Upload(result.source, clean_name(result.source.name))], made.model, made.settings, size=made.size,
+                preview=False, client=client, protect=made.protect, seeds=SEEDS,
+            )  # fmt: skip
+            self.queue.submit(job)
+        except MoESRError as error:
+            yield html.message(str(error)), "", update(), update(), update(), update()
+            return
+        off, on = update(interactive=False), update(interactive=True)
+        try:
+            yield html.waiting(0, None), "", off, off, on, job.id
+            yield from ((progress, *[update()] * 5) for progress, _ in self._follow(job))
+        finally:
+            job.cancel()
+        found = "" if job.invented is None else html.invented(job.invented, self.host.url)
+        yield html.outcome(job), found, on, on, off, ""
+
+    def offer_painting(self, files: Any) -> tuple[str, Any]:
+        """The picture to paint on: (what to do, the painter's value). It changes with what was dropped."""
+        found = list_uploads(files)
+        if len(found) != 1:
+            return html.message(SEVERAL if found else NO_PICTURE, "note"), None
+        try:
+            upload = self._accept(found[0])
+            read_upload_size(upload, self.queue.limits)
+            return f"<p>{HINT}</p>", draw_background(upload)
+        except MoESRError:  # said by `list_files`
+            return html.message(NO_PICTURE, "note"), None
+
     def reopen(self, job_id: str) -> tuple[Any, Any]:
         """The page was loaded again: (progress, results) of the job that it showed last, if that is still there."""
         job = self.queue.find(str(job_id or ""))
@@ -73,9 +121,8 @@ class Handlers:
 
     def use_again(self, address: str) -> Any:
         """The result at an address of the page, as what to upscale next."""
-        path = Path(unquote(str(address).partition("file=")[2]))
         try:
-            return update(value=[str(accept(path, [self.queue.results]).path)])
+            return update(value=[str(self._find_file(address).path)])
         except MoESRError as error:
             log.info("no result to use again: %s", error)
             return update()
@@ -193,20 +240,24 @@ class Handlers:
 
     def _follow(self, job: Job) -> Iterator[tuple[Any, Any]]:
         """(progress, results) until the job has ended."""
-        version, done, plan = -1, 0, self._plan(job)
+        version, done, plan = -1, 0, None if job.seeds else self._plan(job)
         while not job.is_finished:
             if job.is_cancelled:
                 progress = html.cancelling(job.progress)
             elif job.state == "waiting":
                 progress = html.waiting(self.queue.count_ahead(job), self.queue.estimate_wait(job))
             else:
-                progress = html.running(job.progress, plan)
+                progress = html.running(job.progress, plan, job.seeds)
             has_more = len(job.results) > done
             done = len(job.results)
             yield progress, html.results(job, self.host.url) if has_more else update()
             if not job.is_cancelled:
                 job.wait(TICK)
             version = job.wait(TICK, version)
+
+    def _find_file(self, address: str) -> Upload:
+        """The result at an address of the page. Raises ImageError."""
+        return accept(Path(unquote(str(address).partition("file=")[2])), [self.queue.results])
 
     def _plan(self, job: Job) -> Plan | None:
         try:
@@ -231,6 +282,9 @@ class Handlers:
             model = ""
         elif run.model_hash and run.model_hash != self.facts.compute_hash(model):
             notes.append(f"its model {model} was another version, the result will differ")
+        if run.maps:
+            words = " and ".join(name.removesuffix("_map") for name in run.maps)
+            notes.append(f"its {words} map is not in the file: give it again")
         steps, seed = run.settings.get("steps"), run.settings.get("seed", SETTINGS["seed"].default)
         text = "; ".join([f"Settings taken from {name}: seed {seed}, {steps or 'own'} steps", *notes])
         plan = self.draw_plan(model or self.facts.default, steps or 1, run.settings.get("sampler", "auto"))

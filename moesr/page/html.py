@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
+from ..evaluation.invented_detail import BRIGHTEST, VISIBLE
 from ..hosting.model_facts import Plan
 from ..images.expert_timeline import palette
 from ..library.download import format_size
-from .job import FinishedPicture, Job, JobProgress
+from .job import FinishedPicture, InventedDetail, Job, JobProgress
 
 Url = Callable[[Path], str]
 
@@ -50,11 +51,16 @@ def waiting(ahead: int, seconds: float | None) -> str:
     return _bar(0.0, f"You are number {ahead + 1} in line: {others} before yours", about)
 
 
-def running(progress: JobProgress, plan: Plan | None) -> str:
-    """How far a job is: bar, words, seconds left, the expert at work, and the picture so far."""
+def running(progress: JobProgress, plan: Plan | None, seeds: int = 0) -> str:
+    """How far a job is: bar, words, seconds left, the expert at work, and the picture so far.
+
+    seeds: of a job that compares so many results.
+    """
     event, details = progress.event, []
     if progress.pictures > 1:
         details.append(f"picture {progress.picture} of {progress.pictures}")
+    if seeds:
+        details.append(f"try {round(event.done * seeds) + 1} of {seeds}")
     if event.phase == "sample":
         details += [f"step {event.step} of {event.steps}", f"expert {event.expert}"]
     if event.tiles > 1:
@@ -96,13 +102,16 @@ def draw_plan(plan: Plan, current: int | None = None) -> str:
 
 def outcome(job: Job) -> str:
     """What became of a job that has ended."""
+    if job.invented is not None:
+        text = f"Done: {job.seeds} tries compared in {duration(job.seconds)}."
+        return message(text, "done") + messages(job.notes, "note")
     count = len(job.results)
     pictures = "1 picture" if count == 1 else f"{count} pictures"
     if job.state == "done" and count:
         late = " It was finished before it could be cancelled." if job.is_cancelled else ""
         seed = job.results[0].record["seed"]
         text = f"Done: {pictures} in {duration(job.seconds)}, seed {seed}.{late}"
-        return message(text, "done") + messages(job.failures)
+        return message(text, "done") + messages(job.notes, "note") + messages(job.failures)
     kept = f"; {pictures} finished before {'is' if count == 1 else 'are'} kept" if count else ""
     if job.error == "cancelled":
         return message(f"Cancelled{kept}", "note") + messages(job.failures)
@@ -129,11 +138,33 @@ def results(job: Job, url: Url) -> str:
         for result in done
     ]
     links = [_download(url(result.path), result.path.name, _describe_file(result)) for result in done]
+    links += [_download(url(r.protect), r.protect.name, "what was protected") for r in done if r.protect]
     if job.archive is not None:
         text, size = f"All {len(done)} as a zip", format_size(job.archive.stat().st_size)
         links.insert(0, _download(url(job.archive), text, size, name=job.archive.name, kind="moesr-all"))
     compare = f'<moesr-compare job="{job.id}" pairs="{escape(json.dumps(pairs))}"></moesr-compare>'
     return f'{compare}<ul class="moesr-downloads">{"".join(links)}</ul>'
+
+
+def invented(found: InventedDetail, url: Url) -> str:
+    """The map of what was invented, its scale, and what its two numbers mean."""
+    share, error = f"{found.share:.1%}", 255 * 10 ** (-found.lr_consistency / 20)
+    if found.share < 0.0005:
+        share = "Almost none"
+    labels = "".join(
+        f'<span style="left:{100 * level / BRIGHTEST:g}%">{level}</span>' for level in (0, VISIBLE, 16, BRIGHTEST)
+    )
+    return (
+        f'<figure class="moesr-invented"><figcaption><strong>{share} of the pixels of {escape(found.name)} look '
+        f"different from try to try.</strong> In {found.seeds} tries that differ only in the seed, these change by "
+        f"more than {VISIBLE} of 255 grey levels: their detail is invented, and the map is bright there.</figcaption>"
+        f'<img alt="Map of what was invented: bright places change from try to try" src="{escape(url(found.path))}">'
+        f'<div class="moesr-scale" aria-hidden="true"><i></i>{labels}</div>'
+        '<p class="moesr-unit">grey levels by which a pixel changes (standard deviation)</p>'
+        f"<p>Made small again, the result differs from your picture by about {error:.1f} of 255 grey levels "
+        f"({found.lr_consistency:.1f} dB). Dark does not mean true: the model can invent the same thing each time.</p>"
+        "</figure>"
+    )
 
 
 def files(rows: Sequence[tuple[str, str, bytes]], count: int) -> str:

@@ -39,6 +39,22 @@ class JobProgress:
 
 
 @dataclass(frozen=True)
+class InventedDetail:
+    """What differs between results of several seeds."""
+
+    #: The map, a PNG of the size of the result: see evaluation.invented_detail.
+    path: Path
+    #: Name of the picture.
+    name: str
+    #: How many results were compared.
+    seeds: int
+    #: Share of pixels that differ to the eye, 0 to 1.
+    share: float
+    #: PSNR in dB of the results, reduced to the size of the input, against the input.
+    lr_consistency: float
+
+
+@dataclass(frozen=True)
 class FinishedPicture:
     """A result on disk, and what a browser needs to compare it."""
 
@@ -55,6 +71,8 @@ class FinishedPicture:
     source: Path
     #: How it was made: see record.describe_run.
     record: dict[str, Any]
+    #: The map of what was protected, if anything was.
+    protect: Path | None = None
 
 
 class Job:
@@ -74,18 +92,26 @@ class Job:
         preview: bool = True,
         client: str = "",
         output: Path | None = None,
+        protect: bytes = b"",
+        seeds: int = 0,
     ) -> None:
         """model: its name. settings: see settings.read_settings. size: where they have no scale, and it is not the
         model's own. format: see result_files.FORMATS. preview: draw the picture so far. client: whose job it is.
-        output: a folder of the user's, where a host with such folders keeps the results.
+        output: a folder of the user's, where a host with such folders keeps the results. protect: a grey PNG,
+        white where the picture is protected, if anything is. seeds: at least 2 to compare results of so many seeds, and
+        have no result but `invented`.
         """
         self.id = secrets.token_urlsafe(16)
         self.uploads, self.model, self.settings = list(uploads), model, dict(settings)
         self.size, self.format, self.preview, self.client, self.output = size, format, preview, client, output
+        self.protect, self.seeds = protect, seeds
         #: waiting, running, done, failed or cancelled.
         self.state = "waiting"
         self.progress = JobProgress(pictures=len(self.uploads))
         self.results: list[FinishedPicture] = []
+        self.invented: InventedDetail | None = None
+        #: Lines that its owner should read.
+        self.notes: list[str] = []
         #: A line for each picture that did not work.
         self.failures: list[str] = []
         #: Why the job as a whole ended early.

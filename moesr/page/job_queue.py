@@ -7,11 +7,12 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..errors import MoESRError, SettingError
 from ..hosting.model_runner import Stopped
 from ..settings import resolve
-from .job import Job
+from .job import FinishedPicture, Job
 from .limits import LOCAL, Limits
 from .page_host import PageHost
 from .results import delete_old
@@ -80,6 +81,11 @@ class JobQueue:
     def find(self, job_id: str) -> Job | None:
         """The job with that id, if it is one of the last."""
         return self._jobs.get(job_id)
+
+    def find_result(self, path: Path) -> tuple[Job, FinishedPicture] | None:
+        """The job and the result that a file is, if the job is one of the last."""
+        pairs = ((job, result) for job in list(self._jobs.values()) for result in list(job.results))
+        return next((pair for pair in pairs if pair[1].path == path), None)
 
     def cancel_jobs_of(self, client: str) -> None:
         """That client has gone away: nobody waits for its jobs any more."""

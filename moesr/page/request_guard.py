@@ -19,6 +19,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: Largest request that uploads nothing, in bytes.
 _OTHER = 16 * 2**20
+#: Largest layer of a painting, in bytes.
+_PAINTING = 4 * 2**20
 #: Room for the frame of an upload.
 _FRAME = 2**20
 #: Seconds in which a client may come back: one whose answers have all come opens another stream for the next.
@@ -41,7 +43,7 @@ class TooLarge(Exception):
 
 
 class Guard:
-    """ASGI middleware. clean_up is called at every upload, on_leave with the session of a client that has left.
+    """ASGI middleware. clean_up is called at uploads and paintings; on_leave with the session of a client that left.
 
     Gradio from 4 on sends all answers of a session over one stream, and lets its work go on when nobody listens.
     """
@@ -87,6 +89,9 @@ class Guard:
         if path.rstrip("/").endswith("/upload"):
             self.clean_up()
             most = self.limits.file_bytes * self.limits.files + _FRAME
+        elif path.rstrip("/").endswith("/component_server"):  # a painting, which Gradio holds in memory
+            self.clean_up()
+            most = _PAINTING
         message = f"more than the {most / 1e6:.0f} MB that this page takes at a time; send fewer or smaller files"
         length = dict(scope["headers"]).get(b"content-length", b"")
         if length.isdigit() and int(length) > most:

@@ -15,6 +15,7 @@ from .gradio_versions import file_prefix, keep_known, require_gradio, silence_re
 from .job_queue import JobQueue
 from .limits import LOCAL, Limits
 from .page_host import StandaloneHost
+from .protection import drop_unused
 from .request_guard import Guard
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,10 @@ class Page:
             self.built.blocks.close(verbose=False)
         self.host.close()
 
+    def _clean_up(self) -> None:
+        self.queue.delete_old_files()
+        drop_unused(self.built.painter)
+
     def _serve(self, options: Options) -> str:
         blocks, limits = self.built.blocks, options.limits
         blocks.queue(
@@ -78,7 +83,7 @@ class Page:
         )
         middleware = import_module("starlette.middleware").Middleware
         leave = self.queue.cancel_jobs_of
-        guard = middleware(Guard, limits=limits, clean_up=self.queue.delete_old_files, on_leave=leave)
+        guard = middleware(Guard, limits=limits, clean_up=self._clean_up, on_leave=leave)
         wanted = {
             "server_name": options.address,
             "server_port": options.port,

@@ -65,19 +65,24 @@ def open_picture(upload: Upload, limits: Limits) -> Picture:
         raise _without_path(upload, error) from error
 
 
-def draw_thumbnail(upload: Upload, side: int = 96) -> bytes:
-    """A small JPEG of a picture whose size was checked. Raises ImageError."""
+def shrink(upload: Upload, side: int) -> Image.Image:
+    """A picture whose size was checked, upright, RGB, with a long side of at most `side` pixels. Raises ImageError."""
     try:
         with explain_errors(upload.name), Image.open(upload.path, formats=READ_FORMATS) as image:
             image.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded at a fraction of its size
             small = ImageOps.exif_transpose(image) or image
             small.thumbnail((side, side))
             colours = small.convert("RGBA")
-            buffer = io.BytesIO()
-            Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB").save(buffer, "JPEG")
-            return buffer.getvalue()
+            return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
     except ImageError as error:
         raise _without_path(upload, error) from error
+
+
+def draw_thumbnail(upload: Upload, side: int = 96) -> bytes:
+    """A small JPEG of a picture whose size was checked. Raises ImageError."""
+    buffer = io.BytesIO()
+    shrink(upload, side).save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 def clean_name(name: str) -> str:

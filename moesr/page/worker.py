@@ -6,25 +6,30 @@ import gc
 import io
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from ..errors import ImageError, MoESRError, SettingError
+from ..evaluation.invented_detail import invention
 from ..hosting.model_runner import OpenModel, Progress, Result, Runner, Stopped
 from ..images.files import WRITE_SUFFIXES, Picture, to_pil, write_image
 from ..images.write import check_size
+from ..progress import Event
 from ..result_files import Target
 from ..result_sizes import TargetSize
 from ..settings import result_size
-from ..settings_record import to_texts
+from ..settings_record import digest_bytes, to_texts
 from ..tiling import LARGEST_TILE
-from .job import FinishedPicture, Job, JobProgress
-from .limits import Limits
+from .job import FinishedPicture, InventedDetail, Job, JobProgress
+from .limits import Limits, format_megapixels
 from .page_host import PageHost
 from .results import new_folder, pack, plan_results
-from .uploads import open_picture, read_size
+from .uploads import Upload, open_picture, read_size
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +67,17 @@ class Worker:
                 targets = plan_results(folder, [upload.name for upload in job.uploads], size.tag, job.format)
                 try:
                     for number, target in enumerate(targets, 1):
-                        self._upscale(job, model, number, target, size)
+                        reporter = _Reporter(job, self._host, number)
+                        if job.seeds:
+                            run = partial(self._inspect, job, model, reporter, folder, size)
+                        else:
+                            run = partial(self._upscale, job, model, reporter, target, size)
+                        self._catch(job, number, run)
                 finally:
                     if len(job.results) > 1 and job.output is None:
                         job.archive = pack([result.path for result in job.results], folder / "moesr.zip")
                     gc.collect()
-        if job.results or not job.failures:
+        if job.results or job.invented or not job.failures:
             return "done", ""
         return "failed", job.failures[0] if len(job.failures) == 1 else "none of the pictures could be done"
 
@@ -75,23 +85,57 @@ class Worker:
         """Let go of the models."""
         self._runner.source.close()
 
-    def _upscale(self, job: Job, model: OpenModel, number: int, target: Target, size: TargetSize) -> None:
+    def _upscale(self, job: Job, model: OpenModel, reporter: _Reporter, target: Target, size: TargetSize) -> None:
+        upload = job.uploads[reporter.number - 1]
+        picture, settings = self._open(job, upload, size)
+        height, width = picture.rgb.shape[:2]
+        kind = WRITE_SUFFIXES[target.path.suffix.lower()]
+        check_size(upload.name, kind, *result_size(height, width, settings["scale"]))
+        clock = model.start_clock(width, height, settings)
+        result = model.upscale(picture, settings, clock=clock, show=reporter.show)
+        job.check()  # the last time: from here on the picture is finished and kept
+        job.results.append(save_result(result, picture, upload.path, target, protect=job.protect))
+        self._host.keep(job, job.results[-1])
+        clock.finish()
+
+    def _inspect(self, job: Job, model: OpenModel, reporter: _Reporter, folder: Path, size: TargetSize) -> None:
+        """What is invented in the result of a picture; see invented_detail.invention."""
+        upload = job.uploads[0]
+        picture, settings = self._open(job, upload, size)
+        height, width = picture.rgb.shape[:2]
+        rows, columns = result_size(height, width, settings["scale"])
+        if rows * columns > VIEW_PIXELS:
+            raise ImageError(
+                f"{upload.name}: results of {format_megapixels(rows * columns)} are not compared on this page, but of "
+                f"{format_megapixels(VIEW_PIXELS)} at most; cut out a part, or use python -m moesr invention"
+            )
+        clock = model.start_clock(width, height, settings)
+
+        def show(event: Event) -> None:
+            reporter.show(Progress(event, event.fraction, clock.seconds_left(event.fraction)))
+
+        found = invention(model.model, picture, job.seeds, callback=show, **settings)
+        job.check()
+        path = folder / "invented.png"
+        Image.fromarray(found.draw()[0, :rows]).save(path)  # the page draws the scale itself
+        job.invented = InventedDetail(path, upload.name, job.seeds, found.share, found.lr_consistency)
+
+    def _open(self, job: Job, upload: Upload, size: TargetSize) -> tuple[Picture, dict[str, Any]]:
+        """A picture and the settings of its run. Raises ImageError and SettingError."""
+        job.check()
+        picture = open_picture(upload, self._limits)
+        height, width = picture.rgb.shape[:2]
+        settings = {**job.settings, "scale": size.find_scale(width, height)}
+        if job.protect:
+            settings["protect"] = Image.open(io.BytesIO(job.protect))
+        self._limits.check_output(upload.name, width, height, settings["scale"])
+        return picture, settings
+
+    def _catch(self, job: Job, number: int, run: Callable[[], None]) -> None:
+        """Do what concerns one picture, and note what goes wrong. Raises Stopped, and what is wrong with all."""
         upload, count = job.uploads[number - 1], len(job.uploads)
-        reporter = _Reporter(job, self._host, number)
         try:
-            job.check()
-            picture = open_picture(upload, self._limits)
-            height, width = picture.rgb.shape[:2]
-            scale = size.find_scale(width, height)
-            settings = {**job.settings, "scale": scale}
-            self._limits.check_output(upload.name, width, height, scale)
-            check_size(upload.name, WRITE_SUFFIXES[target.path.suffix.lower()], *result_size(height, width, scale))
-            clock = model.start_clock(width, height, settings)
-            result = model.upscale(picture, settings, clock=clock, show=reporter.show)
-            job.check()  # the last time: from here on the picture is finished and kept
-            job.results.append(save_result(result, picture, upload.path, target))
-            self._host.keep(job, job.results[-1])
-            clock.finish()
+            run()
         except Stopped:
             raise
         except (SettingError, ImageError) as error:
@@ -122,7 +166,7 @@ class _Reporter:
 
     def __init__(self, job: Job, host: PageHost, number: int) -> None:
         count = len(job.uploads)
-        self._job, self._host = job, host
+        self._job, self._host, self.number = job, host, number
         self._start = JobProgress(
             picture=number, pictures=count, name=job.uploads[number - 1].name, fraction=(number - 1) / count
         )
@@ -133,6 +177,8 @@ class _Reporter:
     def show(self, progress: Progress) -> None:
         """The picture has come so far."""
         event, start, left = progress.event, self._start, progress.seconds_left
+        if event.note and event.note not in self._job.notes:
+            self._job.notes.append(event.note)
         if self._job.preview and event.preview is not None and time.monotonic() - self._drawn_at > PREVIEW_SECONDS:
             self._preview = _encode_jpeg(event.preview())
             self._drawn_at = time.monotonic()
@@ -144,9 +190,14 @@ class _Reporter:
         self._host.show(self._job)
 
 
-def save_result(result: Result, before: Picture, upload: Path, target: Target) -> FinishedPicture:
-    """Put a result on disk, with what a browser needs to compare it: all of it, or nothing."""
-    path, after = target.path, result.picture
+def save_result(
+    result: Result, before: Picture, upload: Path, target: Target, *, protect: bytes = b""
+) -> FinishedPicture:
+    """Put a result on disk, with what a browser needs to compare it: all of it, or nothing.
+
+    protect: the map of what was protected, a PNG that is kept beside it.
+    """
+    path, after, record, protected = target.path, result.picture, result.record, None
     height, width = after.rgb.shape[:2]
     inputs = path.parent / "inputs"
     inputs.mkdir(exist_ok=True)
@@ -158,9 +209,13 @@ def save_result(result: Result, before: Picture, upload: Path, target: Target) -
         shrink = min(1.0, (VIEW_PIXELS / (width * height)) ** 0.5)
         small = to_pil(after).convert("RGB").resize((int(width * shrink), int(height * shrink)), Image.Resampling.BOX)
         small.save(view, "JPEG", quality=92)
-    write_image(path, replace(after, metadata=after.metadata.with_text(to_texts(result.record))))
+    if protect:
+        record = {**record, "protect": digest_bytes(protect)}
+        protected = inputs / f"{path.stem}_protect.png"
+        protected.write_bytes(protect)
+    write_image(path, replace(after, metadata=after.metadata.with_text(to_texts(record))))
     before_size = (before.rgb.shape[1], before.rgb.shape[0])
-    return FinishedPicture(path, source, view, before_size, (width, height), upload, result.record)
+    return FinishedPicture(path, source, view, before_size, (width, height), upload, record, protected)
 
 
 def _encode_jpeg(image: Image.Image) -> bytes:

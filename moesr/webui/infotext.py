@@ -16,6 +16,7 @@ _WORDS = {"model_hash": "model hash", "color_fix": "colour fix"}
 def list_facts(record: Mapping[str, Any]) -> dict[str, Any]:
     """Names and values for PNG info. record: see record.describe_run."""
     names = [*_ALWAYS, *(name for name in _CHANGED if record[name] != SETTINGS[name].default)]
+    names += ["protect"] if "protect" in record else []
     return {f"MoESR {_WORDS.get(name, name)}": _as_text(record[name]) for name in names}
 
 
