@@ -77,7 +77,7 @@ def _upscale_groups(
             alpha = None if canvas.alpha is None else planes[-1:]
             rgb = planes[:3].expand(3, -1, -1)
             if steadier is not None:
-                rgb = steadier.steady(canvas.rgb, rgb[None])[0]
+                rgb = steadier.steady(canvas.rgb.cpu(), rgb[None])[0]
             out = canvas.empty(*result.shape[:2])
             canvas.put(out, 0, 0, rgb, alpha)
             yield canvas.restore(out)
@@ -95,7 +95,7 @@ def _read_groups(model: SRModel, frames: Iterable[Any]) -> Iterator[list[Canvas]
             if group:
                 yield group
             raise ImageError(f"frame {index + 1}: {error}") from error
-        if group and _join_channels(group[0]).shape != _join_channels(canvas).shape:
+        if group and _describe(group[0]) != _describe(canvas):
             yield group
             group = []
         if not group:
@@ -113,6 +113,11 @@ def _read_frame(frame: Any) -> Canvas:
         return as_canvas(frame)
     canvas = as_canvas(frame[None])
     return replace(canvas, restore=lambda out: canvas.restore(out)[0])
+
+
+def _describe(canvas: Canvas) -> tuple[Any, ...]:
+    """What frames that work together have in common: size and channels."""
+    return canvas.rgb.shape, canvas.grey, canvas.alpha is None
 
 
 def _join_channels(canvas: Canvas) -> Tensor:

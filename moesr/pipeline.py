@@ -163,6 +163,8 @@ class Batch:
         tile_batch: int | str, callback: Callback | None, first_index: int = 0, **settings: Any,
     ) -> None:  # fmt: skip
         """Arguments are those of `upscale`. Raises SettingError and ImageError."""
+        if not isinstance(first_index, int) or first_index < 0:
+            raise SettingError(f"first_index {repr(first_index)[:60]}: give a whole number from 0")
         has_map = is_map(fidelity)
         self.settings = resolve(model.config, **settings, fidelity=None if has_map else fidelity)
         self.canvas, self._first_index = as_canvas(image), first_index

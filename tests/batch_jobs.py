@@ -1,4 +1,4 @@
-"""What tests of batch jobs share: pictures, jobs in other processes, and what these leave behind."""
+"""Pictures in folders, batch jobs in other processes, and what both leave behind."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def draw(path: Path, seed: int) -> Path:
+def draw(path: Path, seed: int = 0, size: tuple[int, int] = (16, 12)) -> Path:
+    """A picture of noise, (width, height) pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (12, 16, 3), np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)).save(path)
     return path
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
 import os
 import pickle
 import subprocess
+import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -19,8 +22,8 @@ import torch
 from torch import Tensor, _utils, nn
 
 from moesr.checkpoints.detect import EMA, FIRST_STAGE, UNET
-from moesr.checkpoints.model_files import open_model
-from moesr.config import AutoencoderConfig, SwinUNetConfig, UNetConfig
+from moesr.checkpoints.model_files import open_model, save_model
+from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConfig, UNetConfig
 from moesr.errors import MoESRError
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.layers import Upsample
@@ -30,9 +33,19 @@ from moesr.networks.unet import Downsample, UNet
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+#: Holds {key: shape} of the checkpoints that users have.
+KEYS = Path(__file__).parent / "keys"
+
 SMALL = UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1, attention_downsamples=())
 FIRST = AutoencoderConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, n_embed=16, lr_fusion=False, refine=False)
+VQ4 = AutoencoderConfig(ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, n_embed=16, lr_fusion=False, refine=False)
 FCD = AutoencoderConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, n_embed=16, fusion_growth=8, fusion_blocks=1)
+
+
+def read_key_table(name: str) -> dict[str, tuple[int, ...]]:
+    """{key: shape} of a published file."""
+    content: dict[str, list[int]] = json.loads(gzip.decompress((KEYS / f"{name}.json.gz").read_bytes()))
+    return {key: tuple(shape) for key, shape in content.items()}
 
 
 class Pretended:
@@ -133,6 +146,12 @@ SWIN = SwinUNetConfig(
 )  # fmt: skip
 
 
+SHIFT = ModelConfig(
+    SWIN, VQ4, ProcessConfig("residual_shift", 4, "x0", min_noise_level=0.2), stages=(2, 4), scale=4, steps=4,
+    lr_resize="torch",
+)  # fmt: skip
+
+
 def resshift_state(config: SwinUNetConfig = SWIN, seed: int = 0) -> dict[str, Tensor]:
     """What a published network of ResShift holds: its weights, and indices and masks that follow from its config."""
     state = dict(random_state(SwinUNet, config, seed))
@@ -187,6 +206,18 @@ def write_zip(path: Path, listing: bytes, storages: Mapping[str, bytes] | None =
         archive.writestr(f"{root}/version", b"3\n")
         for key, content in (storages or {}).items():
             archive.writestr(f"{root}/data/{key}", content)
+
+
+def check_refused_config(path: Path, config: ModelConfig, part: str, name: str, value: object) -> None:
+    """Such a value in the config of a model file is refused before its weights are looked at."""
+    values, one = config.to_dict(), {"x": torch.zeros(1)}
+    (values[part] if part else values)[name] = value
+    save_model(path, config, [one], one, torch.float16, {"moesr": json.dumps(values)})
+    began = time.monotonic()
+    assert "missing" not in find_error(path, path.name)
+    assert time.monotonic() - began < 5
+    save_model(path, config, [one], one, torch.float16)
+    find_error(path, "missing")
 
 
 def find_error(path: Path | list[Path], said: str = "", read: Callable[[Any], Any] = open_model) -> str:

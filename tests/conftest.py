@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,24 @@ from tests.small_models import PROCESSES, save_nano
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
+@pytest.fixture
+def seeded() -> Iterator[None]:
+    """The same numbers of torch's global generator in every test, which is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        yield
+
+
 @pytest.fixture(scope="session", params=sorted(PROCESSES))
 def nano(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with a model of random weights and the full structure, over either process."""
     return save_nano(request.param, tmp_path_factory.mktemp("nano"))
+
+
+@pytest.fixture(scope="session")
+def model(nano: Path) -> moesr.SRModel:
+    """The same, loaded once for all: tests leave it as it is."""
+    return moesr.load(nano, residency="all")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Pictures as bytes of files of many kinds, made here."""
+"""Pictures, and as bytes of files of many kinds, made here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import zlib
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+import torch
+from PIL import Image, ImageCms, ImageDraw, ImageFont
+
+from moesr.images.metadata import wrap_iptc
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6" exif:PixelXDimension="48" dc:title="Holiday"/>'
+IPTC = b"\x1c\x02\x78\x00\x05hello\x1c\x02\x50\x00\x04Anna"
 
 
 def scene(width: int = 48, height: int = 32) -> np.ndarray:
@@ -17,6 +24,19 @@ def scene(width: int = 48, height: int = 32) -> np.ndarray:
     rgb = np.stack([60 + 150 * x / width, 90 + 100 * y / height, 200 - 120 * x / width + 20 * np.sin(y / 3)], axis=2)
     rgb[(x - width * 0.6) ** 2 + (y - height * 0.5) ** 2 < (height * 0.3) ** 2] = (220, 70, 40)
     return np.clip(np.rint(rgb + np.random.default_rng(1).normal(0, 3, rgb.shape)), 0, 255).astype(np.uint8)
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth colours with some noise, uint8."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / 16
+    waves = np.stack([np.sin(y + k) * np.cos(x * (k + 1) / 2) for k in range(3)], axis=-1)
+    return ((waves * 0.35 + 0.5 + rng.normal(0, 0.03, waves.shape)) * 255).clip(0, 255).astype(np.uint8)
+
+
+def planes(pixels: np.ndarray) -> torch.Tensor:
+    """float32 [1, 3, H, W] in [0, 1] of uint8 [H, W, 3]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
 
 
 def text(mode: str = "L", ink: Any = 0, paper: Any = 255) -> Image.Image:
@@ -33,6 +53,25 @@ def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def phone_photo() -> bytes:
+    """A JPEG as a phone writes it: on its side, with everything, a maker note and a thumbnail."""
+    block = Image.Exif()
+    block[0x010F], block[0x0112], block[0x013B], block[0x0100] = "ExampleCam", 6, "A. Nonymous", 48
+    inner = block.get_ifd(0x8769)
+    inner[0x9003], inner[0xA002], inner[0xA003], inner[0x927C] = "2021:07:14 10:11:12", 48, 32, b"maker" * 9
+    block.get_ifd(0x8825).update({1: "N", 2: (10.0, 20.0, 30.0)})
+    data = bytearray(block.tobytes()[6:])
+    thumbnail = encode(Image.new("RGB", (8, 8), "red"), "JPEG")
+    first = struct.unpack_from(">I", data, 4)[0]
+    link = first + 2 + 12 * struct.unpack_from(">H", data, first)[0]
+    struct.pack_into(">I", data, link, len(data))
+    data += struct.pack(">HHHIIHHIII", 2, 0x201, 4, 1, len(data) + 30, 0x202, 4, 1, len(thumbnail), 0) + thumbnail
+    segment = b"Photoshop 3.0\0" + wrap_iptc(IPTC)
+    extra = b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment
+    return encode(Image.fromarray(scene()), "JPEG", exif=b"Exif\0\0" + data, xmp=XMP, icc_profile=SRGB, dpi=(300, 200),
+                 comment=b"hello", extra=extra)  # fmt: skip
 
 
 def png_chunk(name: bytes, body: bytes) -> bytes:

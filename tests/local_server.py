@@ -1,10 +1,9 @@
-"""A web server on this machine that breaks, lies, stalls and changes its mind, as a test tells it to."""
+"""A web server on this machine that refuses, lies, breaks off and falls silent, as a test tells it to."""
 
 from __future__ import annotations
 
 import hashlib
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ DATA, OTHER = weights(1), weights(2)
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files` by path, as real servers do; `acts` are played once each before, one a request."""
+    """Serves `files` by path; `acts` are played once each before, one per request. `seen`: paths of all requests."""
 
     daemon_threads = True
 
@@ -37,15 +36,10 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {"/m.safetensors": DATA}
         self.acts: list[Callable[[Handler], None]] = []
-        self.always: Callable[[Handler], None] | None = None
-        self.seen: list[tuple[str, dict[str, str]]] = []
-        self.validators = True
+        self.seen: list[str] = []
 
     def url(self, path: str = "/m.safetensors") -> str:
         return f"http://127.0.0.1:{self.server_address[1]}{path}"
-
-    def ranges(self) -> list[str | None]:
-        return [headers.get("Range") for _, headers in self.seen]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that go away are part of the tests."""
@@ -55,19 +49,17 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.server.seen.append((self.path, dict(self.headers)))
-        act = self.server.acts.pop(0) if self.server.acts else self.server.always or serve()
+        self.server.seen.append(self.path)
+        act = self.server.acts.pop(0) if self.server.acts else serve()
         act(self)
 
     def do_HEAD(self) -> None:
-        data = self.server.files[self.path]
-        self.head(200, {"Content-Length": len(data), "ETag": f'"{digest(data)}"', "X-Repo-Commit": "c" * 40})
+        self.head(200, self.server.files[self.path])
 
-    def head(self, status: int, headers: dict[str, Any]) -> None:
+    def head(self, status: int, data: bytes) -> None:
         self.send_response(status)
-        for key, value in headers.items():
-            if value is not None:
-                self.send_header(key, str(value))
+        for key, value in (("Content-Length", len(data)), ("ETag", f'"{digest(data)}"'), ("X-Repo-Commit", "c" * 40)):
+            self.send_header(key, str(value))
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -77,54 +69,18 @@ class Handler(BaseHTTPRequestHandler):
 Act = Callable[[Handler], None]
 
 
-def serve(
-    data: bytes | None = None,
-    *,
-    until: int | None = None,
-    reset: bool = False,
-    length: int | None = None,
-    deaf: bool = False,
-    stubborn: bool = False,
-    stall: float = 0.0,
-    etag: str | None = None,
-    headers: dict[str, str] | None = None,
-) -> Act:
-    """Answer a request. until: break off after that many bytes, with a reset or without; length: what is said of the
-    length; deaf: ignore Range; stubborn: ignore If-Range; stall: seconds of silence half-way."""
+def serve(data: bytes | None = None, *, status: int = 200, until: int | None = None, stall: float = 0.0) -> Act:
+    """Answer a request. until: break off after that many bytes; stall: seconds of silence half-way."""
 
     def act(handler: Handler) -> None:
-        whole = handler.server.files[handler.path] if data is None else data
-        tag = etag or f'"{digest(whole)[:16]}"'
-        wanted = handler.headers.get("Range")
-        same = stubborn or handler.headers.get("If-Range") in (None, tag)
-        start = int(wanted[6:-1]) if wanted and same and not deaf else 0
-        said: dict[str, Any] = {"Content-Length": len(whole) - start if length is None else length, **(headers or {})}
-        if handler.server.validators:
-            said["ETag"] = tag
-        if start >= len(whole):
-            handler.head(416, {"Content-Length": 0})
-            return
-        if start:
-            said["Content-Range"] = f"bytes {start}-{len(whole) - 1}/{len(whole)}"
-        handler.head(206 if start else 200, said)
-        body = whole[start:]
+        body = handler.server.files[handler.path] if data is None else data
+        handler.head(status, body)
         if stall:
             handler.wfile.write(body[: len(body) // 2])
             handler.wfile.flush()
             time.sleep(stall)
             body = body[len(body) // 2 :]
-        handler.wfile.write(body if until is None else body[:until])
-        if reset:
-            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            handler.connection.close()
-
-    return act
-
-
-def status(code: int, body: bytes = b"<html>no</html>", **headers: Any) -> Act:
-    def act(handler: Handler) -> None:
-        handler.head(code, {"Content-Length": len(body), **{k.replace("_", "-"): v for k, v in headers.items()}})
-        handler.wfile.write(body)
+        handler.wfile.write(body[:until])
 
     return act
 
@@ -142,15 +98,8 @@ def running() -> Iterator[Server]:
 
 def isolate(monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings of the surroundings, and no way to an address that is not this machine's own."""
-    for name in (
-        "MOESR_OFFLINE",
-        "HF_HUB_OFFLINE",
-        "HF_ENDPOINT",
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-        "no_proxy",
-    ):
+    proxies = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+    for name in ("MOESR_OFFLINE", "HF_HUB_OFFLINE", "HF_ENDPOINT", *proxies):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     real = socket.getaddrinfo

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from moesr.checkpoints.model_files import save_model
+from moesr.config import AutoencoderConfig, UNetConfig
 from moesr.evaluation.nano_models import nano_config
 from moesr.networks.adapters import Adapter
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.denoiser import denoiser
+from moesr.runtime import PlainRuntime
+
+M = TypeVar("M", bound=nn.Module)
+
+#: A UNet and an autoencoder with all of their parts, for tests of networks alone.
+UNET = UNetConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_downsamples=(2,))
+AUTOENCODER = AutoencoderConfig(ch=32, num_res_blocks=1, n_embed=64, fusion_growth=8, fusion_blocks=1)
 
 #: Processes that `nano_config` knows, for tests that run over either.
 PROCESSES = ("ddpm", "residual_shift")
@@ -30,13 +40,38 @@ def save_nano(process: str, folder: Path, *, restore: bool = False) -> Path:
     for network in (*experts, decoder):
         fill_adapters(network)
     path = folder / f"{config.name}.safetensors"
-    torch.nn.init.normal_(decoder.quantize.embedding.weight)  # codes as far apart as latents are
+    nn.init.normal_(decoder.quantize.embedding.weight)  # codes as far apart as latents are
     save_model(path, config, [expert.state_dict() for expert in experts], decoder.state_dict(), torch.float32)
     return path
 
 
-def fill_adapters(network: torch.nn.Module, std: float = 0.3) -> None:
+def wear_in(module: M) -> M:
+    """The module in eval mode, with every parameter and statistic away from its initial value, as after training."""
+    for parameter in module.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.02)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            layer.running_mean.normal_(0, 0.2)
+            layer.running_var.uniform_(0.5, 2.0)
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.normal_(layer.bias, 0, 0.2)
+    return module.eval()
+
+
+def fill_adapters(network: nn.Module, std: float = 0.3) -> None:
     """Random weights for adapters, whose last layer is zero at first, so that nothing depends on them."""
     for adapter in network.modules():
         if isinstance(adapter, Adapter):
-            torch.nn.init.normal_(adapter.up.weight, std=std)
+            nn.init.normal_(adapter.up.weight, std=std)
+
+
+class Room(PlainRuntime):
+    """A runtime with that many bytes free."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free
+
+    def free_memory(self, device: torch.device) -> int:
+        return self.free

@@ -1,7 +1,8 @@
-"""Models without one of their parts."""
+"""Models without one of their parts, and variants that are trained and evaluated alike."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,15 @@ import torch
 from PIL import Image
 
 import moesr
+from moesr.cli import main
 from moesr.errors import SettingError
 from moesr.evaluation.ablation import remove_part
 from moesr.images.resize import resize
 from moesr.model import SRModel
 from moesr.networks.frequency import AdaptiveFrequencyFilter
-
-
-@pytest.fixture(scope="module")
-def model(nano: Path) -> SRModel:
-    return moesr.load(str(nano))
+from moesr.training import config as configs
+from moesr.training.ablations import STEPS, Ablations, format_table, list_variants, reseed
+from tests import training_setup as setup
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +74,62 @@ def test_evaluate_takes_it(nano: Path, tmp_path: Path, capsys: pytest.CaptureFix
     command = ["evaluate", "--hr", str(tmp_path), "--model", str(nano), "--without", "filters", "--json"]
     assert main(command) == 0
     assert "without filters" in capsys.readouterr().out
+
+
+def test_rows_of_a_table_take_equally_many_steps() -> None:
+    base = configs.load("ablation")
+    rows = {row.name: configs.load("ablation", list(row.overrides)) for row in list_variants(base)}
+    steps = {name: len(c.model.stages) * c.experts.loop.steps for name, c in rows.items()}
+    assert len(set(steps.values())) == 1
+    assert {(c.experts.trunk, c.experts.loop.batch, c.decoder.loop, c.first_stage) for c in rows.values()} == {
+        (base.experts.trunk, base.experts.loop.batch, base.decoder.loop, base.first_stage)
+    }
+    assert [len(c.model.stages) for c in rows.values()] == [1, 1, 4, 4, 4, 4, 4, 4]
+    assert [c.experts.space_experts for c in rows.values()][:4] == [0, 4, 0, 4]
+    decoders = [c for name, c in rows.items() if name in ("plain decoder", "+ LR fusion", "+ AFF", "+ FFL")]
+    parts = [(c.model.autoencoder.lr_fusion, c.model.autoencoder.refine) for c in decoders]
+    assert parts == [(False, False), (True, False), (True, True), (True, True)]
+    assert [c.decoder.frequency_weight > 0 for c in decoders] == [False, False, False, True]
+
+
+def test_one_expert_alone_cannot_be_compared(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="the config has one"):
+        Ablations(
+            "ablation", ["model.stages=[1000]"], data=tmp_path, hr=tmp_path, out=tmp_path / "out", metrics=None, crop=0
+        )
+
+
+def test_tables_of_several_seeds_have_mean_and_deviation(photographs: Path, metrics: Path, tmp_path: Path) -> None:
+    folders = {"data": photographs, "hr": photographs, "metrics": metrics}
+    runs = [Ablations("ablation", reseed(k), **folders, out=tmp_path / f"out{k}", crop=0) for k in (0, 1)]
+    loops = [(c.first_stage.loop, c.experts.trunk, c.experts.loop, c.decoder.loop) for c in (r.base for r in runs)]
+    assert all(a != b for a, b in zip(*loops))
+    values: dict[str, float | None] = {"psnr_y": 26.0, "lpips_alex": 0.3}
+    runs[0].results = {"experts": {"one": values, "four": values}}
+    assert "| one | 26.00 |" in format_table(runs[:1], "experts")
+    runs[1].results = {"experts": {"one": {"psnr_y": 27.0, "lpips_alex": None}}}
+    several = format_table(runs, "experts")
+    assert "| one | 26.50 ± 0.71 |" in several
+    assert "| - |" in several
+    assert "four" not in several
+
+
+@pytest.mark.slow
+def test_all_tables_from_photographs(
+    photographs: Path, metrics: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = setup.values("kl")
+    plain["model"]["process"]["timesteps"] = plain["model"]["stages"][-1] = 1000
+    plain["decoder"] |= {"gan_start": 100}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(plain))
+    options = ["--data", str(photographs), "--hr", str(photographs), "--metrics", str(metrics), "--crop", "64"]
+    arguments = ["ablate", str(config), *options, "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [len(results[t]) for t in ("experts", "steps", "decoder")] == [4, 2 * len(STEPS), 4]
+    assert len({json.dumps(row) for table in results.values() for row in table.values()}) > 12
+    assert first.count("| ") > 18
+    assert main(arguments) == 0  # everything is there
+    assert capsys.readouterr().out == first

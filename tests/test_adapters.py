@@ -16,8 +16,8 @@ from moesr.networks.adapters import Adapter, spread
 from moesr.networks.autoencoder import Autoencoder
 from moesr.pipeline import decode_latents, sample_latents
 from moesr.progress import Event
+from tests.image_files import photo
 from tests.small_models import fill_adapters, save_nano
-from tests.test_pipeline import photo
 
 QUICK = {"steps": 2, "color_fix": "none"}
 

@@ -1,7 +1,8 @@
-"""The command line as a user types it."""
+"""The command line as a user types it; closed, full and narrow streams change neither the work nor the exit code."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -20,8 +21,7 @@ from PIL import Image
 from moesr.cli import main
 from moesr.images.files import read_image
 from moesr.images.resize import resize
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.batch_jobs import ROOT, errors
 
 
 @pytest.fixture
@@ -46,21 +46,21 @@ def test_alone_it_shows_help_with_examples(capsys: pytest.CaptureFixture[str]) -
     assert "python -m moesr upscale photo.jpg -o large.png" in shown
 
 
-def test_one_file(nano: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_file(shift_model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "er.jpg"
-    assert main(["upscale", str(photos / "a.png"), "-o", str(out), "--model", str(nano), "--steps", "1"]) == 0
+    assert main(["upscale", str(photos / "a.png"), "-o", str(out), "--model", shift_model, "--steps", "1"]) == 0
     assert size(out) == (32, 24)
     assert list(out.parent.iterdir()) == [out]
     assert "32 x 24" in capsys.readouterr().out
 
 
 def test_folders_clashes_and_bad_files(
-    nano: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shift_model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photos / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing else")
     out = tmp_path / "out"
     inputs = [str(photos), str(photos / "more" / "a.webp"), str(tmp_path / "none.png")]
-    assert main(["upscale", *inputs, "-o", str(out), "--model", str(nano), "--steps", "1", "--scale", "2"]) == 1
+    assert main(["upscale", *inputs, "-o", str(out), "--model", shift_model, "--steps", "1", "--scale", "2"]) == 1
     assert sorted(p.name for p in out.iterdir()) == ["a-2.png", "a.png", "b.png"]
     assert size(out / "a.png") == (16, 12)
     shown = capsys.readouterr().err
@@ -69,11 +69,11 @@ def test_folders_clashes_and_bad_files(
     assert "none.png" in shown
 
 
-def test_structure_depth_and_mask(nano: Path, photos: Path, tmp_path: Path) -> None:
+def test_structure_depth_and_mask(shift_model: str, photos: Path, tmp_path: Path) -> None:
     mask = Image.new("L", (8, 6))
     mask.putpixel((0, 0), 255)
     mask.save(tmp_path / "mask.png")
-    arguments = ["-o", str(tmp_path / "out"), "--model", str(nano), "--steps", "1", "--recursive", "--bits", "16"]
+    arguments = ["-o", str(tmp_path / "out"), "--model", shift_model, "--steps", "1", "--recursive", "--bits", "16"]
     assert main(["upscale", str(photos), *arguments, "--mask", str(tmp_path / "mask.png")]) == 0
     out = tmp_path / "out"
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*.png")) == [
@@ -89,11 +89,11 @@ def test_structure_depth_and_mask(nano: Path, photos: Path, tmp_path: Path) -> N
     assert difference[:4, :4].max() > 1e-3
 
 
-def test_protect_and_fidelity_files(nano: Path, photos: Path, tmp_path: Path) -> None:
+def test_protect_and_fidelity_files(shift_model: str, photos: Path, tmp_path: Path) -> None:
     half = Image.new("L", (2, 1), 0)
     half.putpixel((0, 0), 255)
     half.save(tmp_path / "half.png")
-    arguments = ["upscale", str(photos / "a.png"), "--model", str(nano), "--steps", "1", "-o"]
+    arguments = ["upscale", str(photos / "a.png"), "--model", shift_model, "--steps", "1", "-o"]
     options = {"map": ["--fidelity", str(tmp_path / "half.png")], "zero": ["--fidelity", "0"],
                "protect": ["--fidelity", "0", "--protect", str(tmp_path / "half.png")]}  # fmt: skip
     for name, more in options.items():
@@ -106,9 +106,9 @@ def test_protect_and_fidelity_files(nano: Path, photos: Path, tmp_path: Path) ->
 
 
 def test_invention(
-    nano: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    shift_model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["invention", str(photos / "a.png"), "--model", str(nano), "--steps", "1", "--seeds", "2", "-o"]
+    arguments = ["invention", str(photos / "a.png"), "--model", shift_model, "--steps", "1", "--seeds", "2", "-o"]
     assert main([*arguments, str(tmp_path / "map.png")]) == 0
     assert "% of the pixels" in capsys.readouterr().out
     assert size(tmp_path / "map.png") == (32, 24 + 28)
@@ -124,8 +124,17 @@ def test_invention(
     assert (photos / "a.png").read_bytes() == before
 
 
-def test_compare(nano: Path, photos: Path, tmp_path: Path) -> None:
-    arguments = ["upscale", str(photos / "a.png"), "-o", str(tmp_path / "x.png"), "--model", str(nano), "--steps", "1"]
+def test_compare(shift_model: str, photos: Path, tmp_path: Path) -> None:
+    arguments = [
+        "upscale",
+        str(photos / "a.png"),
+        "-o",
+        str(tmp_path / "x.png"),
+        "--model",
+        shift_model,
+        "--steps",
+        "1",
+    ]
     assert main([*arguments, "--compare"]) == 0
     assert size(tmp_path / "x_compare.png") == (3 * 32 + 16, 24 + 24)
 
@@ -136,40 +145,32 @@ def test_compare(nano: Path, photos: Path, tmp_path: Path) -> None:
         (["--steps", "5000"], "steps 5000"),
         (["--sampler", "euler"], "euler"),
         (["--model", "nonesuch"], "nonesuch"),
-        (["--device", "abacus"], "abacus"),
-        (["--dtype", "int4"], "int4"),
         (["--protect", "no.png"], "no.png: No such file"),
         (["--mask", "no.png"], "no.png: No such file"),
     ],
 )
 def test_errors_are_one_line(
-    nano: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+    shift_model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
-    model = [] if "--model" in arguments else ["--model", str(nano)]
+    model = [] if "--model" in arguments else ["--model", shift_model]
     assert main(["upscale", str(photos / "a.png"), "-o", str(tmp_path / "o.png"), *model, *arguments]) == 1
-    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(shown) == 1
-    assert said in shown[0]
+    (line,) = errors(capsys.readouterr().err)
+    assert said in line
     assert not (tmp_path / "o.png").exists()
 
 
-def test_one_file_for_many_pictures_is_refused(nano: Path, photos: Path, tmp_path: Path) -> None:
-    assert main(["upscale", str(photos), "-o", str(tmp_path / "o.png"), "--model", str(nano)]) == 1
+def test_one_file_for_many_pictures_is_refused(shift_model: str, photos: Path, tmp_path: Path) -> None:
+    assert main(["upscale", str(photos), "-o", str(tmp_path / "o.png"), "--model", shift_model]) == 1
 
 
-def test_info(nano: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", str(nano)]) == 0
+def test_info(shift_model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", shift_model]) == 0
     assert "4, timesteps 0 to 249" in capsys.readouterr().out
-    assert main(["info", str(nano), "--json"]) == 0
+    assert main(["info", shift_model, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["experts"] == 4
     assert facts["scale"] == 4
     assert facts["parameters"]["all"] == 4 * facts["parameters"]["expert"] + facts["parameters"]["decoder"]
-
-
-def test_info_of_what_is_no_model(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", str(photos / "a.png")]) == 1
-    assert "a.png" in capsys.readouterr().err
 
 
 def restore_interrupt() -> None:
@@ -177,9 +178,9 @@ def restore_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_interrupt_leaves_no_partial_file(nano: Path, photos: Path, tmp_path: Path) -> None:
+def test_interrupt_leaves_no_partial_file(shift_model: str, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
-    command = ["upscale", str(photos / "a.png"), "-o", str(out), "--model", str(nano), "--steps", "1000"]
+    command = ["upscale", str(photos / "a.png"), "-o", str(out), "--model", shift_model, "--steps", "1000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "moesr", *command],
         cwd=ROOT,
@@ -199,3 +200,79 @@ def test_interrupt_leaves_no_partial_file(nano: Path, photos: Path, tmp_path: Pa
     assert b"Traceback" not in shown
     assert b"interrupted" in shown
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
+
+
+#: Runs the command line in a process that has the networks replaced by a plain enlargement: it is about streams.
+QUICK = """
+import sys, moesr.pipeline, numpy
+from dataclasses import replace
+def enlarge(model, picture, **_):
+    return replace(picture, rgb=numpy.repeat(numpy.repeat(picture.rgb, 4, 0), 4, 1))
+moesr.pipeline.upscale = enlarge
+from moesr.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def shell(folder: Path, redirections: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    (folder / "quick.py").write_text(QUICK)
+    line = f'"{sys.executable}" quick.py "$@" {redirections}'
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line, "-", *arguments],
+        cwd=folder,
+        env=surroundings,
+        capture_output=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="redirections of a POSIX shell")
+@pytest.mark.parametrize(
+    "redirections",
+    ["", ">/dev/full", "2>/dev/full", ">/dev/full 2>&1", ">&-", "2>&-", "<&- >&- 2>&-", "| head -c 1 >/dev/null"],
+)
+def test_streams_do_not_decide(tmp_path: Path, redirections: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    names = [b"plain.png", "\u5199\u771f.png".encode(), b"\xff\xfe.png"]  # the last is no UTF-8
+    for name in names:
+        Image.new("RGB", (4, 3), "teal").save(os.path.join(os.fsencode(folder), name))
+    done = shell(tmp_path, redirections, "upscale", "in", "-o", "out", PYTHONIOENCODING="cp1252")
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == sorted(names)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_other_commands_neither(tmp_path: Path) -> None:
+    for arguments in (["info", "tiny"], ["models"], ["--help"]):
+        done = shell(tmp_path, ">/dev/full", *arguments)
+        assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+
+
+def test_standard_input_and_output_carry_pictures(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 3), "teal").save(tmp_path / "a.png")
+    done = shell(tmp_path, "< a.png", "upscale", "-", "-o", "-", "--format", "webp")
+    assert done.returncode == 0, done.stderr
+    with Image.open(io.BytesIO(done.stdout)) as image:
+        assert (image.format, image.size) == ("WEBP", (16, 12))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "quick.py"]
+    done = shell(tmp_path, "< /dev/null", "upscale", "-", "-o", "b.png")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(b"error: -: ")
+    # Where the stream is the result, it counts.
+    for where in (">/dev/full", ">&-"):
+        done = shell(tmp_path, f"< a.png {where}", "upscale", "-", "-o", "-")
+        assert (done.returncode, b"error: -" in done.stderr) == (1, True), where
+
+
+def test_without_torch_it_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text('raise ModuleNotFoundError("No module named torch", name="torch")')
+    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "moesr", "info", "tiny"]
+    done = subprocess.run(command, env=surroundings, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: torch: ")
+    assert "pip install torch" in line

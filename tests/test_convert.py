@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,15 +21,12 @@ from moesr.checkpoints.describe import describe, format_facts
 from moesr.checkpoints.model_files import open_model
 from moesr.checkpoints.weight_writing import Entry, write
 from moesr.cli import main
-from moesr.config import AutoencoderConfig, UNetConfig
 from moesr.errors import CheckpointError, MoESRError, SettingError
 from moesr.networks.autoencoder import Autoencoder
-from tests.checkpoint_files import random_state, stage_state, write_checkpoint
+from tests.batch_jobs import ROOT, errors
+from tests.checkpoint_files import FCD, random_state, read_key_table, stage_state, unet, write_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
-KEYS = Path(__file__).parent / "keys"
-UNET = UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1, attention_downsamples=(), space_experts=4)
-FCD = AutoencoderConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, n_embed=16, fusion_growth=8, fusion_blocks=1)
+UNET = unet(4)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -71,8 +65,13 @@ def test_the_file_gives_what_the_sources_give(release: Path, tmp_path: Path, dty
     assert all(tensor.data_ptr() % tensor.dtype.itemsize == 0 for tensor in tensors)
 
 
-def test_the_header_says_where_it_comes_from(release: Path, tmp_path: Path) -> None:
-    path = convert([release], tmp_path / "out.safetensors")
+def test_progress_ends_at_the_end_and_the_header_says_where_it_comes_from(release: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    path = convert([release], tmp_path / "out.safetensors", progress=lambda *event: seen.append(event))
+    done = [event[0] for event in seen]
+    assert done == sorted(done)
+    assert seen[-1][0] == seen[-1][1]
+    assert {event[2] for event in seen} >= {"checking model_stage2.ckpt", "writing out.safetensors"}
     facts = describe(path)
     assert facts["config"]["scale"] == 8
     assert facts["config"]["name"] == "out"
@@ -187,15 +186,6 @@ def test_interrupted_it_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_progress_ends_at_the_end(release: Path, tmp_path: Path) -> None:
-    seen: list[tuple[int, int, str]] = []
-    convert([release], tmp_path / "out.safetensors", progress=lambda *event: seen.append(event))
-    done = [event[0] for event in seen]
-    assert done == sorted(done)
-    assert seen[-1][0] == seen[-1][1]
-    assert {event[2] for event in seen} >= {"checking model_stage2.ckpt", "writing out.safetensors"}
-
-
 RUN = "import sys; from moesr.cli import main; sys.exit(main(sys.argv[1:]))"
 FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)); "
 
@@ -209,12 +199,10 @@ def run(code: str, *arguments: object, **options: Any) -> subprocess.CompletedPr
 def test_full_disk_is_one_line(release: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     done = run(FULL_DISK + RUN, "convert", release, "-o", out)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    (line,) = errors(done.stderr)
     assert done.returncode == 1
-    assert len(lines) == 1
-    assert str(out) in lines[0]
-    assert "cannot be written" in lines[0]
-    assert "Traceback" not in done.stderr
+    assert str(out) in line
+    assert "cannot be written" in line
     assert not list(tmp_path.iterdir())
 
 
@@ -276,63 +264,22 @@ def test_command_line(release: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 # memory
 
 MEASURE = """
-import sys, threading, time
-import torch, moesr, moesr.cli, moesr.checkpoints.convert
-def anonymous():
-    rows = dict(line.split(":", 1) for line in open("/proc/self/status"))
-    return int(rows["RssAnon"].split()[0]) / 1024
+import sys, torch, moesr.cli, moesr.checkpoints.convert
+from moesr.evaluation.speed.measure import peak
 torch.nn.functional.gelu(torch.zeros(8))
-base = peak = anonymous()
-def watch():
-    global peak
-    while True:
-        peak = max(peak, anonymous())
-        time.sleep(0.001)
-threading.Thread(target=watch, daemon=True).start()
-moesr.checkpoints.convert.convert(sys.argv[1:-1], sys.argv[-1])
-print(peak - base, peak)
+with peak(torch.device("cpu")) as taken:
+    moesr.checkpoints.convert.convert(sys.argv[1:-1], sys.argv[-1])
+print(taken.mib)
 """
-
-
-def measure(sources: list[Path], out: Path) -> tuple[float, float]:
-    """Anonymous memory of a conversion at its peak, in MiB: above that after the imports, and in all."""
-    done = run(MEASURE, *sources, out)
-    assert done.returncode == 0, done.stderr
-    above, peak = map(float, done.stdout.split())
-    return above, peak
-
-
-def shapes(name: str) -> dict[str, tuple[int, ...]]:
-    found = json.loads(gzip.decompress((KEYS / f"{name}.json.gz").read_bytes()))
-    return {key: tuple(shape) for key, shape in found.items()}
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
 def test_memory_is_that_of_a_tensor(tmp_path: Path) -> None:
     """Files with all tensors of a released stage, at a fifth of its width: two of 152 MB."""
     names = [tmp_path / f"expert{i}.ckpt" for i in range(2)]
-    write_checkpoint(names[0], shapes("small_stage_checkpoint"), epoch=7)
+    write_checkpoint(names[0], read_key_table("small_stage_checkpoint"), epoch=7)
     names[1].symlink_to(names[0])
-    above, _ = measure(names, tmp_path / "out.safetensors")
-    assert above < 24
+    done = run(MEASURE, *names, tmp_path / "out.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 24
     assert describe(tmp_path / "out.safetensors")["experts"] == 2
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("MOESR_FULL_SIZE" not in os.environ, reason="writes 15 GB: set MOESR_FULL_SIZE to a folder")
-def test_memory_of_files_of_full_size(capsys: pytest.CaptureFixture[str]) -> None:
-    """Four stage files of 3.65 GB and their decoder: at most 3 GB, in truth far less."""
-    folder = Path(os.environ["MOESR_FULL_SIZE"]) / "full_size"
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [folder / f"model_stage{i}.ckpt" for i in range(4)]
-    for i, name in enumerate(names):
-        if not name.exists():
-            write_checkpoint(name, shapes("stage_checkpoint"), seed=i)
-    write_checkpoint(folder / "fa_vae.pth", shapes("vqmodel_resiunet_fa_vae"))
-    assert 14e9 < sum(name.stat().st_size for name in names) < 15e9
-    began = time.monotonic()
-    _, peak = measure([*names, folder / "fa_vae.pth"], folder / "out.safetensors")
-    with capsys.disabled():
-        print(f"\n{peak:.0f} MiB of anonymous memory at the peak, {time.monotonic() - began:.0f} s")  # noqa: T201
-    assert peak < 3 * 1024
-    assert 1.2e9 < (folder / "out.safetensors").stat().st_size < 1.22e9

@@ -1,32 +1,38 @@
-"""What a checkpoint is, from its keys, shapes and name; and which files make one model."""
+"""What a checkpoint is, from its keys, shapes and name; and which files make one model, the release's among them."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import time
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+import moesr
 from moesr.checkpoints.describe import describe, format_facts
-from moesr.checkpoints.detect import UNET, find_role
+from moesr.checkpoints.detect import EMA, UNET, find_role
 from moesr.checkpoints.model_files import open_autoencoder, open_model, save_model
 from moesr.checkpoints.weight_reading import Weights
 from moesr.config import AutoencoderConfig, ModelConfig, UNetConfig
+from moesr.errors import CheckpointError
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.unet import UNet
-from tests.checkpoint_files import FCD, FIRST, find_error, random_state, stage_state, unet
-
-FOLDER = Path(__file__).parent / "keys"
-
-
-def table(name: str) -> dict[str, tuple[int, ...]]:
-    found = json.loads(gzip.decompress((FOLDER / f"{name}.json.gz").read_bytes()))
-    return {key: tuple(shape) for key, shape in found.items()}
+from tests.checkpoint_files import (
+    FCD,
+    FIRST,
+    SHIFT,
+    check_refused_config,
+    find_error,
+    random_state,
+    read_key_table,
+    stage_state,
+    unet,
+)
 
 
 @pytest.mark.parametrize("experts", [0, 1, 4, 16])
@@ -51,7 +57,7 @@ def test_every_released_layout_has_its_role(tmp_path: Path) -> None:
     roles = {}
     for name in ("stage_checkpoint", "ldm_bsr_sr_checkpoint", "vqmodel_resiunet_fa_vae", "autoencoder_klaff_fa_vae"):
         # the keys are what matters here: the tensors are empty
-        save_file({key: torch.zeros(0) for key in table(name)}, tmp_path / "x.safetensors")
+        save_file({key: torch.zeros(0) for key in read_key_table(name)}, tmp_path / "x.safetensors")
         roles[name] = find_role(Weights(tmp_path / "x.safetensors"))
     assert list(roles.values()) == ["expert", "expert", "autoencoder", "autoencoder"]
 
@@ -186,22 +192,144 @@ def test_converted_model_is_complete_alone(tmp_path: Path) -> None:
     find_error(path, "int8")
 
 
-@pytest.mark.parametrize(
-    ("part", "name", "value"),
-    [("unet", "model_channels", "32"), ("unet", "model_channels", 2**40), ("unet", "channel_mult", [1] * 1000),
+#: Configs and what each is refused for: part, name, value.
+BEYOND_REASON: list[tuple[ModelConfig, list[tuple[str, str, object]]]] = [
+    (ModelConfig(unet=unet(1), autoencoder=FIRST, stages=(1000,), scale=4), [
+     ("unet", "model_channels", "32"), ("unet", "model_channels", 2**40), ("unet", "channel_mult", [1] * 1000),
      ("unet", "channel_mult", []), ("unet", "space_experts", 10**6), ("unet", "num_head_channels", 33),
      ("unet", "norm_groups", 7), ("unet", "unheard_of", 1), ("autoencoder", "kind", "gan"),
      ("autoencoder", "lr_fusion", "yes"), ("process", "timesteps", 10**12), ("process", "timesteps", 10),
      ("process", "predict", "love"), ("process", "kappa", float("nan")), ("", "unet", 5), ("", "stages", [1000, 500]),
-     ("", "scale", 2.5), ("", "name", None)],
-)  # fmt: skip
-def test_configs_beyond_reason_are_refused(tmp_path: Path, part: str, name: str, value: object) -> None:
-    config = ModelConfig(unet=unet(1), autoencoder=FIRST, stages=(1000,), scale=4)
-    values = config.to_dict()
-    (values[part] if part else values)[name] = value
-    path = tmp_path / "x.safetensors"
-    state, vae = random_state(UNet, config.unet), random_state(Autoencoder, FIRST)
-    save_model(path, config, [state], vae, torch.float16, {"moesr": json.dumps(values)})
-    began = time.monotonic()
-    find_error(path, "x.safetensors")
-    assert time.monotonic() - began < 5
+     ("", "scale", 2.5), ("", "name", None)]),
+    (SHIFT, [
+     ("unet", "kind", "dit"), ("unet", "window", 2**19), ("unet", "num_res_blocks", [1]),
+     ("unet", "num_res_blocks", [1, 10**5]), ("unet", "channel_mult", []), ("unet", "swin_channels", 33),
+     ("unet", "norm_groups", 0), ("unet", "lr_downsamples", 20), ("unet", "shift_mask", "none"), ("unet", "mask", 1),
+     ("autoencoder", "num_res_blocks", [1, 1]), ("", "lr_resize", "lanczos"), ("", "unet", [])]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "row"), [(config, row) for config, rows in BEYOND_REASON for row in rows])
+def test_configs_beyond_reason_are_refused(tmp_path: Path, config: ModelConfig, row: tuple[str, str, object]) -> None:
+    check_refused_config(tmp_path / "x.safetensors", config, *row)
+
+
+# the release, in small: four stage files with EMA copies and 16 FFN experts, and a decoder beside them
+
+STAGES, EXPERTS = 4, 16
+TRAINED = unet(EXPERTS, channel_mult=(1, 2), attention_downsamples=(2,))
+SOME = "input_blocks.1.0.in_layers.2.weight"
+
+State = dict[str, Tensor]
+
+
+def ema_key(key: str) -> str:
+    return f"{EMA}diffusion_model{key.replace('.', '')}"
+
+
+def write_release(folder: Path, files: list[State]) -> Path:
+    """As the release is laid out: stages as Lightning checkpoints, the decoder in a folder of its own."""
+    (folder / "vq-f4").mkdir(parents=True)
+    for i, state in enumerate(files[:STAGES]):
+        nested: dict[str, Any] = {"epoch": 3, "global_step": 100, "state_dict": state, "lr_schedulers": []}
+        torch.save(nested, folder / f"model_stage{i}.ckpt")
+    torch.save({"state_dict": files[STAGES]}, folder / "vq-f4" / "fa_vae.pth")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files() -> list[State]:
+    """The state dicts of the four stage files and of the decoder."""
+    extra = {"loss.logvar": torch.zeros(()), "loss.discriminator.main.0.weight": torch.zeros(4, 3, 4, 4)}
+    stages = [stage_state(TRAINED, FIRST, seed, ema=True) for seed in range(STAGES)]
+    return [*stages, {**random_state(Autoencoder, FCD), **extra}]
+
+
+@pytest.fixture(scope="module")
+def release(files: list[State], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_release(tmp_path_factory.mktemp("release"), files)
+
+
+def wanted(state: State, ema: bool = True) -> State:
+    """The averaged UNet of a stage file, by plain means."""
+    found: State = {}
+    for key in (k.removeprefix(UNET) for k in state if k.startswith(UNET)):
+        head, layer, tail = key.partition("moe_blocks.")
+        if not layer:
+            found[key] = state[ema_key(key) if ema else UNET + key]
+            continue
+        number, _, rest = tail.partition(".")
+        if number == "0":
+            keys = [f"{head}moe_blocks.{i}.{rest}" for i in range(EXPERTS)]
+            found[key] = torch.stack([state[ema_key(k) if ema else UNET + k].double() for k in keys]).mean(0).float()
+    return found
+
+
+def assert_same(got: Mapping[str, Tensor], want: State) -> None:
+    assert set(got) == set(want)
+    for key, value in want.items():
+        torch.testing.assert_close(got[key], value, rtol=1e-6, atol=1e-7, msg=key)
+
+
+def test_folder_is_understood(release: Path) -> None:
+    found = open_model(release)
+    config = found.config
+    assert config.unet == replace(TRAINED, space_experts=1)
+    assert config.autoencoder == FCD
+    assert config.process.kind == "ddpm"
+    assert config.stages == (250, 500, 750, 1000)
+    assert config.scale == 8
+    assert [p.name for p in found.paths if p.suffix == ".ckpt"] == [f"model_stage{i}.ckpt" for i in range(STAGES)]
+    assert len(found.notes) == 1
+    assert "scale" in found.notes[0]
+    assert "x8" in found.notes[0]
+
+
+@pytest.mark.parametrize("residency", ["all", "stream"])
+def test_experts_are_the_averages_of_the_ema_copies(release: Path, files: list[State], residency: str) -> None:
+    model = moesr.load(str(release), device="cpu", dtype="fp32", residency=residency)
+    try:
+        assert any("x8" in note for note in model.notes)
+        for i, t in enumerate((0, 250, 500, 999)):
+            with model.bank.stage(t) as network:
+                assert_same(network.state_dict(), wanted(files[i]))
+        decoder = {k: v for k, v in files[STAGES].items() if not k.startswith("loss.")}
+        assert_same(model.autoencoder.state_dict(), decoder)
+    finally:
+        model.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("expert")]
+
+
+def test_plain_weights_are_used_if_the_ema_copy_is_incomplete(tmp_path: Path, files: list[State]) -> None:
+    broken = [dict(state) for state in files]
+    del broken[1][ema_key(SOME)]
+    found = open_model(write_release(tmp_path / "release", broken))
+    assert_same(found.experts[1], wanted(files[1], ema=False))
+    assert_same(found.experts[0], wanted(files[0]))
+
+
+@pytest.mark.parametrize(
+    ("i", "key", "value", "named"),
+    [
+        (2, UNET + SOME, None, SOME),
+        (2, ema_key(SOME), torch.zeros(32, 32, 1, 1), SOME),
+        (0, f"{UNET}time_embed.0.weight", None, "time_embed.0.weight"),
+        (STAGES, "decoder.unet_1.conv2.mlp.block.exp_1x1.block.norm.running_mean", None, "running_mean"),
+        (STAGES, "decoder.fusion_layer_1.encode_enc_3.conv1.weight", torch.zeros(64, 32, 3, 3), "encode_enc_3.conv1"),
+        (STAGES, "quant_conv.bias", None, "quant_conv.bias"),
+    ],
+)
+def test_damage_is_one_line_that_names_it(
+    tmp_path: Path, files: list[State], i: int, key: str, value: Tensor | None, named: str
+) -> None:
+    broken = [dict(state) for state in files]
+    assert key in broken[i]
+    if value is None:
+        del broken[i][key]
+    else:
+        broken[i][key] = value
+    folder = write_release(tmp_path / "release", broken)
+    with pytest.raises(CheckpointError) as caught:
+        moesr.load(folder, device="cpu", dtype="fp32", residency="all")
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -19,7 +19,7 @@ from moesr.library import download as downloads
 from moesr.library import model_folders as library
 from moesr.library.catalogue import CATALOGUE, Entry, HubFile, RemoteFile
 from moesr.library.download import Downloaded, download, find_problem
-from tests.local_server import DATA, OTHER, Server, digest, isolate, running, serve, status, weights
+from tests.local_server import DATA, OTHER, Server, digest, isolate, running, serve, weights
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def fetch(file: RemoteFile, target: Path, progress: Any, timeout: float) -> None:
         path = file.url.removeprefix(server.url(""))
-        server.seen.append((path, {}))
+        server.seen.append(path)
         if progress:
             progress(file.name, len(server.files[path]), file.size)
         target.write_bytes(server.files[path])
@@ -231,7 +231,7 @@ def test_a_plain_address(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("act", "said"),
-    [(status(404), "404"), (serve(OTHER), "hash"), (serve(until=1000), "hash"), (serve(stall=600), "no byte for 20")],
+    [(serve(status=404), "404"), (serve(OTHER), "hash"), (serve(until=9), "hash"), (serve(stall=60), "no byte for 20")],
     ids=["refused", "another file", "broken off", "silent"],
 )
 def test_what_goes_wrong_is_one_line_and_leaves_nothing(server: Server, tmp_path: Path, act: Any, said: str) -> None:

@@ -44,6 +44,13 @@ class Builder:
         self.most = max(self.most, self.alive())
         return net
 
+    def wait_for(self, count: int) -> list[int]:
+        """What was built, once that many are begun in the background, or after five seconds."""
+        deadline = time.monotonic() + 5
+        while len(self.built) < count and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return self.built
+
     def alive(self) -> int:
         return sum(reference() is not None for reference in self._references)
 
@@ -68,16 +75,13 @@ def test_every_timestep_has_the_expert_of_its_range(stages: tuple[int, ...]) -> 
     assert len(bank) == len(stages)
 
 
-@pytest.mark.parametrize("t", [-1, 1000])
-def test_a_timestep_outside_is_an_error(t: int) -> None:
-    with pytest.raises(SettingError, match=f"timestep {t}.*0 to 999"):
-        ExpertBank((500, 1000), All([])).index(t)
-
-
-@pytest.mark.parametrize("stages", [(), (0, 1000), (500, 500), (750, 500), (-5,)])
-def test_stages_must_ascend(stages: tuple[int, ...]) -> None:
-    with pytest.raises(SettingError, match="ascending"):
-        ExpertBank(stages, All([]))
+def test_a_timestep_outside_and_stages_that_do_not_ascend_are_errors() -> None:
+    for t in (-1, 1000):
+        with pytest.raises(SettingError, match=f"timestep {t}.*0 to 999"):
+            ExpertBank((500, 1000), All([])).index(t)
+    for stages in ((), (0, 1000), (500, 500), (750, 500), (-5,)):
+        with pytest.raises(SettingError, match="ascending"):
+            ExpertBank(stages, All([]))
 
 
 def test_plan_visits_each_expert_once_in_order_of_run() -> None:
@@ -114,10 +118,7 @@ def test_the_next_expert_is_built_in_the_background_while_one_works() -> None:
     bank = ExpertBank((500, 1000), Stream(build))
     bank.start([900, 100])
     with bank.stage(900):
-        deadline = time.monotonic() + 5
-        while len(build.built) < 2 and time.monotonic() < deadline:
-            time.sleep(0.005)
-        assert build.built == [1, 0]
+        assert build.wait_for(2) == [1, 0]
     assert build.threads[0] == threading.get_ident() != build.threads[1]
     with bank.stage(100) as network:
         assert number(network) == 0
@@ -144,10 +145,7 @@ def test_one_step_of_each_expert_still_prefetches_with_the_expert_before_held() 
     for t in (900, 600):
         with bank.stage(t) as network:
             assert number(network) == bank.index(t)
-    deadline = time.monotonic() + 5
-    while len(build.built) < 3 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert build.built == [3, 2, 1]
+    assert build.wait_for(3) == [3, 2, 1]
     assert build.most == 2
     bank.close()
 

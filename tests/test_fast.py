@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from moesr.config import AutoencoderConfig, UNetConfig
 from moesr.evaluation.speed import plain_networks
 from moesr.networks import inverted_residual
 from moesr.networks.autoencoder import AttnBlock, Autoencoder
 from moesr.networks.frequency import AdaptiveFrequencyFilter, AFFBlock, AFFUNet
 from moesr.networks.unet import UNet
+from tests.small_models import AUTOENCODER, UNET, wear_in
 
-UNET = UNetConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_downsamples=(2,))
-AUTOENCODER = AutoencoderConfig(ch=32, num_res_blocks=1, n_embed=64, fusion_growth=8, fusion_blocks=1)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        yield
-
-
-def lived_in(module: nn.Module) -> nn.Module:
-    """The module in eval mode, with statistics that a batch norm may have after training."""
-    for name, buffer in module.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.normal_(0, 0.2)
-        if name.endswith("running_var"):
-            buffer.uniform_(0.5, 2.0)
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            nn.init.uniform_(layer.weight, 0.5, 1.5)
-            nn.init.normal_(layer.bias, 0, 0.2)
-    return module.eval()
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def close(got: Tensor, want: Tensor, tolerance: float = 2e-5) -> None:
@@ -60,7 +37,7 @@ def band(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(("channels", "out"), [(32, 32), (32, 64), (64, 32)])
 @pytest.mark.parametrize("last", [False, True])
 def test_a_frequency_block_is_the_plain_one(size: tuple[int, int], channels: int, out: int, last: bool) -> None:
-    block = lived_in(AFFBlock(channels, out))
+    block = wear_in(AFFBlock(channels, out))
     x = torch.randn(2, channels, *size)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     before = x.clone()
@@ -80,7 +57,7 @@ def test_a_filter_block_by_block_is_the_plain_one(expansion: int) -> None:
 @pytest.mark.usefixtures("band")
 @torch.no_grad()
 def test_the_frequency_unet_is_the_plain_one() -> None:
-    network = lived_in(AFFUNet(32))
+    network = wear_in(AFFUNet(32))
     x = torch.randn(1, 32, 24, 36)
     close(network(x), plain_networks.frequency_unet(network, x))
 
@@ -88,7 +65,7 @@ def test_the_frequency_unet_is_the_plain_one() -> None:
 @torch.no_grad()
 def test_attention_features_and_decoding_are_the_plain_ones() -> None:
     network = Autoencoder(AUTOENCODER)
-    lived_in(network)
+    wear_in(network)
     block, x = AttnBlock(32), torch.randn(1, 32, 9, 12)
     close(block(x), plain_networks.mid_attention(block, x))
     z, lr = torch.randn(2, 3, 8, 12), torch.rand(2, 3, 32, 48) * 2 - 1
@@ -124,7 +101,7 @@ def test_training_is_differentiable_and_uses_the_batch() -> None:
 
 
 def test_gradients_in_eval_mode_are_those_of_the_plain_one() -> None:
-    block = lived_in(AFFBlock(32, 64))
+    block = wear_in(AFFBlock(32, 64))
     x = torch.randn(1, 32, 8, 8, requires_grad=True)
     (ours,) = torch.autograd.grad(block(x).square().sum(), x)
     (want,) = torch.autograd.grad(plain_networks.frequency_block(block, x).square().sum(), x)
@@ -133,7 +110,7 @@ def test_gradients_in_eval_mode_are_those_of_the_plain_one() -> None:
 
 @torch.no_grad()
 def test_nothing_is_older_than_the_weights() -> None:
-    network, other = lived_in(AFFUNet(32)), lived_in(AFFUNet(32))
+    network, other = wear_in(AFFUNet(32)), wear_in(AFFUNet(32))
     x = torch.randn(1, 32, 16, 16)
     first = network(x)
     network.load_state_dict(other.state_dict())
@@ -149,7 +126,7 @@ def test_nothing_is_older_than_the_weights() -> None:
 
 @torch.no_grad()
 def test_low_precision_stays_near() -> None:
-    network = lived_in(AFFUNet(32))
+    network = wear_in(AFFUNet(32))
     x = torch.randn(1, 32, 32, 32)
     want = network(x)
     got = network.to(torch.bfloat16)(x.bfloat16())
@@ -159,7 +136,7 @@ def test_low_precision_stays_near() -> None:
 
 @torch.no_grad()
 def test_codes_are_found_in_float32_whatever_the_weights_are() -> None:
-    network = lived_in(Autoencoder(AUTOENCODER)).to(torch.bfloat16)
+    network = wear_in(Autoencoder(AUTOENCODER)).to(torch.bfloat16)
     assert isinstance(network, Autoencoder)
     book = network.quantize.embedding.weight.normal_()
     book[:2] = torch.tensor([[101.0, 0, 0], [100.0, 0, 0]])

@@ -79,6 +79,8 @@ def test_what_is_wrong_is_one_line(model: SRModel) -> None:
     for settings in wrong:
         with pytest.raises(SettingError):  # before the first frame
             moesr.upscale_frames(model, [], **settings)
+    with pytest.raises(SettingError, match="first_index -1"):
+        moesr.upscale(model, photo(8, 9)[None], first_index=-1)
     with pytest.raises(ImageError, match="single image"):
         moesr.upscale_frames(model, photo(8, 9))
     results = moesr.upscale_frames(model, [photo(8, 9), photo(8, 9), photo(8, 9) * torch.nan], steps=1)
@@ -127,4 +129,7 @@ def test_steady_lowers_flicker_and_lets_changes_through() -> None:
     assert errors[0] == pytest.approx((noisy[0] - clean[0]).abs().mean().item())
     assert max(errors[3:]) < 0.75 * errors[0]
     cut = torch.rand(frames[0].shape, generator=generator)
-    assert (steadier.steady(cut, noisy[0]) - noisy[0]).abs().mean() < 0.01
+    first = steadier.steady(cut, noisy[0])
+    assert (first - noisy[0]).abs().mean() < 0.01
+    stands = steadier.steady(cut, noisy[1])  # mixed as it is, not resampled
+    assert torch.allclose(stands, noisy[1].lerp(first.clamp(0, 1), 0.5), atol=1e-3)

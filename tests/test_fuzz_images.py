@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import time
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from moesr.errors import ImageError
 from moesr.images import png
 from moesr.images.files import READ_FORMATS, read_image, read_upright_size
 from tests.image_files import encode, scene, tiff
+from tests.mutations import mutate
 
 COUNT = int(os.environ.get("MOESR_FUZZ", "240"))
 
@@ -37,33 +38,8 @@ def good() -> list[bytes]:
         (rgba.convert("L"), "TIFF", {"compression": "tiff_deflate"}),
         (rgba.convert("RGB"), "BMP", {}),
     ]
-    files = []
-    for image, kind, options in saves:
-        buffer = io.BytesIO()
-        image.save(buffer, kind, **options)
-        files.append(buffer.getvalue())
+    files = [encode(image, kind, **options) for image, kind, options in saves]
     return [*files, png.encode(rng.integers(0, 65536, (9, 11, 3)).astype(np.uint16))]
-
-
-def mutate(data: bytes, rng: np.random.Generator) -> bytes:
-    """Bytes overwritten, cut off, cut out, repeated, or with a number made huge."""
-    out = bytearray(data)
-    for _ in range(int(rng.integers(1, 4))):
-        at, length = int(rng.integers(len(out))), int(rng.integers(1, 40))
-        kind = int(rng.integers(6))
-        if kind == 0:
-            out[at] = int(rng.integers(256))
-        elif kind == 1:
-            del out[max(1, at) :]
-        elif kind == 2 and len(out) > length + 1:
-            del out[at : at + length]
-        elif kind == 3:
-            out[at:at] = out[at : at + length]
-        elif kind == 4:
-            out[at : at + 4] = b"\xff\xff\xff\x7f"
-        else:
-            out[at : at + length] = rng.integers(0, 256, length, np.uint8).tobytes()
-    return bytes(out)
 
 
 def new_kinds() -> list[bytes]:
@@ -81,9 +57,10 @@ def new_kinds() -> list[bytes]:
 
 
 def check_mutations(files: list[bytes], count: int, seed: int) -> None:
-    rng, errors = np.random.default_rng(seed), []
+    rng, errors = random.Random(seed), []
     for i in range(count):
-        data = mutate(files[i % len(files)], rng)
+        data = files[i % len(files)]
+        data = mutate(data, [range(min(len(data), 200))], rng)
         start = time.monotonic()
         try:
             picture = read_image(data)
@@ -111,8 +88,3 @@ def size_in(data: bytes) -> tuple[int, int] | None:
 def test_mutations_of_pictures() -> None:
     check_mutations(good(), COUNT, 11)
     check_mutations(new_kinds(), COUNT, 12)
-
-
-@pytest.mark.slow
-def test_many_mutations_of_tiff_avif_and_animations() -> None:
-    check_mutations(new_kinds(), 2000, 13)

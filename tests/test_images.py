@@ -1,4 +1,4 @@
-"""moesr/images: resize, colour, alpha."""
+"""moesr/images: resize, colour, alpha; large pictures in bands are the same as in one piece."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+import moesr
 from moesr.errors import ImageError, SettingError
+from moesr.images import postprocess, row_bands
 from moesr.images.alpha import fill_transparent
 from moesr.images.colour import Moments, adain, match_moments
-from moesr.images.resize import rescale_uint8, resize, resize_uint8
-from moesr.images.row_bands import wavelet_rows
+from moesr.images.condition import Condition, periodic_resize
+from moesr.images.resize import resize, resize_uint8
+from moesr.images.row_bands import Rows, Store, adain_rows, resized_rows, wavelet_rows
+from moesr.images.tile_windows import Window
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -69,26 +74,6 @@ def test_resize_overshoots_because_it_does_not_clamp() -> None:
     assert result.max() > 1.01
 
 
-def test_uint8_is_rounded_after_each_pass_smaller_scale_first() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 9), dtype=np.uint8)
-    columns_first = np.stack([imresize_1d(row, 4, 4 / 9) for row in pixels])
-    columns_first = np.rint(columns_first).clip(0, 255)
-    expected = np.stack([imresize_1d(column, 30, 2.5) for column in columns_first.T], axis=1)
-    expected = np.rint(expected).clip(0, 255).astype(np.uint8)
-    assert np.array_equal(resize_uint8(pixels, (30, 4)), expected)
-    assert np.array_equal(resize_uint8(np.stack([pixels] * 3, axis=2), (30, 4))[..., 1], expected)
-
-
-def test_scalar_scale_rounds_sides_up_and_keeps_the_scale() -> None:
-    pixels = np.random.default_rng(1).integers(0, 256, (10, 10, 3), dtype=np.uint8)
-    result = rescale_uint8(pixels, 0.33)
-    assert result.shape == (4, 4, 3)
-    rows = np.rint(np.stack([imresize_1d(column, 4, 0.33) for column in pixels[..., 0].T], axis=1)).clip(0, 255)
-    expected = np.rint(np.stack([imresize_1d(row, 4, 0.33) for row in rows])).clip(0, 255)
-    assert np.array_equal(result[..., 0], expected)
-    assert not np.array_equal(result, resize_uint8(pixels, (4, 4)))
-
-
 def test_resize_refuses_what_has_no_pixels() -> None:
     with pytest.raises(SettingError):
         resize(torch.zeros(1, 3, 4, 4), (0, 4))
@@ -105,15 +90,6 @@ def test_colours_move_on_the_device_where_the_rows_are() -> None:
     """Statistics come from bands in system memory, rows from the device's: here one that has no numbers."""
     rows = torch.empty(3, 4, 5, device="meta")
     assert match_moments(rows, Moments(torch.rand(3, 6, 7)), Moments(torch.rand(3, 2, 2))).device == rows.device
-
-
-def test_adain_takes_mean_and_unbiased_deviation_of_style() -> None:
-    content, style = random(2, 3, 16, 20), 0.3 * random(2, 3, 5, 7, seed=1) + 0.2
-    result = adain(content, style)
-    for dim in ((0, 0), (1, 2)):
-        expected = (content[dim] - content[dim].mean()) / (content[dim].var() + 1e-5).sqrt()
-        expected = expected * (style[dim].var() + 1e-5).sqrt() + style[dim].mean()
-        torch.testing.assert_close(result[dim], expected)
 
 
 def wavelet(content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
@@ -169,3 +145,75 @@ def test_one_visible_pixel_colours_everything() -> None:
 def test_constant_alpha_changes_nothing(value: float) -> None:
     rgb = random(1, 3, 5, 5)
     assert fill_transparent(rgb, torch.full((1, 1, 5, 5), value)) is rgb
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1)) / 2
+
+
+def rows_of(image: Tensor) -> Rows:
+    return lambda start, stop: image[:, start:stop]
+
+
+def in_bands(rows: Rows, height: int, band: int) -> Tensor:
+    return torch.cat([rows(y, min(y + band, height)) for y in range(0, height, band)], dim=1)
+
+
+@pytest.mark.parametrize("band", [1, 7, 100])
+@pytest.mark.parametrize("size", [(20, 31), (50, 13), (7, 90), (33, 17)])
+def test_resized_rows(size: tuple[int, int], band: int) -> None:
+    image = noise(3, 33, 17)
+    expected = resize(image[None], size)[0]
+    torch.testing.assert_close(in_bands(resized_rows(rows_of(image), 33, 17, size), size[0], band), expected)
+
+
+def test_resized_rows_of_an_endless_texture() -> None:
+    image = noise(3, 12, 10)
+    rows = resized_rows(rows_of(image), 12, 10, (21, 16), wrap=True)
+    torch.testing.assert_close(in_bands(rows, 21, 5), periodic_resize(image[None], (21, 16))[0])
+
+
+@pytest.mark.parametrize("height", [3, 40, 200])
+def test_colour_fixes(height: int) -> None:
+    content, style = noise(3, height, 9), noise(3, height, 9).flip(1) * 0.5 + 0.1
+    store = Store(1, 3, height, 9, torch.device("cpu"))
+    for y in range(0, height, 13):
+        store.put(0, y, content[:, y : y + 13])
+    fixed = in_bands(adain_rows(store.rows(0), store.moments[0], style), height, 11)
+    torch.testing.assert_close(fixed, adain(content[None], style[None])[0], atol=1e-5, rtol=1e-5)
+    fixed = in_bands(wavelet_rows(rows_of(content), rows_of(style), height), height, 11)
+    whole = wavelet_rows(rows_of(content), rows_of(style), height)(0, height)
+    torch.testing.assert_close(fixed, whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"color_fix": "wavelet", "scale": 3}, {"tile": 64}, {"wrap": True}])
+def test_a_whole_run_in_bands(
+    shift_model: str, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], request: pytest.FixtureRequest
+) -> None:
+    model = moesr.load(shift_model, residency="all")
+    image = (np.random.default_rng(0).random((21, 26, 3)) * 255).astype(np.uint8)
+    mask = np.linspace(0, 1, 21 * 26).reshape(21, 26)
+    whole = moesr.upscale(model, image, mask=mask, steps=2, **settings)  # type: ignore[arg-type]
+    monkeypatch.setattr(postprocess, "BAND", 13)
+    monkeypatch.setattr(row_bands, "LARGE", 100)
+    banded = moesr.upscale(model, image, mask=mask, steps=2, **settings)  # type: ignore[arg-type]
+    assert np.abs(whole.astype(int) - banded.astype(int)).max() <= 1
+    assert np.mean(whole == banded) > 0.99
+
+
+@pytest.mark.parametrize(("scale", "factor"), [(4, 4), (8, 4), (2, 4)])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_condition_of_a_window_is_the_window_of_the_condition(scale: int, factor: int, wrap: bool) -> None:
+    """Resizing the part of the LR image that a window needs equals cutting the window from the resized whole."""
+    lr = noise(1, 3, 32, 48).clamp(-1, 1)
+    condition = Condition(lr, scale, factor, 8, wrap)
+    height, width = condition.cells
+    full = (height * factor, width * factor)
+    whole = (periodic_resize(lr, full) if wrap else resize(lr, full)).clamp(-1, 1)
+    windows = [Window(0, 0, 8, 8), Window(height - 8, width - 8, 8, 8), Window(0, 8, height, 8)]
+    if wrap:
+        windows += [Window(height - 8, width - 8, 16, 16)]
+    for window in windows:
+        scaled = window.scaled(factor)
+        expected = torch.roll(whole, (-scaled.y0, -scaled.x0), (2, 3))[..., : scaled.h, : scaled.w]
+        torch.testing.assert_close(condition.upsampled(0, window), expected, atol=1e-5, rtol=1e-5)

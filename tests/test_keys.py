@@ -5,10 +5,7 @@ tests/keys holds {key: shape} of every such file.
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,13 +17,14 @@ from moesr.checkpoints.detect import EMA, FIRST_STAGE, UNET, read_autoencoder_co
 from moesr.checkpoints.swin import BUFFERS as MADE_HERE
 from moesr.checkpoints.swin import is_swin, read_swin_config
 from moesr.config import AutoencoderConfig, SwinUNetConfig, UNetConfig
+from moesr.evaluation.speed.measure import count_products
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_unet import SwinUNet
 from moesr.networks.unet import ResBlock, UNet
+from tests.checkpoint_files import KEYS, read_key_table
 
 Shapes = dict[str, tuple[int, ...]]
 
-FOLDER = Path(__file__).parent / "keys"
 BUFFERS = (
     "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
     "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
@@ -42,25 +40,16 @@ UNETS = {
     "unet_1244_4ffn": ((1, 2, 4, 4), 4, 236_704_163),
     "unet_1244_16ffn": ((1, 2, 4, 4), 16, 472_864_163),
 }
-#: file: its config
+#: file: (its config, parameters)
 AUTOENCODERS = {
-    "vqmodel_resiunet_fa_vae": AutoencoderConfig(),
-    "vqmodelinterface_first_stage": AutoencoderConfig(lr_fusion=False, refine=False),
-    "autoencoder_klaff_fa_vae": AutoencoderConfig(
-        kind="kl", ch_mult=(1, 2, 4, 4), z_channels=4, embed_dim=4, lr_fusion=False, scale_factor=0.18215
+    "vqmodel_resiunet_fa_vae": (AutoencoderConfig(), 72_058_014),
+    "vqmodelinterface_first_stage": (AutoencoderConfig(lr_fusion=False, refine=False), 55_322_782),
+    "autoencoder_klaff_fa_vae": (
+        AutoencoderConfig(
+            kind="kl", ch_mult=(1, 2, 4, 4), z_channels=4, embed_dim=4, lr_fusion=False, scale_factor=0.18215
+        ),
+        89_893_095,
     ),
-}
-#: ResShift's networks: file: (its config, parameters)
-SWIN_UNETS = {
-    "resshift_unet_realsr_v1v2": (SwinUNetConfig(), 118_593_583),
-    "resshift_unet_realsr_v3_journal": (SwinUNetConfig(), 118_593_583),
-    "resshift_unet_bicsr": (SwinUNetConfig(), 118_593_583),
-    "resshift_unet_realsr_x2": (SwinUNetConfig(lr_downsamples=1), 118_640_431),
-    "resshift_unet_inpaint": (SwinUNetConfig(lr_downsamples=2, mask=True), 118_714_399),
-    "resshift_unet_faceir": (SwinUNetConfig(in_channels=8, out_channels=8, lr_downsamples=3), 118_931_604),
-}
-#: and its first stages: file: (its config, parameters)
-FIRST_STAGES = {
     "resshift_vq_f4": (AutoencoderConfig(lr_fusion=False, refine=False), 55_322_782),
     "resshift_vq_f8_face512": (
         AutoencoderConfig(
@@ -70,11 +59,18 @@ FIRST_STAGES = {
         77_009_115,
     ),
 }  # fmt: skip
+#: ResShift's networks: file: (its config, parameters)
+SWIN_UNETS = {
+    "resshift_unet_realsr_v1v2": (SwinUNetConfig(), 118_593_583),
+    "resshift_unet_realsr_v3_journal": (SwinUNetConfig(), 118_593_583),
+    "resshift_unet_bicsr": (SwinUNetConfig(), 118_593_583),
+    "resshift_unet_realsr_x2": (SwinUNetConfig(lr_downsamples=1), 118_640_431),
+    "resshift_unet_inpaint": (SwinUNetConfig(lr_downsamples=2, mask=True), 118_714_399),
+    "resshift_unet_faceir": (SwinUNetConfig(in_channels=8, out_channels=8, lr_downsamples=3), 118_931_604),
+}
 #: floating-point operations of a step at 64 x 64: file: count
 STEPS = {
     "resshift_unet_realsr_v1v2": 101_323_300_864,
-    "resshift_unet_realsr_x2": 101_717_303_296,
-    "resshift_unet_inpaint": 102_722_363_392,
     "resshift_unet_faceir": 107_370_176_512,
 }
 #: file: (Space MoE experts, width of the UNet, width of the first stage, number of keys)
@@ -83,11 +79,6 @@ STAGES = {
     "small_stage_checkpoint": (16, 32, 32, 1623),
     "ldm_bsr_sr_checkpoint": (0, 160, 128, 831),
 }
-
-
-def table(name: str) -> Shapes:
-    content: dict[str, list[int]] = json.loads(gzip.decompress((FOLDER / f"{name}.json.gz").read_bytes()))
-    return {key: tuple(shape) for key, shape in content.items()}
 
 
 def on_meta(kind: Callable[[Any], nn.Module], config: object) -> Any:
@@ -104,14 +95,14 @@ def count(kind: Callable[[Any], nn.Module], config: object) -> int:
 
 
 def test_every_table_is_used() -> None:
-    assert {p.name.split(".")[0] for p in FOLDER.iterdir()} == {
-        *UNETS, *AUTOENCODERS, *STAGES, *SWIN_UNETS, *FIRST_STAGES
+    assert {p.name.split(".")[0] for p in KEYS.iterdir()} == {
+        *UNETS, *AUTOENCODERS, *STAGES, *SWIN_UNETS
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", UNETS)
 def test_unet_is_known_by_its_keys(name: str) -> None:
-    found = table(name)
+    found = read_key_table(name)
     mult, experts, parameters = UNETS[name]
     config = read_unet_config(found)
     assert config == UNetConfig(channel_mult=mult, space_experts=experts)
@@ -121,15 +112,16 @@ def test_unet_is_known_by_its_keys(name: str) -> None:
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
 def test_autoencoder_is_known_by_its_keys(name: str) -> None:
-    found = table(name)
-    config = read_autoencoder_config(found)
-    assert config == AUTOENCODERS[name]
-    assert shapes_of(Autoencoder, config) == found
+    found = read_key_table(name)
+    expected, parameters = AUTOENCODERS[name]
+    assert read_autoencoder_config(found) == expected
+    assert shapes_of(Autoencoder, expected) == found
+    assert count(Autoencoder, expected) == parameters
 
 
 @pytest.mark.parametrize("name", SWIN_UNETS)
 def test_swin_unet_is_known_by_its_keys(name: str) -> None:
-    found = table(name)
+    found = read_key_table(name)
     expected, parameters = SWIN_UNETS[name]
     assert is_swin(found)
     config = read_swin_config(found)
@@ -147,15 +139,6 @@ def test_swin_unet_is_known_by_its_keys(name: str) -> None:
 
 #: Layers of ResShift's networks whose every second block is shifted: all but those of 8 x 8 latents.
 SHIFTED = [f"input_blocks.{i}.1" for i in (1, 4, 7)] + [f"output_blocks.{i}.1" for i in (3, 6, 9)]
-
-
-@pytest.mark.parametrize("name", FIRST_STAGES)
-def test_first_stage_of_resshift_is_known_by_its_keys(name: str) -> None:
-    found = table(name)
-    expected, parameters = FIRST_STAGES[name]
-    assert read_autoencoder_config(found) == expected
-    assert shapes_of(Autoencoder, expected) == found
-    assert count(Autoencoder, expected) == parameters
 
 
 def test_shapes_that_were_never_released_are_known_by_their_keys() -> None:
@@ -201,7 +184,7 @@ def test_cost_of_a_step_of_resshift(name: str) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_key_of_a_stage_checkpoint_is_accounted_for(name: str) -> None:
-    found = table(name)
+    found = read_key_table(name)
     experts, width, first_stage_width, keys = STAGES[name]
     assert len(found) == keys
     unet = read_unet_config(under(found, UNET))
@@ -220,12 +203,13 @@ def test_every_key_of_a_stage_checkpoint_is_accounted_for(name: str) -> None:
 
 
 def test_parameters_are_those_of_the_paper() -> None:
-    decoder, first_stage = count(Autoencoder, AutoencoderConfig()), AUTOENCODERS["vqmodelinterface_first_stage"]
-    assert decoder == 72_058_014
-    assert count(Autoencoder, first_stage) == 55_322_782
+    decoder, first_stage = (AUTOENCODERS[name][1] for name in ("vqmodel_resiunet_fa_vae", "resshift_vq_f4"))
+    parts = on_meta(Autoencoder, AutoencoderConfig()).decoder
+    fcd = (*parts.fusion_layer_1.parameters(), *parts.unet_1.parameters())
+    assert sum(p.numel() for p in fcd) / 1e6 == pytest.approx(16.74, abs=0.01)
     # the paper's Table 6: 605.30 M, and 168.95 M for LDM
     assert 4 * count(UNet, UNetConfig()) + decoder == 605_298_986
-    assert count(UNet, UNetConfig(space_experts=0)) + count(Autoencoder, first_stage) == 168_945_345
+    assert count(UNet, UNetConfig(space_experts=0)) + first_stage == 168_945_345
 
 
 def tera(run: Callable[[], object], plainly: bool = False) -> dict[str, float]:
@@ -247,6 +231,7 @@ def test_cost_of_a_step_is_that_of_the_paper(experts: int, conv_and_linear: floa
     cost = tera(lambda: network(x, t))
     assert cost["aten.convolution"] + cost["aten.addmm"] == pytest.approx(conv_and_linear, rel=1e-9)
     assert cost["all"] == pytest.approx(everything, rel=1e-9)  # attention over 256 tokens is the rest
+    assert count_products(lambda: network(x, t)) == pytest.approx(everything, rel=1e-9)  # as the benchmark tells it
 
 
 def test_cost_of_decoding_is_that_of_the_paper() -> None:

@@ -12,33 +12,11 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from moesr.images import colour_profile, exif, metadata
+from moesr.images import colour_profile, exif
 from moesr.images.files import Picture, read_image, read_text, write_image
-from tests.image_files import encode, png_chunk, scene
+from tests.image_files import IPTC, SRGB, encode, phone_photo, png_chunk, scene
 
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6" exif:PixelXDimension="48" dc:title="Holiday"/>'
-IPTC = b"\x1c\x02\x78\x00\x05hello\x1c\x02\x50\x00\x04Anna"
 KINDS = ("png", "jpg", "webp", "tiff")
-
-
-def photo() -> bytes:
-    """A JPEG as a phone writes it: on its side, with everything, a maker note and a thumbnail."""
-    block = Image.Exif()
-    block[0x010F], block[0x0112], block[0x013B], block[0x0100] = "ExampleCam", 6, "A. Nonymous", 48
-    inner = block.get_ifd(0x8769)
-    inner[0x9003], inner[0xA002], inner[0xA003], inner[0x927C] = "2021:07:14 10:11:12", 48, 32, b"maker" * 9
-    block.get_ifd(0x8825).update({1: "N", 2: (10.0, 20.0, 30.0)})
-    data = bytearray(block.tobytes()[6:])
-    thumbnail = encode(Image.new("RGB", (8, 8), "red"), "JPEG")
-    first = struct.unpack_from(">I", data, 4)[0]
-    link = first + 2 + 12 * struct.unpack_from(">H", data, first)[0]
-    struct.pack_into(">I", data, link, len(data))
-    data += struct.pack(">HHHIIHHIII", 2, 0x201, 4, 1, len(data) + 30, 0x202, 4, 1, len(thumbnail), 0) + thumbnail
-    segment = b"Photoshop 3.0\0" + metadata.wrap_iptc(IPTC)
-    extra = b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment
-    return encode(Image.fromarray(scene()), "JPEG", exif=b"Exif\0\0" + data, xmp=XMP, icc_profile=SRGB, dpi=(300, 200),
-                 comment=b"hello", extra=extra)  # fmt: skip
 
 
 def written(picture: Picture, kind: str, **options: Any) -> bytes:
@@ -53,7 +31,7 @@ def written(picture: Picture, kind: str, **options: Any) -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_that_a_photo_says_travels_to_every_kind(kind: str) -> None:
-    source = photo()
+    source = phone_photo()
     assert b"\xff\xd8\xff\xe0" in source[20:2000]  # the thumbnail
     data = written(read_image(source), kind)
     with Image.open(io.BytesIO(data)) as image:
@@ -103,20 +81,6 @@ def test_texts_of_generated_pictures_travel(bits: int) -> None:
     notes = write_image(buffer := io.BytesIO(), long, format="jpg")
     assert [words in line for words, line in zip(("workflow are too long", "Title"), notes)] == [True, True]
     assert read_image(buffer.getvalue()).metadata.text["parameters"] == texts["parameters"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_our_settings_travel_in_every_kind(tmp_path: Any, kind: str) -> None:
-    for source in (photo(), encode(Image.fromarray(scene()), "PNG")):
-        picture = read_image(source)
-        picture = replace(picture, metadata=picture.metadata.with_text({"moesr": '{"seed": 7}'}))
-        (tmp_path / "out").write_bytes(written(picture, kind))
-        assert read_text(tmp_path / "out")["moesr"] == '{"seed": 7}'
-        again = read_image(tmp_path / "out")  # the result of a result has its own
-        (tmp_path / "out").write_bytes(
-            written(replace(again, metadata=again.metadata.with_text({"moesr": '{"seed": 8}'})), kind)
-        )
-        assert read_text(tmp_path / "out")["moesr"] == '{"seed": 8}'
 
 
 def test_damaged_texts_are_no_texts(tmp_path: Any) -> None:

@@ -19,7 +19,8 @@ from moesr.evaluation.metrics import grid_power, lr_psnr, psnr_y, ssim_y
 from moesr.evaluation.musiq import MUSIQ, Network
 from moesr.evaluation.niqe import NIQE
 from moesr.images.resize import resize
-from tests.training_setup import write_metrics
+from tests.image_files import planes
+from tests.training_setup import write_metrics, write_niqe
 
 # Values of the published programs (BasicSR, pyiqa) with the weights and images that are drawn here.
 NIQE_BY_BASICSR = 11.16388
@@ -33,10 +34,6 @@ def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
     shapes = 120 + 60 * np.sin(x / 17 + seed) * np.cos(y / 23) + 20 * np.sin((x + 2 * y) / 5)
     grain = rng.normal(0, 1, (height, width, 3)) * (2 + 12 * x / width)[..., None]
     return (shapes[..., None] + [10, 0, -10] + grain).clip(0, 255).astype(np.uint8)
-
-
-def planes(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:
@@ -155,18 +152,7 @@ def test_other_periods_and_the_faintest_grids_are_not() -> None:
 
 @pytest.fixture(scope="module")
 def niqe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Parameters in the shape of the published ones."""
-    folder = tmp_path_factory.mktemp("niqe")
-    rng = np.random.default_rng(0)
-    factor = rng.normal(0, 0.3, (36, 36))
-    window = np.exp(-((np.arange(7) - 3) ** 2) / (2 * (7 / 6) ** 2))
-    np.savez(
-        folder / "niqe_pris_params.npz",
-        mu_pris_param=rng.uniform(0.1, 2.5, (1, 36)),
-        cov_pris_param=factor @ factor.T + 0.05 * np.eye(36),
-        gaussian_window=np.outer(window, window) / window.sum() ** 2,
-    )
-    return folder
+    return write_niqe(tmp_path_factory.mktemp("niqe"))
 
 
 def test_niqe_equals_the_fields_program(niqe_folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,28 +12,16 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from moesr.config import AutoencoderConfig, UNetConfig
 from moesr.evaluation.speed.measure import peak, read_anonymous_bytes
 from moesr.networks import autoencoder, layers
 from moesr.networks.autoencoder import AttnBlock, Autoencoder, Codebook
 from moesr.networks.frequency import AdaptiveFrequencyFilter
-from moesr.networks.fusion import LRFusion
 from moesr.networks.space_moe import SpaceMoE, average_experts, exchange_weights
 from moesr.networks.unet import AttentionBlock as UNetAttention
 from moesr.networks.unet import UNet
+from tests.small_models import AUTOENCODER, UNET, wear_in
 
-SMALL_UNET = UNetConfig(model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_downsamples=(2,))
-SMALL_AUTOENCODER = AutoencoderConfig(ch=32, num_res_blocks=1, n_embed=64, fusion_growth=8, fusion_blocks=1)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        yield
-
-
-M = TypeVar("M", bound=nn.Module)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 class Largest(TorchDispatchMode):
@@ -47,18 +35,6 @@ class Largest(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self.entries = max(self.entries, leaf.numel())
         return out
-
-
-def noisy(module: M) -> M:
-    """The module in eval mode, with every parameter and statistic away from its initial value."""
-    for parameter in module.parameters():
-        parameter.data.add_(torch.randn_like(parameter), alpha=0.02)
-    for name, buffer in module.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.normal_(0, 0.1)
-        if name.endswith("running_var"):
-            buffer.uniform_(0.8, 1.2)
-    return module.eval()
 
 
 def relative(got: Tensor, want: Tensor) -> float:
@@ -172,7 +148,7 @@ def token_by_token(layer: SpaceMoE, x: Tensor, permutation: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2), (3, 5), (4, 8)])
 @torch.no_grad()
 def test_any_number_of_tokens_is_shared_out(size: tuple[int, int]) -> None:
-    layer = noisy(SpaceMoE(32, 4))
+    layer = wear_in(SpaceMoE(32, 4))
     x = torch.randn(2, 32, *size)
     permutation = torch.randperm(size[0] * size[1])
     torch.testing.assert_close(layer(x, permutation), token_by_token(layer, x, permutation))
@@ -188,7 +164,7 @@ def test_fewer_tokens_than_experts_train() -> None:
 
 @torch.no_grad()
 def test_shuffle_is_drawn_anew_unless_given() -> None:
-    layer = noisy(SpaceMoE(32, 4))
+    layer = wear_in(SpaceMoE(32, 4))
     x = torch.randn(1, 32, 4, 4)
     assert not torch.equal(layer(x), layer(x))
     averaged = SpaceMoE(32, 1)
@@ -197,10 +173,10 @@ def test_shuffle_is_drawn_anew_unless_given() -> None:
 
 
 def test_averaging_twice_is_averaging_once() -> None:
-    weights = noisy(UNet(UNetConfig(**{**vars(SMALL_UNET), "space_experts": 3}))).state_dict()
+    weights = wear_in(UNet(replace(UNET, space_experts=3))).state_dict()
     once = average_experts(weights)
     twice = average_experts(once)
-    assert set(once) == set(UNet(SMALL_UNET).state_dict())
+    assert set(once) == set(UNet(UNET).state_dict())
     assert set(twice) == set(once)
     assert all(torch.equal(twice[k], v) for k, v in once.items())
     key = "middle_block.2.moe_blocks.{}.3.weight"
@@ -209,63 +185,28 @@ def test_averaging_twice_is_averaging_once() -> None:
 
 
 def test_exchange_is_in_place_so_that_training_goes_on() -> None:
-    layer = SpaceMoE(32, 4)
-    before = {k: v.clone() for k, v in layer.state_dict().items()}
-    held = list(layer.parameters())
-    optimiser = torch.optim.SGD(held, lr=0.1)
-    exchange_weights(layer, gamma=0.9)
-    assert all(a is b for a, b in zip(held, layer.parameters()))
-    key = "moe_blocks.{}.0.weight"
-    others = (before[key.format(0)] + before[key.format(1)] + before[key.format(3)]) / 3
-    torch.testing.assert_close(layer.state_dict()[key.format(2)], 0.9 * before[key.format(2)] + 0.1 * others)
-    exchanged = {k: v.clone() for k, v in layer.state_dict().items()}
-    layer(torch.randn(1, 32, 4, 4)).square().sum().backward()
-    optimiser.step()
-    assert all(not torch.equal(v, exchanged[k]) for k, v in layer.state_dict().items())
-
-
-@pytest.mark.parametrize("gamma", [1.0, 0.5, 0.0])
-def test_exchange_keeps_the_mean_and_gamma_one_changes_nothing(gamma: float) -> None:
-    network = UNet(UNetConfig(**{**vars(SMALL_UNET), "space_experts": 3}))
+    network = UNet(replace(UNET, space_experts=4))
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    exchange_weights(network, gamma=gamma)
-    after = network.state_dict()
-    same = [torch.equal(after[k], v) for k, v in before.items() if "moe_blocks" in k]
-    assert all(same) if gamma == 1.0 else not any(same)
-    assert all(torch.equal(after[k], v) for k, v in before.items() if "moe_blocks" not in k)
-    mean = average_experts(before)
-    for key, value in average_experts(after).items():
-        torch.testing.assert_close(value, mean[key], rtol=1e-5, atol=1e-7)
+    held = list(network.parameters())
+    optimiser = torch.optim.SGD(held, lr=0.1)
+    exchange_weights(network, gamma=0.9)
+    assert all(a is b for a, b in zip(held, network.parameters()))
+    key = "middle_block.2.moe_blocks.{}.0.weight"
+    others = (before[key.format(0)] + before[key.format(1)] + before[key.format(3)]) / 3
+    torch.testing.assert_close(network.state_dict()[key.format(2)], 0.9 * before[key.format(2)] + 0.1 * others)
+    exchanged = {k: v.clone() for k, v in network.state_dict().items()}
+    assert all(torch.equal(exchanged[k], v) for k, v in before.items() if "moe_blocks" not in k)
+    network(torch.randn(1, 6, 8, 8), torch.tensor([5])).square().sum().backward()
+    optimiser.step()
+    assert all(not torch.equal(network.state_dict()[k], v) for k, v in exchanged.items() if "moe_blocks" in k)
 
 
 # Decoder
 
 
 @torch.no_grad()
-def test_fidelity_zero_leaves_the_decoder_alone() -> None:
-    fusion = noisy(LRFusion(32, 8, 1))
-    decoded, lr = torch.randn(2, 1, 32, 8, 8).unbind()
-    assert torch.equal(fusion(decoded, lr, 0.0), decoded)
-    full, half = fusion(decoded, lr, 1.0), fusion(decoded, lr, 0.5)
-    assert not torch.equal(full, decoded)
-    torch.testing.assert_close(half, (full + decoded) / 2)
-
-
-@torch.no_grad()
-def test_features_are_those_of_the_whole_encoder() -> None:
-    network = noisy(Autoencoder(SMALL_AUTOENCODER))
-    image, seen = torch.randn(1, 3, 32, 48), []
-    handle = network.encoder.down[1].register_forward_hook(lambda *args: seen.append(args[-1]))
-    network.encode(image)
-    handle.remove()
-    features = network.features(image)
-    assert features is not None
-    assert torch.equal(features, seen[0])
-
-
-@torch.no_grad()
 def test_decoded_image_depends_on_neither_neighbours_nor_seed() -> None:
-    network = noisy(Autoencoder(SMALL_AUTOENCODER))
+    network = wear_in(Autoencoder(AUTOENCODER))
     z, lr = torch.randn(3, 3, 8, 12), torch.randn(3, 3, 32, 48)
     z[1:] *= 4  # neighbours with other statistics
     together = network.decode(z, network.features(lr))
@@ -278,7 +219,7 @@ def test_decoded_image_depends_on_neither_neighbours_nor_seed() -> None:
 
 @torch.no_grad()
 def test_frequency_filter_computes_in_float32_under_autocast() -> None:
-    block = noisy(AdaptiveFrequencyFilter(32))
+    block = wear_in(AdaptiveFrequencyFilter(32))
     x = torch.randn(1, 32, 9, 12)
     want = block(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -293,7 +234,7 @@ def test_frequency_filter_computes_in_float32_under_autocast() -> None:
 
 @torch.no_grad()
 def test_unet_runs_in_bfloat16() -> None:
-    network = noisy(UNet(SMALL_UNET))
+    network = wear_in(UNet(UNET))
     x, t = torch.randn(2, 6, 16, 24), torch.tensor([3, 940])
     want = network(x, t)
     got = network.to(torch.bfloat16)(x.bfloat16(), t)
@@ -303,7 +244,7 @@ def test_unet_runs_in_bfloat16() -> None:
 
 @torch.no_grad()
 def test_autoencoder_runs_in_bfloat16() -> None:
-    network = noisy(Autoencoder(SMALL_AUTOENCODER))
+    network = wear_in(Autoencoder(AUTOENCODER))
     image = torch.randn(1, 3, 32, 48)
     # Of codes that the low precision knows exactly, so that none is mistaken for its neighbour.
     z = network.quantize.embedding.weight.bfloat16().float()[torch.randint(64, (96,))].T.reshape(1, 3, 8, 12)

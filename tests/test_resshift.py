@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 import moesr
-from moesr.checkpoints.model_files import save_model
 from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConfig
 from moesr.diffusion.experts import All, ExpertBank
 from moesr.diffusion.process import from_config
@@ -24,14 +22,14 @@ from moesr.images.condition import Condition, pad
 from moesr.images.tile_windows import Window, plan_windows
 from moesr.model import SRModel
 from moesr.networks.autoencoder import Autoencoder
-from moesr.networks.swin_layers import APART, MASKS, WindowAttention, compute_position_index, mask_apart
+from moesr.networks.swin_layers import MASKS, WindowAttention, compute_position_index, mask_apart
 from moesr.networks.swin_unet import SwinUNet
 from moesr.pipeline_run import Run
 from moesr.progress import Event
 from moesr.run_plan import plan_run
 from moesr.runtime import PlainRuntime
 from moesr.settings import resolve
-from tests.test_pipeline import photo
+from tests.image_files import photo
 
 UNET = SwinUNetConfig(
     model_channels=16, channel_mult=(1, 2), num_res_blocks=(1, 1), attention_downsamples=(1, 2), num_head_channels=8,
@@ -112,10 +110,7 @@ def test_fewer_steps_keep_the_noisiest_and_published_respacing_is_there() -> Non
         moesr.upscale(model, photo(6, 6), callback=seen.append, **settings)
         return [e.t for e in seen if e.phase == "sample"]
 
-    for steps in range(1, 16):
-        taken = timesteps(steps=steps)
-        assert len(set(taken)) == steps
-        assert taken[0] == 14
+    assert timesteps(steps=5) == [14, 11, 8, 5, 2]
     assert timesteps(steps=5, spacing="leading") == [12, 9, 6, 3, 0]
     with pytest.raises(SettingError, match="15 timesteps"):
         timesteps(steps=16)
@@ -139,16 +134,6 @@ def test_the_deterministic_form_draws_nothing_but_its_start(model: SRModel) -> N
     assert sampled(1.0)[1] == [-1, 0, 1, 2]  # the last step adds none
     assert not torch.equal(sampled(0.0)[0], sampled(1.0)[0])
     assert torch.equal(sampled(0.0, 1)[0], sampled(1.0, 1)[0])  # one step is the network's answer, either way
-
-
-def test_tiles_step_together_and_cover_everything(model: SRModel) -> None:
-    seen: list[Event] = []
-    moesr.upscale(model, photo(40, 24), tile=64, callback=seen.append)
-    sampled = [(e.step, e.tile) for e in seen if e.phase == "sample"]
-    tiles = seen[0].tiles
-    assert tiles > 1
-    assert sampled == [(s, k) for s in range(1, 5) for k in range(1, tiles + 1)]
-    assert [e.phase for e in seen if e.phase != "sample"] == ["encode"] * tiles + ["decode"] * tiles
 
 
 def test_tiles_of_swin_networks_are_whole_windows_that_start_anywhere_aligned() -> None:
@@ -199,19 +184,7 @@ def test_the_upsampled_lr_is_torchs_and_not_clamped(wrap: bool) -> None:
 
 
 def test_released_and_textbook_masks() -> None:
-    """By their definitions, for a shift of 2 in windows of 4: columns 2 and 3 of a window come from elsewhere."""
-    cpu = torch.device("cpu")
-    columns = mask_apart(4, 2, "columns", cpu, torch.float32)
-    token = [(i // 4, i % 4) for i in range(16)]
-    for i, (row, column) in enumerate(token):
-        for j, (other_row, other_column) in enumerate(token):
-            assert columns[i, j] == (APART if (column < 2) != (other_column < 2) else 0)
-            rows_too = mask_apart(4, 2, "rows columns", cpu, torch.float32)[i, j]
-            same = (row < 2) == (other_row < 2) and (column < 2) == (other_column < 2)
-            assert rows_too == (0 if same else APART)
-    assert torch.equal(
-        mask_apart(4, 2, "rows", cpu, torch.float32), columns.view(4, 4, 4, 4).permute(1, 0, 3, 2).reshape(16, 16)
-    )
+    """Where the two differ; the released ones themselves are in the recorded swin_block."""
     x, outputs = torch.randn(1, 16, 12, 12), []
     for mask in MASKS:
         torch.manual_seed(0)
@@ -317,20 +290,6 @@ def test_published_tiles_overlap_by_what_belongs_to_their_size(
     monkeypatch.setattr("moesr.evaluation.published_tiling.published_windows", windows)
     upscale_published(model_of(SHIFT4, replace(UNET, lr_downsamples=halvings)), photo(4, 4), chop=chop, steps=1)
     assert seen == [(tile, stride)]
-
-
-def test_time_experts_over_residual_shifting_stream(tmp_path: Path) -> None:
-    config = replace(config_of(SHIFT15), stages=(5, 10, 15), name="three")
-    torch.manual_seed(2)
-    states = [SwinUNet(UNET).state_dict() for _ in range(3)]
-    path = tmp_path / "three.safetensors"
-    save_model(path, config, states, Autoencoder(VQ).state_dict(), torch.float32)
-    seen: list[Event] = []
-    streamed = moesr.upscale(moesr.load(path, residency="stream"), photo(9, 9), callback=seen.append)
-    assert [e.expert for e in seen if e.phase == "sample"] == [2] * 5 + [1] * 5 + [0] * 5
-    assert np.array_equal(streamed, moesr.upscale(moesr.load(path, residency="all"), photo(9, 9)))
-    half = moesr.upscale(moesr.load(path, dtype="bf16"), photo(9, 9))
-    assert half.shape == (36, 36, 3)
 
 
 def test_out_of_memory_halves_the_tile_down_to_whole_windows(model: SRModel, monkeypatch: pytest.MonkeyPatch) -> None:

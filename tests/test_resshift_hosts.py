@@ -19,7 +19,7 @@ from PIL import Image
 import moesr
 from moesr.checkpoints.model_files import save_model
 from moesr.checkpoints.resshift import F4
-from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConfig
+from moesr.config import ModelConfig, ProcessConfig, SwinUNetConfig
 from moesr.errors import SettingError
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_unet import SwinUNet
@@ -27,17 +27,16 @@ from moesr.page.job import Job
 from moesr.page.job_queue import JobQueue
 from moesr.page.page_host import StandaloneHost
 from moesr.page.uploads import Upload, accept
-from tests.checkpoint_files import SWIN, random_state, resshift_state
+from tests.checkpoint_files import SWIN, VQ4, random_state, resshift_state
 
-VQ = AutoencoderConfig(ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, n_embed=16, lr_fusion=False, refine=False)
 SHIFT4 = ProcessConfig("residual_shift", 4, "x0", min_noise_level=0.2)
 FILLER = replace(SWIN, lr_downsamples=2, mask=True)
 
 
 def library(folder: Path, unet: SwinUNetConfig = FILLER) -> Path:
     """A folder with a model in one file, and one as it is published, but for its name."""
-    config = ModelConfig(unet, VQ, SHIFT4, (4,), 4 // unet.detail, 4, lr_resize="torch")
-    decoder = dict(random_state(Autoencoder, VQ))
+    config = ModelConfig(unet, VQ4, SHIFT4, (4,), 4 // unet.detail, 4, lr_resize="torch")
+    decoder = dict(random_state(Autoencoder, VQ4))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = SwinUNet(unet).state_dict()

@@ -17,26 +17,11 @@ from moesr.images.tile_windows import Blender, crop
 from moesr.model import SRModel
 from moesr.progress import Event, Reporter
 from moesr.run_plan import plan_run
-from moesr.runtime import PlainRuntime
 from moesr.tiling import Layout, TileSize, find_masked_cells
-from tests.test_pipeline import photo
+from tests.image_files import photo
+from tests.small_models import Room
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
-
-
-@pytest.fixture(scope="module")
-def model(nano: Path) -> SRModel:
-    return moesr.load(nano, residency="all")
-
-
-class Room(PlainRuntime):
-    """A runtime with that many bytes free."""
-
-    def __init__(self, free: int) -> None:
-        self.free = free
-
-    def free_memory(self, device: torch.device) -> int:
-        return self.free
 
 
 # ---- tiles and canvases
@@ -73,23 +58,6 @@ def test_canvases_lie_on_the_device_while_there_is_room() -> None:
     assert place_canvases(10 * 2**30, CARD, 80 * 2**30) == CARD
     assert place_canvases(10 * 2**30, CARD, 8 * 2**30) == CPU
     assert place_canvases(1, CPU, 0) == CPU
-
-
-def test_memory_that_runs_out_is_told(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moesr.networks.autoencoder import Decoder
-
-    forward = Decoder.forward
-
-    def limited(self: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if x.shape[-1] > 24:
-            raise MemoryError
-        return forward(self, x, *rest)
-
-    monkeypatch.setattr(Decoder, "forward", limited)
-    events: list[Event] = []
-    moesr.upscale(moesr.load(nano), photo(30, 30), tile=0, steps=1, callback=events.append)
-    moesr.upscale(moesr.load(nano), torch.rand(2, 30, 30, 3), tile=0, steps=1, callback=events.append)
-    assert any("memory ran out" in event.note for event in events)
 
 
 # ---- masks

@@ -1,6 +1,9 @@
-"""Samplers against diffusers' schedulers (independent code), and against the published residual-shift step."""
+"""The processes, their timesteps, and samplers against diffusers' schedulers. Published runs of them: test_golden."""
 
 from __future__ import annotations
+
+import itertools
+import math
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from moesr.diffusion.process import Process, from_config
 from moesr.diffusion.samplers import SAMPLERS, Noise, Predict, ddim, ddpm, dpmpp_2m, sample
 from moesr.errors import SettingError
 
+pytestmark = pytest.mark.usefixtures("seeded")
 SHAPE = (2, 3, 6, 5)
 BETAS = (torch.linspace(0.0015**0.5, 0.0155**0.5, 1000, dtype=torch.float64) ** 2).numpy()
 
@@ -42,11 +46,6 @@ def never(i: int) -> Tensor:
 @pytest.fixture(scope="module")
 def paper() -> Process:
     return from_config(ProcessConfig())
-
-
-@pytest.fixture(scope="module")
-def shift() -> Process:
-    return from_config(ProcessConfig(kind="residual_shift", timesteps=15, predict="eps"))
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> bool:
@@ -95,27 +94,6 @@ def test_ddim_equals_diffusers(paper: Process, eta: float, spacing: str, steps: 
     assert close(ddim(predictor(paper), paper, timesteps, start(), noise=noise, last=last, eta=eta), z)
 
 
-@pytest.mark.parametrize("kind", ["paper", "shift"])
-def test_ddpm_is_ddim_with_eta_one(request: pytest.FixtureRequest, kind: str) -> None:
-    process: Process = request.getfixturevalue(kind)
-    y, noise = 0.5 * start().flip(-1), noises(12).__getitem__
-    timesteps, last = process.timesteps(12, "leading"), process.last(12, "leading")
-    one = ddpm(predictor(process, y), process, timesteps, start(), noise=noise, last=last, y=y)
-    other = ddim(predictor(process, y), process, timesteps, start(), noise=noise, last=last, eta=1.0, y=y)
-    assert close(one, other, 1e-9)
-
-
-def test_where_the_last_step_lands_matters(paper: Process) -> None:
-    noise, timesteps = noises(20).__getitem__, paper.timesteps(20, "leading")
-    x0s: list[Tensor] = []
-    to_clean = ddpm(
-        predictor(paper), paper, timesteps, start(), noise=noise, callback=lambda i, t, z, x0: x0s.append(x0)
-    )
-    assert torch.allclose(to_clean, x0s[-1], rtol=0, atol=1e-12)
-    to_first = ddpm(predictor(paper), paper, timesteps, start(), noise=noise, last=0)
-    assert (to_first - to_clean).abs().max().item() > 0.01
-
-
 # ---- DPM-Solver++
 
 
@@ -155,24 +133,6 @@ def test_order_of_convergence_on_a_gaussian(order: int) -> None:
 
     assert error(5) < 0.02
     assert 0.75 * 2**order < error(10) / error(5) < 1.5 * 2**order
-
-
-# ---- residual shift
-
-
-@pytest.mark.parametrize("name", ["ddpm", "ddim"])
-@pytest.mark.parametrize(("steps", "spacing"), [(15, "leading"), (5, "leading"), (5, "trailing"), (1, "auto")])
-def test_residual_shift_loop_is_the_published_posterior(shift: Process, name: str, steps: int, spacing: str) -> None:
-    y, noise = 0.5 * start().flip(-1), noises(steps)
-    timesteps = shift.timesteps(steps, spacing)
-    predict, z = predictor(shift, y), shift.prior(start(), y, t=timesteps[0])
-    ours = sample(name, predict, shift, timesteps, z, noise=noise.__getitem__, last=shift.last(steps, spacing), y=y)
-    eta = [*shift.b[timesteps].tolist(), 0.0]
-    for i, t in enumerate(timesteps):
-        alpha = eta[i] - eta[i + 1]
-        z = eta[i + 1] / eta[i] * z + alpha / eta[i] * predict(z, t)
-        z = z + 2.0 * (eta[i + 1] / eta[i] * alpha) ** 0.5 * noise[i]
-    assert close(ours, z, 1e-9)
 
 
 # ---- the contract of all samplers
@@ -219,3 +179,105 @@ def test_bad_settings_are_named(paper: Process) -> None:
     for timesteps, last in (([1, 500], -1), ([1000], -1), ([500, 0], 0), ([500], -2)):
         with pytest.raises(SettingError, match="fall"):
             ddim(predictor(paper), paper, timesteps, z, noise=never, last=last)
+
+
+def shift15(predict: str = "x0") -> ProcessConfig:
+    return ProcessConfig(kind="residual_shift", timesteps=15, predict=predict)
+
+
+def shift4() -> ProcessConfig:
+    return ProcessConfig(kind="residual_shift", timesteps=4, predict="x0", min_noise_level=0.2)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "auto"])
+@pytest.mark.parametrize("config", [ProcessConfig(), shift15(), shift4()], ids=["ddpm", "shift15", "shift4"])
+def test_every_count_gives_exactly_that_many_steps(config: ProcessConfig, spacing: str) -> None:
+    process = from_config(config)
+    for steps in range(1, process.total + 1):
+        timesteps = process.timesteps(steps, spacing)
+        run = [*timesteps, process.last(steps, spacing)]
+        assert len(timesteps) == steps
+        assert all(high > low for high, low in itertools.pairwise(run))
+        assert timesteps[0] < process.total
+        assert timesteps[-1] >= 0
+        if spacing == "trailing":
+            assert timesteps[0] == process.total - 1
+            assert run[-1] == -1
+
+
+def test_trailing_and_auto(paper: Process) -> None:
+    assert paper.timesteps(4, "trailing") == [999, 749, 499, 249]
+    assert paper.timesteps(1, "trailing") == [999]
+    for steps, resolved in ((19, "trailing"), (20, "leading")):
+        assert paper.timesteps(steps, "auto") == paper.timesteps(steps, resolved)
+        assert paper.last(steps, "auto") == paper.last(steps, resolved)
+    shift = from_config(shift15())
+    assert shift.timesteps(5, "auto") == shift.timesteps(5, "trailing") == [14, 11, 8, 5, 2]
+
+
+def test_unknown_names_and_impossible_counts_are_named(paper: Process) -> None:
+    for steps in (-1, 0, 1001):
+        with pytest.raises(SettingError, match=f"{steps} steps.*1 to 1000"):
+            paper.timesteps(steps)
+    with pytest.raises(SettingError, match=r"karras.*leading"):
+        paper.timesteps(10, "karras")
+    with pytest.raises(SettingError, match=r"karras.*leading"):
+        paper.last(10, "karras")
+    with pytest.raises(SettingError, match=r"'v'.*eps"):
+        from_config(ProcessConfig(predict="v"))
+    with pytest.raises(SettingError, match=r"flow.*ddpm"):
+        from_config(ProcessConfig(kind="flow"))
+
+
+@pytest.mark.parametrize(("t", "prev"), [(14, 13), (12, 9), (1, 0)])
+def test_residual_shift_step_std(t: int, prev: int) -> None:
+    process = from_config(shift15())
+    eta, before = process.b[t].item(), process.b[prev].item()
+    assert process.step_std(t, prev, large=True) == pytest.approx(2 * math.sqrt(eta - before), rel=1e-10)
+    assert process.step_std(t, prev) == pytest.approx(2 * math.sqrt(before / eta * (eta - before)), rel=1e-10)
+    assert process.step_std(t, -1) == process.step_std(t, -1, large=True) == 0.0
+
+
+@pytest.mark.parametrize("predict", ["eps", "x0", "residual", "eps_scale"])
+@pytest.mark.parametrize("kind", ["ddpm", "residual_shift"])
+def test_x0_undoes_add_noise_for_every_prediction(kind: str, predict: str) -> None:
+    process = from_config(ProcessConfig(kind=kind, predict=predict, timesteps=50))
+    x0, y, noise = torch.randn(3, 4, 3, 5, 6, dtype=torch.float64).unbind()
+    t = torch.tensor([0, 1, 20, 49])
+    z = process.add_noise(x0, y, noise, t)
+    s = process.s[t][:, None, None, None]
+    out = {"eps": noise, "x0": x0, "residual": y - x0, "eps_scale": s * noise}[predict]
+    assert torch.allclose(process.x0(out, z, t, y), x0, rtol=0, atol=1e-12)
+
+
+def test_int_and_tensor_timesteps_agree() -> None:
+    for config in (ProcessConfig(), shift15("eps")):
+        process = from_config(config)
+        x0, y, noise = torch.randn(3, 2, 3, 5, 6).unbind()
+        both = torch.tensor([3, 3])
+        z = process.add_noise(x0, y, noise, 3)
+        assert z.dtype == torch.float32
+        assert torch.allclose(z, process.add_noise(x0, y, noise, both), atol=1e-6)
+        assert torch.allclose(process.scale_input(z, 3), process.scale_input(z, both), atol=1e-6)
+        assert torch.allclose(process.x0(noise, z, 3, y), process.x0(noise, z, both, y), atol=1e-5)
+
+
+def test_input_and_prior_that_no_process_changes() -> None:
+    z, y = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64).unbind()
+    paper, plain = ProcessConfig(), ProcessConfig(kind="residual_shift", timesteps=15, normalize_input=False)
+    for config in (paper, plain):
+        assert torch.equal(from_config(config).scale_input(z, 7), z)
+    assert torch.equal(from_config(paper).prior(z, y), z)
+
+
+def test_a_missing_lr_image_is_an_error() -> None:
+    process, z = from_config(shift15("eps")), torch.zeros(1, 3, 4, 4)
+    for call in (lambda: process.prior(z), lambda: process.x0(z, z, 3), lambda: process.add_noise(z, None, z, 3)):
+        with pytest.raises(SettingError, match="encoded LR image"):
+            call()
+
+
+def test_residual_shift_of_one_timestep_is_its_noisiest() -> None:
+    process = from_config(ProcessConfig(kind="residual_shift", timesteps=1, predict="x0"))
+    assert process.b[0].item() == pytest.approx(0.9801)
+    assert process.timesteps(1) == [0]

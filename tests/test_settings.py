@@ -10,7 +10,7 @@ import pytest
 from moesr.config import ModelConfig, ProcessConfig
 from moesr.errors import SettingError
 from moesr.progress import Event
-from moesr.settings import LOADING, SETTINGS, check_settings, resolve, result_size
+from moesr.settings import LOADING, SETTINGS, check_settings, resolve
 
 
 def test_every_default_is_allowed_and_every_setting_says_what_it_does() -> None:
@@ -63,11 +63,6 @@ def test_what_is_left_to_the_model(config: ModelConfig, settings: dict[str, Any]
     assert resolve(config, scale=2.5, fidelity=0).scale == 2.5
     with pytest.raises(SettingError, match="timesteps"):
         resolve(ModelConfig(process=ProcessConfig(timesteps=15)), steps=16)
-
-
-def test_sizes_are_rounded_to_the_nearest_pixel() -> None:
-    assert result_size(9, 11, 2.5) == (23, 28)
-    assert result_size(1, 3, 0.1) == (1, 1)
 
 
 def test_an_event_says_how_far_the_run_is() -> None:

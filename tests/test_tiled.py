@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import pytest
@@ -14,15 +14,10 @@ from moesr.errors import SettingError
 from moesr.images.tile_windows import Blender, Window, crop, plan_windows
 from moesr.tiling import predict_in_tiles
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 # height, width, tile, overlap, multiple
 SIZES = [(64, 64, 32, 8, 8), (104, 40, 48, 16, 8), (37, 91, 24, 7, 1), (16, 72, 16, 15, 1), (80, 80, 32, 0, 8)]
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(11)
-        yield
 
 
 def identity(z: Tensor, t: int, windows: Sequence[Window], images: Sequence[int]) -> Tensor:
@@ -85,6 +80,14 @@ def test_impossible_geometry_is_named() -> None:
         plan_windows(64, 64, 32, 32)
     with pytest.raises(SettingError, match="overlap -1"):
         plan_windows(64, 64, 32, -1)
+    with pytest.raises(SettingError, match="do not cover"):
+        Blender([Window(0, 0, 8, 8), Window(0, 10, 8, 8)], 8, 18)
+    with pytest.raises(SettingError, match="full grid"):
+        Blender(plan_windows(16, 16, 8, 0)[:3], 16, 16)
+    with pytest.raises(SettingError, match="tile batch 0"):
+        predict_in_tiles(identity, plan_windows(32, 32, 16, 8), 0)
+    with pytest.raises(SettingError, match="0 windows"):
+        predict_in_tiles(identity, [], 1)
 
 
 def test_crop_goes_around_the_border() -> None:
@@ -129,13 +132,6 @@ def test_weights_are_smooth_inside_flat_at_true_borders_and_faint_at_seams() -> 
     rise = first[0].diff()
     assert bool((rise <= 0).all())
     assert rise.abs().max().item() < 0.2
-
-
-def test_a_gap_is_an_error() -> None:
-    with pytest.raises(SettingError, match="do not cover"):
-        Blender([Window(0, 0, 8, 8), Window(0, 10, 8, 8)], 8, 18)
-    with pytest.raises(SettingError, match="full grid"):
-        Blender(plan_windows(16, 16, 8, 0)[:3], 16, 16)
 
 
 # ---- the tiled predictor
@@ -229,10 +225,3 @@ def test_half_precision_is_blended_in_float32() -> None:
     x0 = predict_in_tiles(identity, windows, 4)(z, 1)
     assert x0.dtype == torch.float16
     assert torch.allclose(x0.float(), z.float(), rtol=1e-3, atol=1e-4)
-
-
-def test_bad_settings_are_named() -> None:
-    with pytest.raises(SettingError, match="tile batch 0"):
-        predict_in_tiles(identity, plan_windows(32, 32, 16, 8), 0)
-    with pytest.raises(SettingError, match="0 windows"):
-        predict_in_tiles(identity, [], 1)

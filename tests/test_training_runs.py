@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -32,11 +31,6 @@ STAGES = ("first-stage", "experts", "decoder")
 #: gloo looks for an interface by the host's name, which not every machine knows.
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 TASKS = ("first", "expert", "fcd")
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in found]
 
 
 def tensors(state: Any, name: str = "") -> dict[str, Tensor]:
@@ -71,7 +65,7 @@ def test_resume_is_exact(name: str, metrics: Path, tmp_path: Path) -> None:
         go(name, settings, metrics, tmp_path / "broken", stop=3)
     assert torch.load(tmp_path / "broken" / "state.pt", weights_only=True)["step"] == 2
     go(name, settings, metrics, tmp_path / "broken")
-    assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
+    assert setup.read_log(tmp_path / "whole") == setup.read_log(tmp_path / "broken")
     whole, broken = (torch.load(tmp_path / f / "state.pt", weights_only=True) for f in ("whole", "broken"))
     a, b = tensors(whole), tensors(broken)
     assert a.keys() == b.keys()
@@ -121,7 +115,7 @@ def test_two_processes_equal_one(metrics: Path, tmp_path: Path) -> None:
             distance = sum(float((a[k] - b[k]).square().sum()) for k in keys) ** 0.5
             norm = sum(float(a[k].square().sum()) for k in keys) ** 0.5
             assert distance < 3e-3 * norm, (name, part, distance / norm)
-        losses = rows(tmp_path / "one" / "3" / name), rows(tmp_path / "two" / "3" / name)
+        losses = setup.read_log(tmp_path / "one" / "3" / name), setup.read_log(tmp_path / "two" / "3" / name)
         assert len(losses[0]) == len(losses[1]) == 3
         for x, y in zip(*losses):
             assert x == pytest.approx(y, rel=5e-3, abs=1e-6)
@@ -140,7 +134,7 @@ def test_accelerate_launch_scales_all_stages(photographs: Path, metrics: Path, t
         subprocess.run([*launcher, stage, *options, "--threads", "1"], cwd=ROOT, env=environment, check=True)
         train(stage, load_config(str(path)), photographs, tmp_path / "one", metrics)
     for stage in ("first_stage", "trunk", "stage0", "stage1", "decoder"):
-        for a, b in zip(rows(tmp_path / "one" / stage), rows(tmp_path / "two" / stage)):
+        for a, b in zip(setup.read_log(tmp_path / "one" / stage), setup.read_log(tmp_path / "two" / stage)):
             assert a == pytest.approx(b, rel=5e-3)
 
 
@@ -150,7 +144,7 @@ def test_parts_of_a_batch_add_up_to_it(metrics: Path, tmp_path: Path) -> None:
     for parts in (1, 2, 4):
         settings = setup.config(steps=4, batch=4, accumulate=parts, lr=3e-3)  # so large that noise counts
         go("expert", settings, metrics, tmp_path / str(parts))
-        found.append(rows(tmp_path / str(parts)))
+        found.append(setup.read_log(tmp_path / str(parts)))
     assert found[0][0]["l2"] != found[0][1]["l2"]
     for other in found[1:]:
         for a, b in zip(found[0], other):
@@ -185,7 +179,7 @@ def test_tensorboard_and_sheets_have_losses_and_pictures(metrics: Path, tmp_path
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert {"l1", "lr"} <= set(events.Tags()["scalars"])
-    assert [e.value for e in events.Scalars("l1")] == pytest.approx([r["l1"] for r in rows(tmp_path)])
+    assert [e.value for e in events.Scalars("l1")] == pytest.approx([r["l1"] for r in setup.read_log(tmp_path)])
     (image,) = events.Images(events.Tags()["images"][0])
     assert (image.width, image.height, image.step) == (3 * 32, 2 * 32, 2)
     with Image.open(tmp_path / "sheets" / "000002.png") as sheet:

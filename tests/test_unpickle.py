@@ -1,4 +1,4 @@
-"""Pickles that want to run something, or to be believed: nothing is run, and they are refused in one line."""
+"""Hostile, lying and damaged checkpoints: nothing is run, one line refuses them, or the result is right."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import builtins
 import io
 import os
 import random
+import resource
 import struct
 import sys
 import time
 import types
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +21,28 @@ from typing import Any
 import pytest
 import torch
 
+from moesr.checkpoints.model_files import open_model, save_model
 from moesr.checkpoints.weight_reading import Weights
-from tests.checkpoint_files import CANARY, PAYLOADS, Pretended, find_error, join_pickle, legacy, listing, write_zip
+from moesr.config import ModelConfig
+from moesr.errors import MoESRError
+from moesr.networks.autoencoder import Autoencoder
+from moesr.networks.denoiser import denoiser
+from moesr.networks.unet import UNet
+from tests.checkpoint_files import (
+    CANARY,
+    FIRST,
+    PAYLOADS,
+    Pretended,
+    find_error,
+    join_pickle,
+    legacy,
+    listing,
+    random_state,
+    stage_state,
+    unet,
+    write_zip,
+)
+from tests.mutations import mutate
 
 
 @pytest.fixture
@@ -201,3 +223,77 @@ def test_tensors_outside_of_their_storage_are_refused(tmp_path: Path, numbers: d
     assert Weights(path)["a"].tolist() == [0, 0, 0, 0]
     write_zip(path, listing({"a": Pretended(**numbers)}), {"0": bytes(16)})
     find_error(path, "x.pth", Weights)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Small whole models: converted, zip, zip made anew of its pickle, and of old torch; with a payload inside."""
+    folder = tmp_path_factory.mktemp("good")
+    config = ModelConfig(unet=unet(1), autoencoder=FIRST, stages=(1000,), scale=4)
+    vae = random_state(Autoencoder, FIRST, 1)
+    save_model(folder / "converted", config, [random_state(UNet, config.unet)], vae, torch.float16)
+    os.environ["CANARY_FILE"] = str(folder / "canary")
+    value = {"state_dict": stage_state(unet(2)), "callbacks": PAYLOADS["os.system"](), "more": PAYLOADS["exec"]()}
+    torch.save(value, folder / "zip")
+    legacy(folder / "old", value)
+    return {name: (folder / name).read_bytes() for name in ("converted", "zip", "old")}
+
+
+def structure(name: str, content: bytes) -> list[range]:
+    """Where a file's lists of tensors are."""
+    if name == "converted":
+        return [range(8 + int.from_bytes(content[:8], "little"))]
+    if name == "old":
+        return [range(content.index(b"input_blocks"), content.index(b"loss") if b"loss" in content else 60_000)]
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        listing = archive.infolist()[0]
+        return [range(listing.header_offset, listing.file_size), range(archive.start_dir, len(content))]
+
+
+def mutate_pickle(content: bytes, rng: random.Random) -> bytes:
+    """The zip file with a changed list of tensors whose checksum is right."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
+        for member in old.infolist():
+            part = old.read(member)
+            if member.filename.endswith("data.pkl"):
+                part = mutate(part, [range(len(part))], rng)
+            new.writestr(member.filename, part)
+    return made.getvalue()
+
+
+def test_mutations_give_one_line_or_a_right_result(tmp_path: Path, good: dict[str, bytes]) -> None:
+    """250 of them, or MOESR_FUZZ."""
+    rng = random.Random(2310)
+    aims = {name: structure(name, content) for name, content in good.items()}
+    (tmp_path / "x.ckpt").write_bytes(good["converted"])
+    right = dict(open_model(tmp_path / "x.ckpt").experts[0])
+    loaded, slowest, peak = 0, 0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rounds = int(os.environ.get("MOESR_FUZZ", "250"))
+    for i in range(rounds):
+        name = ("converted", "zip", "pickle", "old")[i % 4]
+        content = mutate_pickle(good["zip"], rng) if name == "pickle" else mutate(good[name], aims[name], rng)
+        path = tmp_path / f"{i}.ckpt"
+        path.write_bytes(content)
+        began = time.monotonic()
+        try:
+            files = open_model(path)
+            state = {**files.experts[0], **files.decoder}
+            assert all(v.isfinite().numel() == v.numel() for v in state.values())  # every number was read
+            network = denoiser(files.config.unet).state_dict()
+            assert all(state[k].shape == v.shape and state[k].is_floating_point() for k, v in network.items())
+            loaded += 1
+            if name == "converted" and content[aims[name][0].stop :] == good[name][aims[name][0].stop :]:
+                assert all(torch.equal(files.experts[0][k], v) for k, v in right.items())
+        except MoESRError as error:
+            line = str(error)
+            assert "\n" not in line, line
+            assert line.isprintable(), line
+            assert len(line) < 1000 + len(str(path)), line
+        slowest = max(slowest, time.monotonic() - began)
+        path.unlink()
+    assert slowest < 5
+    assert 0.02 * rounds < loaded < 0.9 * rounds, loaded  # neither refuses everything nor misses everything
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 2**19  # KiB
+    assert not Path(os.environ["CANARY_FILE"]).exists()
+    assert CANARY not in os.environ

@@ -90,6 +90,26 @@ def write_metrics(folder: Path, vgg: bool = False) -> Path:
     return folder
 
 
+def write_niqe(folder: Path) -> Path:
+    """Parameters in the shape of those that NIQE publishes."""
+    rng = np.random.default_rng(0)
+    factor = rng.normal(0, 0.3, (36, 36))
+    window = np.exp(-((np.arange(7) - 3) ** 2) / (2 * (7 / 6) ** 2))
+    np.savez(
+        folder / "niqe_pris_params.npz",
+        mu_pris_param=rng.uniform(0.1, 2.5, (1, 36)),
+        cov_pris_param=factor @ factor.T + 0.05 * np.eye(36),
+        gaussian_window=np.outer(window, window) / window.sum() ** 2,
+    )
+    return folder
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run's log, without what depends on the machine."""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+
 def task(name: str, metrics: Path, settings: TrainingConfig, engine: Engine | None = None) -> FirstStage | Expert | FCD:
     """A stage by name (first, expert, fcd, decoder) with networks of random weights before it."""
     model, engine = settings.model, engine or Engine(torch.device("cpu"))

@@ -31,8 +31,9 @@ class Steadier:
         if self._last is not None and [x.shape for x in self._last] == [frame.shape, result.shape]:
             last, before = self._last
             motion = estimate_motion(frame.mean(1, keepdim=True), last.mean(1, keepdim=True))
-            change = (frame - warp(last, motion)).abs().mean(1, keepdim=True)
-            share = self._share * torch.exp(-(_blur(change, 2, 1) / _CHANGED).square()) * _is_inside(motion)
+            still, moved = (_blur((frame - x).abs().mean(1, keepdim=True), 2, 1) for x in (last, warp(last, motion)))
+            motion = motion * (moved < still)  # what stands still is not resampled
+            share = self._share * torch.exp(-(moved.minimum(still) / _CHANGED).square()) * _is_inside(motion)
             size = result.shape[-2:]
             share, motion = (F.interpolate(plane, size, mode="bilinear") for plane in (share, motion))
             scale = torch.tensor([size[1] / frame.shape[-1], size[0] / frame.shape[-2]]).view(1, 2, 1, 1)
@@ -44,8 +45,8 @@ class Steadier:
 def estimate_motion(new: Tensor, old: Tensor) -> Tensor:
     """Where each pixel of `new` was in `old`: [1, 2, H, W], how far to the right and down, in pixels.
 
-    new, old: grey planes [1, 1, H, W] in [0, 1]. Lucas and Kanade (IJCAI 1981) over a pyramid: fine to a few hundredths
-    of a pixel where there is texture, and about an eighth of the picture at most.
+    new, old: grey planes [1, 1, H, W] in [0, 1]. Lucas and Kanade (IJCAI 1981) over a pyramid: to about a tenth of a
+    pixel where there is texture; none where there is not.
     """
     if min(new.shape[-2:]) < 2 * _COARSEST:
         motion = new.new_zeros(1, 2, *new.shape[-2:])

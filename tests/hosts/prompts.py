@@ -51,7 +51,8 @@ def three_nodes(image: str = "photo.png", name: str = "tiny", **settings: Any) -
     return prompt, prompt.save(prompt.decode(model, samples, picture))
 
 
-def upscale(image: str = "photo.png", name: str = "tiny", scale: float = 4.0) -> tuple[Prompt, str]:
+def upscale(image: str = "photo.png", name: str = "tiny", scale: float = 4.0, **settings: Any) -> tuple[Prompt, str]:
     """MoESR Upscale, and the id of the node that saves."""
     prompt = Prompt()
-    return prompt, prompt.save(prompt.add("MoESRUpscale", image=prompt.load(image), model=name, scale=scale))
+    picture = prompt.load(image)
+    return prompt, prompt.save(prompt.add("MoESRUpscale", image=picture, model=name, scale=scale, **settings))

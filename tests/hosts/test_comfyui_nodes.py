@@ -90,8 +90,7 @@ def test_advanced_inputs_and_a_number_from_a_link(comfy: Comfy, tiny: moesr.SRMo
     ],
 )
 def test_sizes_that_find_the_scale(comfy: Comfy, size: str, values: dict[str, Any], shape: tuple[int, ...]) -> None:
-    prompt, saved = upscale()
-    next(node for node in prompt.values() if node["class_type"] == "MoESRUpscale")["inputs"] |= {"size": size, **values}
+    prompt, saved = upscale(size=size, **values)
     if "size" in comfy.get("/object_info/MoESRUpscale")["MoESRUpscale"]["input"]["optional"]:
         assert comfy.images(comfy.run(prompt), saved)[0].shape == shape
     else:
@@ -100,16 +99,13 @@ def test_sizes_that_find_the_scale(comfy: Comfy, size: str, values: dict[str, An
 
 def test_restore_reaches_models_that_take_it_and_is_refused_by_others(comfy: Comfy, photo: np.ndarray) -> None:
     path = save_nano("ddpm", comfy.base / "models" / "moesr", restore=True)
-    prompt, saved = upscale(name=path.name)
-    node = next(node for node in prompt.values() if node["class_type"] == "MoESRUpscale")
-    node["inputs"]["restore"] = "0.75"
+    prompt, saved = upscale(name=path.name, restore="0.75")
     (found,) = comfy.images(comfy.run(prompt), saved)
     model = moesr.load(path, device="cpu")
     assert_same(found, moesr.upscale(model, photo, restore=0.75))
     assert np.abs(found.astype(int) - moesr.upscale(model, photo, restore=0.0)).max() > 2
     path.unlink()
-    node["inputs"] |= {"model": "nano_ddpm", "restore": "1"}
-    assert "leave it at auto" in comfy.failure(prompt)["exception_message"]
+    assert "leave it at auto" in comfy.failure(upscale(name="nano_ddpm", restore="1")[0])["exception_message"]
 
 
 def test_three_nodes_at_their_defaults_equal_the_library(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> None:
