@@ -185,6 +185,7 @@ class ModelConfig:
     `stages` are the upper ends (exclusive) of the experts' ranges of timesteps, ascending; expert 0 has the least
     noise. `steps`, `sampler` and `fidelity` are what `upscale` uses when it is not told otherwise. `lr_resize` is how
     the first stage was shown LR images at output size in training: a key of images.condition.RESIZES.
+    `restored_fidelity`: at restore r, fidelity f acts as f + (1 - f) r restored_fidelity.
     """
 
     unet: NetworkConfig = field(default_factory=UNetConfig)
@@ -197,6 +198,7 @@ class ModelConfig:
     lr_resize: str = "matlab"
     name: str = ""
     fidelity: float = 1.0
+    restored_fidelity: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able values; `ModelConfig.from_dict` is its inverse."""

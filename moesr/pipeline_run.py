@@ -57,7 +57,7 @@ class Run:
         inside = None if mask is None else find_masked_cells(mask, self.condition.size, self.condition.filled, cells)
         self.layout = Layout(cells, unet, plan.wrap, inside=inside)
         self._latest: Tensor | None = None  # predicted x0 of the whole canvas
-        self._levels, self._shares = fidelity.levels.expand(-1, len(self)), None
+        self._fidelity, self._shares = fidelity.levels.expand(-1, len(self)), None
         if fidelity.shares is not None:  # per latent cell, [B, 1, h, w]
             self._shares = self.condition.to_cells(fidelity.shares.to(model.device)).expand(len(self), -1, -1, -1)
         self._settings: Tensor | None = None  # restore and fidelity [levels x B, 2], for networks that take them
@@ -270,6 +270,14 @@ class Run:
             return draw_preview(latest, colours)
         with self.model.decoder() as autoencoder:
             return decode_preview(autoencoder, latest, colours)
+
+    @cached_property
+    def _levels(self) -> Tensor:
+        """Lowest and, of maps, highest fidelity of each image; what is restored has some of its own. [1 or 2, B]"""
+        least = self.model.config.restored_fidelity
+        if not least:
+            return self._fidelity
+        return self._fidelity + (1 - self._fidelity).clamp(min=0) * least * torch.tensor(self.restore)
 
     @cached_property
     def restore(self) -> list[float]:

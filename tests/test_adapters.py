@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 import moesr
 from moesr.checkpoints.model_files import open_model, save_model
+from moesr.errors import CheckpointError
 from moesr.model import SRModel
 from moesr.networks.adapters import Adapter, spread
 from moesr.networks.autoencoder import Autoencoder
@@ -96,3 +98,24 @@ def test_the_halves_make_what_upscale_makes(model: SRModel, restore: float | str
     assert np.array_equal(halves, moesr.upscale(model, photo(12, 13), **settings, **QUICK))
     other = decode_latents(model, latents, photo(12, 13), color_fix="none", restore=0, fidelity=0.5)
     assert not np.array_equal(halves, other)  # the decoder has adapters too
+
+
+def test_what_is_restored_keeps_some_fidelity_if_its_model_says_so(model: SRModel) -> None:
+    bound = replace(model.config, restored_fidelity=0.5)
+    lenient = copy.copy(model)
+    lenient.config = bound
+    for asked, acts in ((0.0, 0.25), (0.5, 0.625), (1.0, 1.0)):  # f + (1 - f) restore / 2
+        found = moesr.upscale(lenient, photo(12, 13), restore=0.5, fidelity=asked, **QUICK)
+        assert np.array_equal(found, moesr.upscale(model, photo(12, 13), restore=0.5, fidelity=acts, **QUICK))
+    clean = moesr.upscale(lenient, photo(12, 13), restore=0, fidelity=0, **QUICK)
+    assert np.array_equal(clean, moesr.upscale(model, photo(12, 13), restore=0, fidelity=0, **QUICK))
+
+
+def test_ranks_that_no_file_has_are_one_line(path: Path) -> None:
+    files = open_model(path)
+    for ranks in ((10**9, 1), (4,), (0, 2)):
+        config = replace(files.config, autoencoder=replace(files.config.autoencoder, adapter_ranks=ranks))
+        wrong = path.with_name("wrong.safetensors")
+        save_model(wrong, config, files.experts, files.decoder, torch.float32)
+        with pytest.raises(CheckpointError, match="adapter"):
+            open_model(wrong)

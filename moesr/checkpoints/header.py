@@ -122,12 +122,15 @@ def _check_values(config: ModelConfig) -> None:
     blocks = (*each, *vae.blocks, vae.fusion_blocks, vae.filter_expansion, unet.swin_depth if swin else 0)
     attends = [m for i, m in enumerate(unet.channel_mult) if 2**i in unet.attention_downsamples]
     widths = [unet.swin_channels] if swin else [m * unet.model_channels for m in (*attends, *unet.channel_mult[-1:])]
+    ranks = (() if isinstance(unet, SwinUNetConfig) else unet.adapter_ranks, vae.adapter_ranks)
     positive = (process.linear_start, process.kappa, process.power, process.min_noise_level, process.etas_end)
     rules = {
         "levels or stages": unet.channel_mult and vae.ch_mult and config.stages and len(vae.blocks) == len(vae.ch_mult)
         and (len(each) == len(unet.channel_mult) or not swin),
         "more blocks than any network has": max(blocks) <= MOST_BLOCKS,
         "widths of heads or groups": min(unet.num_head_channels, unet.norm_groups, vae.norm_groups) >= 1,
+        "ranks of adapters": all(len(r) in (0, 2) and all(0 < n <= 1024 for n in r) for r in ranks)
+        and 0 <= config.restored_fidelity <= 1,
         "the way LR images are resized": config.lr_resize in RESIZES,
         "kind or factor of the autoencoder": vae.kind in ("vq", "kl") and vae.scale_factor > 0,
         "kind of the process": process.kind in ("ddpm", "residual_shift") and process.predict in PREDICTIONS,
