@@ -8,7 +8,7 @@ Link = list[Any]
 
 LOADER = {"model": "tiny", "dtype": "auto", "experts": "auto"}
 SAMPLER = {"seed": 0, "steps": 2, "sampler": "auto", "eta": 1.0, "tile": 0, "wrap": False}
-DECODE = {"fidelity": 1.0, "color_fix": "adain", "tile": 0, "scale": 0.0, "wrap": False}
+DECODE = {"fidelity": "auto", "color_fix": "adain", "tile": 0, "scale": 0.0, "wrap": False}
 
 
 class Prompt(dict[str, Any]):
