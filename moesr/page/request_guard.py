@@ -24,7 +24,7 @@ _PAINTING = 4 * 2**20
 #: Room for the frame of an upload.
 _FRAME = 2**20
 #: Seconds in which a client may come back: one whose answers have all come opens another stream for the next.
-_PATIENCE = 3.0
+_PATIENCE = 6.0
 
 # Gradio offers to fetch addresses of other servers for its clients; this page needs none of that.
 _FETCHING = re.compile(r"/(file=\s*[a-z]+:/|proxy=|stream/deep_link)", re.IGNORECASE)
