@@ -40,8 +40,8 @@ class UNetConfig:
     adapter_ranks: tuple[int, ...] = ()
 
     @property
-    def restore(self) -> bool:
-        """Whether the network takes settings."""
+    def takes_settings(self) -> bool:
+        """Whether the network takes restore and fidelity."""
         return bool(self.adapter_ranks)
 
     @property
@@ -66,7 +66,7 @@ class SwinUNetConfig:
     """
 
     kind: ClassVar[str] = "swin"
-    restore: ClassVar[bool] = False
+    takes_settings: ClassVar[bool] = False
 
     in_channels: int = 3
     out_channels: int = 3

@@ -176,7 +176,7 @@ class Batch:
         size, networks = (self.height, self.width), model.config
         self._fidelity = read_fidelity(fidelity, protect, self.images, size=size, wrap=wrap)
         if has_map or protect is not None:
-            if not networks.unet.restore and not networks.autoencoder.lr_fusion:
+            if not networks.unet.takes_settings and not networks.autoencoder.lr_fusion:
                 self.plan.reporter.note("fidelity and protect: this model has no fidelity, so they change nothing")
             elif not has_map and fidelity == 1.0:
                 self.plan.reporter.note("protect: fidelity is 1 everywhere as it is; give a lower one")

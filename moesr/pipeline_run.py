@@ -61,7 +61,7 @@ class Run:
         if fidelity.shares is not None:  # per latent cell, [B, 1, h, w]
             self._shares = self.condition.to_cells(fidelity.shares.to(model.device)).expand(len(self), -1, -1, -1)
         self._settings: Tensor | None = None  # restore and fidelity [levels x B, 2], for networks that take them
-        self._wanted_restore = restore
+        self._given_restore = restore
 
     def __len__(self) -> int:
         return len(self.colours)
@@ -91,7 +91,7 @@ class Run:
         """
         indices = range(self._first_index, self._first_index + len(self))
         draw, y = self.noise(make_generators(settings.seed, settings.batch_seed, indices)), self.encode()
-        if not self.model.config.unet.restore:
+        if not self.model.config.unet.takes_settings:
             return self.denoise(y, settings, noise=draw)
         levels, fidelity = len(self._levels), self._levels.flatten().clamp(max=1).to(self.model.device)
         pairs = torch.stack([torch.tensor(self.restore).repeat(levels), fidelity.cpu()], dim=1)
@@ -282,8 +282,8 @@ class Run:
     @cached_property
     def restore(self) -> list[float]:
         """How degraded each image is, 0 to 1: what was set, or an estimate. 0 for networks that do not ask."""
-        if self._wanted_restore != "auto" or not self.model.config.unet.restore:
-            return [0.0 if self._wanted_restore == "auto" else float(self._wanted_restore)] * len(self)
+        if self._given_restore != "auto" or not self.model.config.unet.takes_settings:
+            return [0.0 if self._given_restore == "auto" else float(self._given_restore)] * len(self)
         with self.model.decoder() as autoencoder:
             found = torch.cat([autoencoder.estimate_restore(lr[None, :3].to(self.model.dtype)) for lr in self.lr])
         values = [value if value >= _CLEAN else 0.0 for value in found.tolist()]

@@ -273,7 +273,7 @@ def resolve(config: ModelConfig, **settings: Any) -> Resolved:
     values = {name: settings.get(name, SETTINGS[name].default) for name in names}
     for name in ("scale", "steps", "fidelity"):
         values[name] = getattr(config, name) if values[name] is None else values[name]
-    if values["restore"] != "auto" and not config.unet.restore:
+    if values["restore"] != "auto" and not config.unet.takes_settings:
         raise SettingError(
             f"restore {values['restore']}: this model is not told how degraded the input is; leave it at auto"
         )

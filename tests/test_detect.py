@@ -250,7 +250,7 @@ def release(files: list[State], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return write_release(tmp_path_factory.mktemp("release"), files)
 
 
-def wanted(state: State, ema: bool = True) -> State:
+def average_plainly(state: State, ema: bool = True) -> State:
     """The averaged UNet of a stage file, by plain means."""
     found: State = {}
     for key in (k.removeprefix(UNET) for k in state if k.startswith(UNET)):
@@ -292,7 +292,7 @@ def test_experts_are_the_averages_of_the_ema_copies(release: Path, files: list[S
         assert any("x8" in note for note in model.notes)
         for i, t in enumerate((0, 250, 500, 999)):
             with model.bank.stage(t) as network:
-                assert_same(network.state_dict(), wanted(files[i]))
+                assert_same(network.state_dict(), average_plainly(files[i]))
         decoder = {k: v for k, v in files[STAGES].items() if not k.startswith("loss.")}
         assert_same(model.autoencoder.state_dict(), decoder)
     finally:
@@ -304,8 +304,8 @@ def test_plain_weights_are_used_if_the_ema_copy_is_incomplete(tmp_path: Path, fi
     broken = [dict(state) for state in files]
     del broken[1][ema_key(SOME)]
     found = open_model(write_release(tmp_path / "release", broken))
-    assert_same(found.experts[1], wanted(files[1], ema=False))
-    assert_same(found.experts[0], wanted(files[0]))
+    assert_same(found.experts[1], average_plainly(files[1], ema=False))
+    assert_same(found.experts[0], average_plainly(files[0]))
 
 
 @pytest.mark.parametrize(

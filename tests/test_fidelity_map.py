@@ -54,7 +54,7 @@ def test_protected_pixels_are_those_of_fidelity_1_and_the_others_stay(model: SRM
     distance = np.abs(low - high)[INSIDE].mean()
     assert distance > 3  # else nothing would be shown by this
     # Latents are mixed too where experts know the fidelity; norms and codes of random weights make much of that.
-    most = 0.3 * distance if model.config.unet.restore else 1
+    most = 0.3 * distance if model.config.unet.takes_settings else 1
     assert np.abs(mixed - high)[INSIDE].mean() < most
     assert np.abs(mixed - low)[OUTSIDE].mean() < most
 

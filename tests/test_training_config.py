@@ -169,4 +169,5 @@ def test_a_folder_that_cannot_be_is_one_line(
     config = setup.write_config(tmp_path / "config.json")
     assert main(["train", "first-stage", str(config), "--data", str(photographs), "--out", str(tmp_path / out)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot be read or written" in line
+    assert "file" in line
+    assert line.endswith("check the path and its permissions")

@@ -55,12 +55,7 @@ def _train(options: argparse.Namespace) -> int:
     config = load_config(source, options.override)
     out = Path(options.out)
     metrics = Path(options.metrics) if options.metrics else None
-    try:
-        return _stage(stages[0], config, out, metrics, options) if stages else _all(config, out, metrics, options)
-    except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
-        where = error.filename or out
-        raise SettingError(f"{where}: cannot be read or written ({reason}); check the folder") from error
+    return _stage(stages[0], config, out, metrics, options) if stages else _all(config, out, metrics, options)
 
 
 def _all(config: Any, out: Path, metrics: Path | None, options: argparse.Namespace) -> int:

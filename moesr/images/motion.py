@@ -55,7 +55,7 @@ def estimate_motion(new: Tensor, old: Tensor) -> Tensor:
         motion = 2 * F.interpolate(smaller, new.shape[-2:], mode="bilinear")
     for _ in range(_STEPS):
         moved = warp(old, motion)
-        dx, dy = _gradient((new + moved) / 2)
+        dx, dy = _compute_gradient((new + moved) / 2)
         error = new - moved
         products = torch.cat([dx * dx, dx * dy, dy * dy, dx * error, dy * error], dim=1)
         xx, xy, yy, xe, ye = _blur(products, _REACH, 2).split(1, 1)
@@ -86,7 +86,7 @@ def _is_inside(motion: Tensor) -> Tensor:
     return ((places >= -0.5) & (places <= most)).all(-1)[:, None].to(motion)
 
 
-def _gradient(image: Tensor) -> tuple[Tensor, Tensor]:
+def _compute_gradient(image: Tensor) -> tuple[Tensor, Tensor]:
     padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
     dx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
     return dx, (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2

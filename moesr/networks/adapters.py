@@ -30,3 +30,11 @@ def spread(settings: Tensor, ranks: Sequence[int]) -> Tensor:
     """Settings [B, n] as the strength of every channel of an adapter: [B, sum of ranks]."""
     repeats = torch.tensor(ranks, device=settings.device)
     return settings.repeat_interleave(repeats, dim=1, output_size=sum(ranks))
+
+
+def add_adapter(h: Tensor, adapter: Adapter | None, x: Tensor, strengths: Tensor | None) -> Tensor:
+    """A convolution's output h with what its adapter adds for the same input x, if there are an adapter and strengths.
+
+    strengths: [B or 1, R, 1, 1]; None or no channels (R = 0) where all settings are 0.
+    """
+    return h if adapter is None or strengths is None or not strengths.shape[1] else h + adapter(x, strengths)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .adapters import Adapter
+from .adapters import Adapter, add_adapter
 
 #: Entries of one attention matrix that may exist at a time where no fused kernel is to be had (128 MiB of float32).
 ATTENTION_ENTRIES = 2**25
@@ -134,20 +134,15 @@ class NormResBlock(nn.Module):
         self.skip = skip if channels != out_channels else None
         if self.skip:
             self.add_module(skip, nn.Conv2d(channels, out_channels, 1))
-        if ranks:
-            self.adapter1 = Adapter(channels, out_channels, ranks)
-            self.adapter2 = Adapter(out_channels, out_channels, ranks)
+        self.adapter1 = Adapter(channels, out_channels, ranks) if ranks else None
+        self.adapter2 = Adapter(out_channels, out_channels, ranks) if ranks else None
 
     def forward(self, x: Tensor, strengths: Tensor | None = None) -> Tensor:
-        h = self._convolve(silu(self.norm1(x)), 1, strengths)
-        h = self._convolve(silu(self.norm2(h)), 2, strengths)
+        h = silu(self.norm1(x))
+        h = add_adapter(self.conv1(h), self.adapter1, h, strengths)
+        h = silu(self.norm2(h))
+        h = add_adapter(self.conv2(h), self.adapter2, h, strengths)
         return add_residual(self.get_submodule(self.skip)(x) if self.skip else x, h)
-
-    def _convolve(self, x: Tensor, number: int, strengths: Tensor | None) -> Tensor:
-        h = getattr(self, f"conv{number}")(x)
-        if strengths is not None and hasattr(self, "adapter1"):
-            h = h + getattr(self, f"adapter{number}")(x, strengths)
-        return h
 
 
 class Upsample(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import UNetConfig
-from .adapters import Adapter, spread
+from .adapters import Adapter, add_adapter, spread
 from .layers import Upsample, arrange_channels, attention, group_norm, timestep_embedding
 from .space_moe import SpaceMoE
 
@@ -48,33 +48,24 @@ class ResBlock(nn.Module):
         )
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
-        if ranks:
-            self.in_adapter = Adapter(channels, out_channels, ranks)
-            self.out_adapter = Adapter(out_channels, out_channels, ranks)
+        self.in_adapter = Adapter(channels, out_channels, ranks) if ranks else None
+        self.out_adapter = Adapter(out_channels, out_channels, ranks) if ranks else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        if emb.shape[1] > self.emb_channels:
-            return self._adapted(x, emb)
+        emb, strengths = emb[:, : self.emb_channels], emb[:, self.emb_channels :, None, None]
         e = self.emb_layers(emb)[:, :, None, None]
+        norm, activate, convolve = self.in_layers
+        h = activate(norm(x))
         if self.resize:
-            h = self.in_layers[2](self._resize(self.in_layers[:2](x)))
-            x = self._resize(x)
-        else:
-            h = self.in_layers(x)
+            h, x = self._resize(h), self._resize(x)
+        h = add_adapter(convolve(h), self.in_adapter, h, strengths)
+        norm, activate, _, convolve = self.out_layers
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
-            h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
+            h = activate(norm(h) * (1 + scale) + shift)
         else:
-            h = self.out_layers(h + e)
-        return self.skip_connection(x) + h
-
-    def _adapted(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Without `scale_shift` and `resize`, which networks with settings do not have."""
-        emb, strengths = emb[:, : self.emb_channels], emb[:, self.emb_channels :, None, None]
-        h = self.in_layers[:2](x)
-        h = self.in_layers[2](h) + self.in_adapter(h, strengths)
-        h = self.out_layers[:2](h + self.emb_layers(emb)[:, :, None, None])
-        return self.skip_connection(x) + self.out_layers[3](h) + self.out_adapter(h, strengths)
+            h = activate(norm(h + e))
+        return self.skip_connection(x) + add_adapter(convolve(h), self.out_adapter, h, strengths)
 
     def _resize(self, x: Tensor) -> Tensor:
         if self.resize == "up":

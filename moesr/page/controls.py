@@ -75,7 +75,7 @@ def own_values(config: ModelConfig) -> dict[str, dict[str, Any]]:
     return {
         "steps": {"value": config.steps, "maximum": most_steps(config)},
         "fidelity": {"value": min(config.fidelity, LIMITS["fidelity"]["maximum"])},
-        "restore": {"visible": config.unet.restore},
+        "restore": {"visible": config.unet.takes_settings},
     }
 
 
@@ -83,7 +83,7 @@ def list_preset(name: str, config: ModelConfig) -> dict[str, Any]:
     """The values of the controls that a preset sets, for a model."""
     defaults = {control: SETTINGS[control].default for control in ("restore", "wrap", "color_fix", "eta")}
     own = {"fidelity": own_values(config)["fidelity"]["value"]}
-    return {**defaults, **own, **PRESETS[name][config.unet.restore]}
+    return {**defaults, **own, **PRESETS[name][config.unet.takes_settings]}
 
 
 def read_controls(values: Sequence[Any]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Handlers:
             yield from ((progress, *[update()] * 5) for progress, _ in self._follow(job))
         finally:
             job.cancel()
-        found = "" if job.invented is None else html.invented(job.invented, self.host.url)
+        found = "" if job.invented is None else html.draw_invented(job.invented, self.host.url)
         yield html.outcome(job), found, on, on, off, ""
 
     def offer_painting(self, files: Any) -> tuple[str, Any]:

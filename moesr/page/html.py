@@ -146,7 +146,7 @@ def results(job: Job, url: Url) -> str:
     return f'{compare}<ul class="moesr-downloads">{"".join(links)}</ul>'
 
 
-def invented(found: InventedDetail, url: Url) -> str:
+def draw_invented(found: InventedDetail, url: Url) -> str:
     """The map of what was invented, its scale, and what its two numbers mean."""
     name, error = escape(found.name), 255 * 10 ** (-found.lr_consistency / 20)
     if found.share < 0.0005:

@@ -29,7 +29,7 @@ _HELD = 32
 
 HINT = (
     "Paint over what must stay as it is in your picture. The result has fidelity 1 there; elsewhere it has the "
-    "fidelity under Advanced, so set that lower."
+    "fidelity under Advanced."
 )
 NO_PICTURE = "Drop a picture first."
 SEVERAL = "Several pictures were dropped. Protection is for a single one."

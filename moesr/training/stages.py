@@ -177,7 +177,7 @@ class Stages:
         with torch.no_grad(), autocast(loop, device):
             x0, y = (network.encode(image).float() for image in (batch["hr"], enlarge(batch["lr"], batch["hr"])))
         found = {**batch, "x0": x0, "y": y, "lr": resize_condition(batch["lr"], x0)}
-        if getattr(self.config.model.unet, "restore", False):
+        if self.config.model.unet.takes_settings:
             restore = batch["restore"].float()
             found["settings"] = torch.stack([restore, torch.zeros_like(restore)], dim=1)
         return found

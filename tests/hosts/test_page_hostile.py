@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Error  # type: ignore[import-not-found]
+from playwright.sync_api import Error  # type: ignore[import-not-found]  # of make test-hosts
 
 from tests.hosts.page import Served, serving
 from tests.hosts.setup_page import install_package
