@@ -35,6 +35,6 @@ def spread(settings: Tensor, ranks: Sequence[int]) -> Tensor:
 def add_adapter(h: Tensor, adapter: Adapter | None, x: Tensor, strengths: Tensor | None) -> Tensor:
     """A convolution's output h with what its adapter adds for the same input x, if there are an adapter and strengths.
 
-    strengths: [B or 1, R, 1, 1]; None or no channels (R = 0) where all settings are 0.
+    strengths: [B or 1, sum of ranks, 1, 1]; None where all settings are 0.
     """
-    return h if adapter is None or strengths is None or not strengths.shape[1] else h + adapter(x, strengths)
+    return h if adapter is None or strengths is None else h + adapter(x, strengths)

@@ -52,7 +52,9 @@ class ResBlock(nn.Module):
         self.out_adapter = Adapter(out_channels, out_channels, ranks) if ranks else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        emb, strengths = emb[:, : self.emb_channels], emb[:, self.emb_channels :, None, None]
+        strengths = None
+        if emb.shape[1] > self.emb_channels:
+            emb, strengths = emb[:, : self.emb_channels], emb[:, self.emb_channels :, None, None]
         e = self.emb_layers(emb)[:, :, None, None]
         norm, activate, convolve = self.in_layers
         h = activate(norm(x))
