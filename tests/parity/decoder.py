@@ -54,18 +54,18 @@ def frequency_unet(case: Case) -> None:
 
 def autoencoder_of(c: dict[str, Any], weights: dict[str, Tensor]) -> Autoencoder:
     """The autoencoder of the recorded config; what that does not say (fusion, refinement) is read off the keys."""
-    d = c["ddconfig"]
+    d = c | c["ddconfig"]
     blocks = d["num_res_blocks"]
     told: dict[str, Any] = {
-        **{name: (c | d)[name] for name in ("in_channels", "ch", "z_channels", "embed_dim", "n_embed") if name in c | d},
+        **{name: d[name] for name in ("in_channels", "ch", "z_channels", "embed_dim", "n_embed") if name in d},
         "kind": "kl" if d["double_z"] else "vq",
         "out_channels": d["out_ch"],
         "ch_mult": tuple(d["ch_mult"]),
         "num_res_blocks": tuple(blocks) if isinstance(blocks, list) else blocks,
         "scale_factor": 1.0,
     }
-    if "hidden_size_factor" in c | d:
-        told["filter_expansion"] = (c | d)["hidden_size_factor"]
+    if "hidden_size_factor" in d:
+        told["filter_expansion"] = d["hidden_size_factor"]
     shapes = {k: tuple(v.shape) for k, v in weights.items()}
     network = Autoencoder(replace(read_autoencoder_config(shapes), **told))
     network.load_state_dict(weights)
