@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 from tests.hosts.page import Served, serving, slowness
+from tests.hosts.setup_browser import browser
 from tests.hosts.setup_page import install_package, page_python
-from tests.hosts.visitor import AT_WORK, browser, visiting
+from tests.hosts.visitor import AT_WORK, visiting
 
 pytestmark = pytest.mark.parametrize("nano", ["residual_shift"], indirect=True, scope="session")
 
