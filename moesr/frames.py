@@ -85,16 +85,7 @@ def steady_frames(frames: Tensor, results: Tensor, share: float, callback: Callb
         if callback is not None:
             callback(Event("steady", image=index + 1, images=count, done=index / count, share=1 / count))
         place = slice(index, index + 1)
-        results[place] = steady_frame(steadier, frames[place], results[place])
-
-
-def steady_frame(steadier: Steadier, frame: Any, result: Any) -> Any:
-    """The result of the frame that is next, mixed with the last one, in its own kind."""
-    source, canvas = as_canvas(frame), as_canvas(result)
-    rgb = steadier.steady(source.rgb.cpu(), canvas.rgb.cpu())[0]
-    out = canvas.empty(*rgb.shape[-2:])
-    canvas.put(out, 0, 0, rgb, None if canvas.alpha is None else canvas.alpha[0])
-    return canvas.restore(out)
+        results[place] = steadier.steady_image(frames[place], results[place])
 
 
 def _read_groups(model: SRModel, frames: Iterable[Any]) -> Iterator[list[Canvas]]:

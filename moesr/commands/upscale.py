@@ -189,7 +189,6 @@ class _Run:
 
     def upscale_one(self, target: Target) -> str | None:
         """Upscale a file; the line that says what went wrong, or None. Raises what is wrong for all: settings."""
-        from ..frames import steady_frame
         from ..images.comparison import draw_comparison
         from ..images.files import WRITE_SUFFIXES
         from ..images.write import check_size
@@ -210,7 +209,7 @@ class _Run:
             with Bar(name) as bar:
                 result = upscale(self._model, picture, **{**self._settings, **self._maps}, callback=bar.show)
             if options.steady:
-                result = steady_frame(self._steadier, picture, result)
+                result = self._steadier.steady_image(picture, result)
             if target.compare is not None:  # first, as a result that is there says that all is done
                 self._save(target, target.compare, draw_comparison(picture, result), digest)
             self._save(target, target.path, result, digest)
