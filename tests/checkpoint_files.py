@@ -213,9 +213,9 @@ def check_refused_config(path: Path, config: ModelConfig, part: str, name: str, 
     values, one = config.to_dict(), {"x": torch.zeros(1)}
     (values[part] if part else values)[name] = value
     save_model(path, config, [one], one, torch.float16, {"moesr": json.dumps(values)})
-    began = time.monotonic()
+    began = time.process_time()
     assert "missing" not in find_error(path, path.name)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     save_model(path, config, [one], one, torch.float16)
     find_error(path, "missing")
 

@@ -58,9 +58,7 @@ def test_files_that_were_there_stay(shift_model: str, photos: Path, tmp_path: Pa
     assert report.stopped
 
 
-def test_a_killed_worker_is_replaced(
-    shift_model: str, photos: Path, expected: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_killed_worker_is_replaced(shift_model: str, photos: Path, expected: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     driver = start(command(photos, out, shift_model))
     lines = wait_until_done(out, 2)

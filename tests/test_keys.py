@@ -69,10 +69,7 @@ SWIN_UNETS = {
     "resshift_unet_faceir": (SwinUNetConfig(in_channels=8, out_channels=8, lr_downsamples=3), 118_931_604),
 }
 #: floating-point operations of a step at 64 x 64: file: count
-STEPS = {
-    "resshift_unet_realsr_v1v2": 101_323_300_864,
-    "resshift_unet_faceir": 107_370_176_512,
-}
+STEPS = {"resshift_unet_realsr_v1v2": 101_323_300_864, "resshift_unet_faceir": 107_370_176_512}
 #: file: (Space MoE experts, width of the UNet, width of the first stage, number of keys)
 STAGES = {
     "stage_checkpoint": (16, 160, 128, 1623),

@@ -58,13 +58,6 @@ def fill(network: nn.Module, seed: int) -> nn.Module:
 # Fidelity
 
 
-def test_equal_images() -> None:
-    image = planes(texture(40, 50))
-    assert psnr_y(image, image).item() == np.inf
-    assert ssim_y(image, image).item() == pytest.approx(1, abs=1e-12)
-    assert lr_psnr(image, resize(image.double(), (10, 13))).item() == np.inf
-
-
 def test_psnr_of_one_grey_level_and_its_border() -> None:
     a = np.full((20, 30, 3), 100, np.uint8)
     b = a + np.uint8(1)

@@ -97,17 +97,8 @@ def test_results_are_found_again(shift_model: str, tmp_path: Path, capsys: pytes
     for seed, name in enumerate(("a.png", "b.png", "c.png")):
         draw(tmp_path / "in" / name, seed)
     out = tmp_path / "out"
-    command = [
-        "upscale",
-        str(tmp_path / "in"),
-        "-o",
-        str(out),
-        "--model",
-        shift_model,
-        "--scale",
-        "2",
-        "--skip-existing",
-    ]
+    command = ["upscale", str(tmp_path / "in"), "-o", str(out), "--model", shift_model, "--scale", "2"]
+    command += ["--skip-existing"]
     assert main(command) == 0
     (out / "b.png").unlink()
     kept = (out / "a.png").stat().st_mtime_ns

@@ -225,19 +225,22 @@ def _api(gr: Any, handlers: Handlers) -> None:
         # Clients take None for a value that is missing: see controls.read_form for what stands for the model's own.
         value = setting.default if setting.default is not None else "auto" if words else 0
         inputs.append(make(part, value=value, label=name, info=setting.sentence, visible=False))
+    protect = make(gr.File, label="protect", visible=False, **kind)
     result = make(gr.File, label="result", visible=False)
     info = make(gr.JSON, label="info", visible=False)
     button = make(gr.Button, "API", visible=False)
 
     # Spelled out: its names are the parameters of the endpoint. Gradio finds the request by its type.
     def upscale(
-        image, model, scale, steps, fidelity, color_fix, seed, tile, wrap, sampler, eta, restore, spacing, request
-    ):
+        image, model, scale, steps, fidelity, color_fix, seed, tile, wrap, sampler, eta, restore, spacing,
+        protect=None, request=None,
+    ):  # fmt: skip
         values = (scale, steps, fidelity, color_fix, seed, tile, wrap, sampler, eta, restore, spacing)
-        yield from handlers.api(image, model, *values, client=str(getattr(request, "session_hash", None) or ""))
+        client = str(getattr(request, "session_hash", None) or "")
+        yield from handlers.api(image, model, *values, protect=protect, client=client)
 
     upscale.__annotations__ = {"request": gr.Request}
-    on(button.click, upscale, [image, *inputs], [result, info], api="upscale")
+    on(button.click, upscale, [image, *inputs, protect], [result, info], api="upscale")
 
 
 def _copy_examples(folder: Path) -> list[tuple[Path, str]]:

@@ -149,7 +149,9 @@ class Handlers:
             job.cancel()
         return update(interactive=False)
 
-    def api(self, image: Any, model: str, *values: Any, client: str = "") -> Iterator[tuple[Any, Any]]:
+    def api(
+        self, image: Any, model: str, *values: Any, protect: Any = None, client: str = ""
+    ) -> Iterator[tuple[Any, Any]]:
         """Upscale one picture for a program: (file, what was done). Raises Gradio's Error with a line that says why.
 
         values: of the scale and of CONTROLS.
@@ -157,7 +159,8 @@ class Handlers:
         try:
             settings = read_form(dict(zip(("scale", *CONTROLS), values)))
             uploads = self._accept_all(image)
-            job = Job(uploads, model or self.facts.default, settings, preview=False, client=client)
+            plane = read_painting(protect, uploads, self._accept, self.queue.limits)
+            job = Job(uploads, model or self.facts.default, settings, preview=False, client=client, protect=plane)
             self.queue.submit(job)
         except MoESRError as error:
             raise make_refusal(str(error)) from error

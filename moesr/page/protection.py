@@ -79,26 +79,31 @@ def read_painting(
     Raises SettingError if there are several pictures, or another than the one that was painted on; ImageError for a map
     that cannot be read.
     """
-    if isinstance(painted, dict):
-        layers = [layer.getchannel("A") for layer in painted["layers"]]
-        if not any(layer.getbbox() for layer in layers):
-            return b""
-        plane = layers[0]
-        for layer in layers[1:]:
-            plane = ImageChops.lighter(plane, layer.resize(plane.size))
-        plane = plane.point([min(255, round(alpha * 255 / _ALPHA)) for alpha in range(256)])
-        plane = plane.filter(ImageFilter.GaussianBlur(_BLUR))
-    else:
-        files = list_uploads(painted)
-        if not files:
-            return b""
-        plane = to_pil(open_picture(accept(files[0]), limits)).convert("L")
+    layers = [layer.getchannel("A") for layer in painted["layers"]] if isinstance(painted, dict) else []
+    files = [] if isinstance(painted, dict) else list_uploads(painted)
+    if not files and not any(layer.getbbox() for layer in layers):
+        return b""
     if len(uploads) != 1:
         raise SettingError(
             f"protect: this belongs to one picture, and {len(uploads)} were dropped; drop one, or clear what is painted"
         )
-    if isinstance(painted, dict) and not _is_alike(painted["background"], _shrink(uploads[0])):
+    if files:
+        return read_map(accept(files[0]), limits)
+    if not _is_alike(painted["background"], _shrink(uploads[0])):
         raise SettingError(f"protect: another picture than {uploads[0].name} was painted on; paint again")
+    plane = layers[0]
+    for layer in layers[1:]:
+        plane = ImageChops.lighter(plane, layer.resize(plane.size))
+    plane = plane.point([min(255, round(alpha * 255 / _ALPHA)) for alpha in range(256)])
+    return _encode(plane.filter(ImageFilter.GaussianBlur(_BLUR)))
+
+
+def read_map(upload: Upload, limits: Limits) -> bytes:
+    """A map that was made elsewhere, as a grey PNG. Raises ImageError."""
+    return _encode(to_pil(open_picture(upload, limits)).convert("L"))
+
+
+def _encode(plane: Image.Image) -> bytes:
     buffer = io.BytesIO()
     plane.save(buffer, "PNG")
     return buffer.getvalue()

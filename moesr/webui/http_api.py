@@ -17,7 +17,8 @@ from ..hosting.model_runner import Stopped
 from ..page.handlers import describe_result
 from ..page.job import Job
 from ..page.job_queue import JobQueue, QueueFullError
-from ..page.uploads import accept
+from ..page.protection import read_map
+from ..page.uploads import Upload, accept
 from ..settings import LOADING, RUN_SETTINGS, SETTINGS, read_settings
 from . import webui_api
 from .opened_models import engine, list_models
@@ -67,9 +68,7 @@ def attach(_: Any, app: Any) -> None:
     moesr_upscale.__doc__ = answer.__doc__
     guarded = [Depends(check_password)]
     body = {"requestBody": {"required": True, "content": {"application/json": {"schema": describe_request()}}}}
-    app.add_api_route(
-        "/moesr/upscale", moesr_upscale, methods=["POST"], dependencies=guarded, openapi_extra=body
-    )
+    app.add_api_route("/moesr/upscale", moesr_upscale, methods=["POST"], dependencies=guarded, openapi_extra=body)
     app.add_api_route("/moesr/models", describe_models, methods=["GET"], dependencies=guarded)
 
 
@@ -100,21 +99,23 @@ async def answer(queue: JobQueue, request: Any) -> dict[str, Any]:
 def submit(queue: JobQueue, values: Mapping[str, Any]) -> tuple[Job, Any]:
     """The job of a request, and the file that its picture was put into. Raises MoESRError."""
     given = dict(values)
-    data = _decode_image(given.pop("image", None))
+    image, protect = given.pop("image", None), given.pop("protect", None)
     model = given.pop("model", None) or engine().choose_default()
     settings = read_settings(given)
     if not isinstance(model, str):
         raise SettingError(f"model {repr(model)[:60]}: give its name")
-    if len(data) > queue.limits.file_bytes:
-        most = queue.limits.file_bytes / 1e6
-        raise TooLargeError(f"image: {len(data) / 1e6:.1f} MB, at most {most:.0f} MB are taken")
-    folder = queue.host.folder / "received"
-    path = folder / f"api_{secrets.token_hex(8)}"
-    path.write_bytes(data)
+    plane = b""
+    if protect is not None:
+        upload = _receive(queue, "protect", protect)
+        try:
+            plane = read_map(upload, queue.limits)
+        finally:
+            upload.path.unlink()
+    upload = _receive(queue, "image", image)
     try:
-        return queue.submit(Job([accept(path, [folder], "image")], model, settings, preview=False)), path
+        return queue.submit(Job([upload], model, settings, preview=False, protect=plane)), upload.path
     except MoESRError:
-        path.unlink()
+        upload.path.unlink()
         raise
 
 
@@ -136,11 +137,12 @@ def make_answer(job: Job) -> dict[str, Any]:
 def describe_request() -> dict[str, Any]:
     """The JSON schema of a request: the table of settings."""
     image = {"type": "string", "format": "byte", "description": "A picture file in base64, or a data: address."}
+    protect = {**image, "default": None, "description": f"Such a picture too. {SETTINGS['protect'].sentence}"}
     model = {"type": "string", "description": "A name in the library.", "default": LOADING["model"].default}
     settings = {name: SETTINGS[name].describe() for name in RUN_SETTINGS}
     return {
         "title": "MoESR", "type": "object", "required": ["image"], "additionalProperties": False,
-        "properties": {"image": image, "model": model, **settings},
+        "properties": {"image": image, "model": model, "protect": protect, **settings},
     }  # fmt: skip
 
 
@@ -165,7 +167,7 @@ def is_permitted(users: str | None, header: str) -> bool:
 
 
 async def _read_body(queue: JobQueue, request: Any) -> Mapping[str, Any]:
-    most, data = queue.limits.file_bytes * 4 // 3 + 2**16, bytearray()
+    most, data = 2 * queue.limits.file_bytes * 4 // 3 + 2**16, bytearray()  # of two pictures
     async for chunk in request.stream():
         data += chunk
         if len(data) > most:
@@ -173,7 +175,7 @@ async def _read_body(queue: JobQueue, request: Any) -> Mapping[str, Any]:
     try:
         values = json.loads(bytes(data))
     except (ValueError, RecursionError) as error:
-        raise SettingError(f"the request is no JSON ({error}); send {{\"image\": \"...\"}}") from error
+        raise SettingError(f'the request is no JSON ({error}); send {{"image": "..."}}') from error
     if not isinstance(values, dict):
         raise SettingError('the request is no JSON object; send {"image": "..."}')
     return values
@@ -185,11 +187,19 @@ async def _wait_for_leaving(request: Any) -> None:
         pass
 
 
-def _decode_image(image: Any) -> bytes:
+def _receive(queue: JobQueue, name: str, image: Any) -> Upload:
+    """A picture of a request, put into a file. Raises MoESRError."""
     if not isinstance(image, str) or not image:
-        raise SettingError('image: give a picture in base64, as {"image": "..."}')
+        raise SettingError(f'{name}: give a picture in base64, as {{"{name}": "..."}}')
     text = image.partition(",")[2] if image.startswith("data:") else image
     try:
-        return base64.b64decode(text, validate=True)
+        data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise SettingError("image: that is no base64; give the bytes of a picture file in base64") from error
+        raise SettingError(f"{name}: that is no base64; give the bytes of a picture file in base64") from error
+    if len(data) > queue.limits.file_bytes:
+        most = queue.limits.file_bytes / 1e6
+        raise TooLargeError(f"{name}: {len(data) / 1e6:.1f} MB, at most {most:.0f} MB are taken")
+    folder = queue.host.folder / "received"
+    path = folder / f"api_{secrets.token_hex(8)}"
+    path.write_bytes(data)
+    return accept(path, [folder], name)

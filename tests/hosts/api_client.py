@@ -16,9 +16,9 @@ from typing import Any
 import gradio_client  # type: ignore[import-not-found]  # of make test-hosts
 
 NAMES = ("model", "scale", "steps", "fidelity", "color_fix", "seed", "tile", "wrap", "sampler", "eta", "restore",
-         "spacing")  # fmt: skip
+         "spacing", "protect")  # fmt: skip
 DEFAULTS = {"scale": 4, "fidelity": "auto", "color_fix": "adain", "seed": 0, "tile": "auto", "wrap": False,
-            "sampler": "auto", "eta": 1, "restore": "auto", "spacing": "auto"}  # fmt: skip
+            "sampler": "auto", "eta": 1, "restore": "auto", "spacing": "auto", "protect": None}  # fmt: skip
 
 
 def submit(client: Any, job: dict[str, Any]) -> Any:

@@ -48,7 +48,7 @@ def test_hostile_pictures_in_the_browser(nano: Path, served: Served, good: Path,
     paths = []
     for name in ("bomb.png", "200mp.png", "cut.png", "page.png"):
         make, _ = HOSTILE[name]
-        (tmp_path / name).write_bytes(make(tmp_path))
+        (tmp_path / name).write_bytes(make())
         paths.append(tmp_path / name)
     evil = tmp_path / "<img src=x onerror=document.title='owned'>.png"
     evil.write_bytes(good.read_bytes())

@@ -222,6 +222,19 @@ def test_api(host: Host, tab: Any) -> None:
     assert {"name": "nano", "scale": 4, "steps": 4} in import_ours("http_api").describe_models()
 
 
+def test_what_the_api_is_told_to_protect_has_fidelity_1(tab: Any) -> None:
+    def run(**more: Any) -> tuple[bytes, dict[str, Any]]:
+        answer = post(tab, {"image": encode(draw_picture()), "steps": 1, "color_fix": "none", **more})
+        return Image.open(io.BytesIO(base64.b64decode(answer["image"]))).tobytes(), answer["settings"]
+
+    white = encode(Image.new("L", (3, 3), 255))
+    generative, _ = run(fidelity=0)
+    faithful, record = run(fidelity=0, protect="data:image/png;base64," + white)
+    assert faithful == run(fidelity=1)[0] != generative
+    assert record["protect"]
+    assert list(tab.job_queue().host.received.iterdir()) == []
+
+
 PICTURE = {"image": encode(draw_picture())}
 
 
@@ -233,6 +246,7 @@ PICTURE = {"image": encode(draw_picture())}
         ([], "no JSON object"),
         ({"image": "!"}, "no base64"),
         ({"image": base64.b64encode(b"text").decode()}, "image: not a PNG"),
+        ({**PICTURE, "protect": base64.b64encode(b"text").decode()}, "protect: not a PNG"),
         ({**PICTURE, "model": "gone"}, "'gone' is not in the library"),
         ({**PICTURE, "steps": 0}, "steps 0"),
         ({**PICTURE, "scale": "abc"}, "scale 'abc': give a number from 0.1 to 64"),
@@ -262,7 +276,7 @@ def test_the_api_describes_its_fields_and_is_there_with_the_flag_only(host: Host
     fields = import_ours("http_api").describe_request()["properties"]
     scale = {"type": "number", "minimum": 0.1, "maximum": 64, "default": None}
     assert fields["scale"] == {**scale, "description": SETTINGS["scale"].sentence}
-    assert set(fields) == {"image", "model", *RUN_SETTINGS}
+    assert set(fields) == {"image", "model", "protect", *RUN_SETTINGS}
     host.flags.api = False
     host.call("app_started", None, None)  # touches no app
 
