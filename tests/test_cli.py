@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+import moesr
 from moesr.cli import main
 from moesr.images.files import read_image
 from moesr.images.resize import resize
@@ -103,6 +104,33 @@ def test_protect_and_fidelity_files(shift_model: str, photos: Path, tmp_path: Pa
     assert not np.array_equal(found["map"], found["zero"])
     again = [*arguments, str(tmp_path / "protect.png"), "--skip-existing", "--fidelity", "0"]
     assert main(again) == 1  # made with another `protect`
+
+
+def test_steady_takes_files_as_frames(
+    shift_model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng, frames, out = np.random.default_rng(0), tmp_path / "frames", tmp_path / "out"
+    frames.mkdir()
+    smooth = Image.fromarray(rng.integers(0, 255, (8, 12, 3), np.uint8)).resize((60, 40))
+    pictures = [smooth.crop((k, 0, k + 48, 32)) for k in range(3)]
+    for k, picture in enumerate(pictures):
+        picture.save(frames / f"frame{k + 9}.png")  # 9 is before 10
+    arguments = ["--model", shift_model, "--steps", "1", "--steady", "0.5"]
+    assert main(["upscale", str(frames), "-o", str(out), *arguments]) == 0
+    model = moesr.load(shift_model)
+    expected = moesr.upscale_frames(model, pictures, steps=1, batch_seed="same", steady=0.5)
+    for k, want in enumerate(expected):
+        found = read_image(out / f"frame{k + 9}.png").rgb
+        assert np.abs(found * 255 - np.asarray(want)).max() < 2
+    assert main(["upscale", str(frames), "-o", str(out), *arguments, "--skip-existing"]) == 1
+    assert main(["upscale", str(frames / "frame9.png"), "-o", str(tmp_path / "one.png"), *arguments]) == 1
+    assert main(["upscale", str(frames), str(photos), "-o", str(tmp_path / "mixed"), *arguments]) == 1
+    assert [re.sub("[^ ]*/", "", line) for line in errors(capsys.readouterr().err)] == [
+        "error: --steady: --skip-existing leaves frames out; it needs all frames of a video, in order",
+        "error: --steady: one picture; it needs all frames of a video, in order",
+        "error: --steady: frame9.png has 48 x 32, a.png has 8 x 6; it needs frames of one size",
+    ]
+    assert not (tmp_path / "mixed").exists()
 
 
 def test_invention(
