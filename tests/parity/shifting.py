@@ -139,7 +139,7 @@ def tiling(case: Case) -> None:
         enlarged = re.fullmatch(r"up_bicubic(\d+)", key)
         if enlarged:
             height, width = (side * int(enlarged[1]) for side in case.inputs["up"].shape[-2:])
-            case.compare(key, RESIZES["torch"](case.inputs["up"], (height, width)))
+            case.compare(key, RESIZES["torch"](case.inputs["up"], (height, width), {}))
         resized = re.fullmatch(r"matlab_(up|down)(\d+)", key)
         if resized:
             planes, size = case.inputs["matlab"].permute(2, 0, 1)[None], case.outputs[key].shape[:2]
@@ -213,7 +213,7 @@ def _config(known: dict[str, Any], tag: str) -> dict[str, Any]:
 
 
 def _enlarged(lr: Tensor, hr: Tensor) -> Tensor:
-    return RESIZES["torch"](lr, (hr.shape[-2], hr.shape[-1])) if lr.shape != hr.shape else lr
+    return RESIZES["torch"](lr, (hr.shape[-2], hr.shape[-1]), {}) if lr.shape != hr.shape else lr
 
 
 def _expert(chain: Chain, network: Any) -> Expert:
