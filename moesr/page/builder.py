@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from ..result_sizes import BUTTONS, KINDS, choose_button
 from ..settings import SETTINGS
 from . import html
 from .controls import CONTROLS, PRESETS, make_control, own_values
-from .gradio_versions import by_index, gradio, gradio_version, make, on, update, with_client
+from .gradio_versions import by_index, gradio, gradio_version, make, on, with_client
 from .handlers import Handlers
 from .job_queue import JobQueue
 from .protection import NO_PICTURE, make_painter
@@ -47,22 +46,13 @@ class Built:
     files: Any
     #: The field for what is protected.
     painter: Any = None
-    #: A row below the results, for buttons that take one.
+    #: A row below the results, for buttons that take one: it is there once there is one.
     after: Any = None
     #: The column of the controls.
     left: Any = None
     #: The inputs of `Handlers.run_uploads` after the pictures, and the outputs.
     values: tuple[Any, ...] = ()
     parts: tuple[Any, ...] = ()
-
-    def enable_with_results(self, buttons: Sequence[Any]) -> None:
-        """These buttons work once there is a result."""
-
-        def change(results: str) -> Any:
-            changes = [update(interactive="<moesr-compare" in str(results)) for _ in buttons]
-            return changes if len(changes) > 1 else changes[0]
-
-        on(self.parts[1].change, change, [self.parts[1]], buttons, queue=False)
 
 
 def build(queue: JobQueue, title: str = "MoESR") -> Built:
@@ -110,12 +100,8 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
                 progress = _html(gr, "", elem_id="moesr-progress")
                 results = _html(gr, html.EMPTY, elem_id="moesr-results")
                 with make(gr.Row, elem_id="moesr-after") as built.after:
-                    again = make(
-                        gr.Button, "Use as input", size="sm", elem_id="moesr-again", min_width=90, interactive=False
-                    )
-                    ask = make(
-                        gr.Button, "What was invented?", size="sm", elem_id="moesr-ask", min_width=90, interactive=False
-                    )
+                    again = make(gr.Button, "Use as input", size="sm", elem_id="moesr-again", min_width=90)
+                    ask = make(gr.Button, "What was invented?", size="sm", elem_id="moesr-ask", min_width=90)
                 invented = _html(gr, "", elem_id="moesr-invented")
         if host.standalone:
             _html(gr, html.FOOTER)
@@ -143,7 +129,6 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
         )  # fmt: skip
         on(taken.then, with_client(handlers.run_example), [built.files, *values], parts)
         on(built.files.change, handlers.offer_painting, [built.files], [hint, built.painter], queue=False)
-        built.enable_with_results([again, ask])
         look = [progress, invented, ask, run, cancel, job]
         on(ask.click, with_client(handlers.find_invented), [address], look, js="() => [moesrAddress()]")
         on(again.click, handlers.use_again, [address], [built.files], js="() => [moesrAddress()]", queue=False)
