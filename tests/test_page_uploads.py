@@ -153,7 +153,6 @@ def test_unknown_settings_of_newer_versions_are_left_out(tmp_path: Path) -> None
     assert (found.model, found.model_hash, found.settings) == ("tiny", "", {"seed": 5})
 
 
-
 def test_sizes_are_reached_exactly_or_refused() -> None:
     for choice, value, size, tag in (("x4", None, (244, 172), "x4"), ("Times", 2.5, (153, 108), "x2.5"),
                                      ("Width", 1921, (1921, 1354), "1921w"), ("Height", 7, (10, 7), "7h"),
