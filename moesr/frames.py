@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
 from typing import Any
@@ -17,12 +18,9 @@ from .images.fidelity_map import is_map
 from .images.motion import Steadier
 from .model import SRModel
 from .pipeline import upscale
-from .progress import Callback, Event
+from .progress import Callback, Event, narrow_callback
 from .run_plan import plan_run
 from .settings import resolve
-
-#: Most that `steady` may be: more would leave a trail of many frames.
-STEADIEST = 0.8
 
 
 def upscale_frames(
@@ -41,9 +39,7 @@ def upscale_frames(
     Raises SettingError at once; ImageError names the frame, after the results of those before it.
     """
     fidelity = settings.get("fidelity")
-    resolve(model.config, **{**settings, "fidelity": None if is_map(fidelity) else fidelity})
-    if isinstance(steady, bool) or not isinstance(steady, (int, float)) or not 0 <= steady <= STEADIEST:
-        raise SettingError(f"steady {repr(steady)[:60]}: give a number from 0 to {STEADIEST}")
+    resolve(model.config, **{**settings, "fidelity": None if is_map(fidelity) else fidelity, "steady": steady})
     for name in ("fidelity", "protect", "mask"):
         value = settings.get(name)
         if isinstance(value, (np.ndarray, Tensor)) and value.ndim != 2:
@@ -58,20 +54,14 @@ def _upscale_groups(
     model: SRModel, frames: Iterable[Any], count: int, steadier: Steadier | None, callback: Callback | None,
     settings: dict[str, Any],
 ) -> Iterator[Any]:  # fmt: skip
-    first = 0
+    first, whole = 0, count or math.inf
     for group in _read_groups(model, frames):
-
-        def forward(event: Event, first: int = first, part: int = len(group)) -> None:
-            done = (first + event.done * part) / count if count else 0.0
-            share = event.share * part / count if count else 0.0
-            assert callback is not None
-            callback(replace(event, image=first + event.image, images=count, done=done, share=share))
-
-        results = upscale(
-            model, torch.cat([_join_channels(canvas) for canvas in group]), first_index=first,
-            callback=None if callback is None else forward, **settings,
-        )  # fmt: skip
-        first += len(group)
+        end, forward = first + len(group), None
+        if callback is not None:
+            forward = narrow_callback(callback, first / whole, end / whole, image=first, images=count - len(group))
+        batch = torch.cat([_join_channels(canvas) for canvas in group])
+        results = upscale(model, batch, first_index=first, callback=forward, **settings)
+        first = end
         for canvas, result in zip(group, results):  # [H, W, C]
             planes = result.permute(2, 0, 1)
             alpha = None if canvas.alpha is None else planes[-1:]
@@ -81,7 +71,21 @@ def _upscale_groups(
             out = canvas.empty(*result.shape[:2])
             canvas.put(out, 0, 0, rgb, alpha)
             yield canvas.restore(out)
-        del results, group  # before the next group is computed
+        del results, batch, group  # before the next group is computed
+
+
+def steady_frames(frames: Tensor, results: Tensor, share: float, callback: Callback | None = None) -> None:
+    """Mixes every result with the last one, as `upscale_frames` does with `steady`. It writes into `results`.
+
+    frames, results: [B, h, w, C] and [B, H, W, C] in [0, 1]. share: 0 to 0.8, how much of the last one.
+    callback: called before every frame; what it raises stops the work.
+    """
+    steadier, count = Steadier(share), len(frames)
+    for index in range(count):
+        if callback is not None:
+            callback(Event("steady", image=index + 1, images=count, done=index / count, share=1 / count))
+        place = slice(index, index + 1)
+        results[place] = steadier.steady_image(frames[place], results[place])
 
 
 def _read_groups(model: SRModel, frames: Iterable[Any]) -> Iterator[list[Canvas]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -70,9 +71,9 @@ def find_sources(
 ) -> tuple[list[Source], list[str]]:
     """The pictures that the names of files, folders and patterns stand for, and the names that stand for nothing.
 
-    Order: as given; within a folder by name. A pattern counts only where no file has that very name, for shells that
-    leave `*.png` as it is. `output`: the folder of the results, None if there is none. Raises SettingError for
-    standard input twice.
+    Order: as given; within a folder by name, frame9 before frame10. A pattern counts only where no file has that very
+    name, for shells that leave `*.png` as it is. `output`: the folder of the results, None if there is none. Raises
+    SettingError for standard input twice.
     """
     sources: list[Source] = []
     missing: list[str] = []
@@ -121,7 +122,7 @@ def list_folder(
         passed_over.links += len(inside) - len(folders) if recursive else 0
         passed_over.folders += 0 if recursive else len(inside)
         in_output = not has_results and real_output is not None and _is_below(os.path.realpath(here), real_output)
-        for name in sorted(files):
+        for name in sorted(files, key=_split_numbers):
             path = here / name
             suffix = path.suffix.lower()
             if name.startswith("."):
@@ -138,8 +139,13 @@ def list_folder(
 
 def _expand_pattern(name: str) -> list[Path]:
     if not os.path.lexists(name) and glob.has_magic(name):
-        return [Path(found) for found in sorted(glob.glob(name, recursive=True))] or [Path(name)]
+        return [Path(found) for found in sorted(glob.glob(name, recursive=True), key=_split_numbers)] or [Path(name)]
     return [Path(name)]
+
+
+def _split_numbers(name: str) -> tuple[list[str | int], str]:
+    """What to sort names by: text and numbers in turn, so that 9 is before 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
 
 
 def _is_below(path: str, folder: str) -> bool:

@@ -13,14 +13,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Where each phase begins and ends in the run of a picture, as fractions of it.
-PHASES = {"load": (0.0, 0.0), "encode": (0.0, 0.05), "sample": (0.05, 0.8), "decode": (0.8, 1.0), "save": (1.0, 1.0)}
+PHASES = {
+    "load": (0.0, 0.0), "encode": (0.0, 0.05), "sample": (0.05, 0.8), "decode": (0.8, 1.0), "steady": (0.8, 0.8),
+    "save": (1.0, 1.0),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Event:
     """Sent before every batch of tiles. Counts start at 1; a count of 0 means that there is nothing to count."""
 
-    #: load, encode, sample, decode or save.
+    #: load, encode, sample, decode, steady (frames, after all are decoded) or save.
     phase: str
     #: Denoising step at work, and how many there are.
     step: int = 0
@@ -66,6 +69,20 @@ class Event:
 
 #: Called with every event; what it raises stops the run.
 Callback = Callable[[Event], Any]
+
+
+def narrow_callback(callback: Callback, start: float, end: float, **counts: int) -> Callback:
+    """A callback for a run that is only a part of one: from `start` to `end`, as fractions of the whole.
+
+    counts: what to add to the event's own counts, by name.
+    """
+
+    def forward(event: Event) -> None:
+        part = end - start
+        added = {name: getattr(event, name) + count for name, count in counts.items()}
+        callback(replace(event, done=start + event.done * part, share=event.share * part, **added))
+
+    return forward
 
 
 class Reporter:

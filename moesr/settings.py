@@ -161,6 +161,11 @@ SETTINGS = _index_by_name(
         sentence="Whether each picture of a batch has noise of its own, or all have the same.",
     ),
     Setting(
+        "steady", "float", 0.0, 0, 0.8, 0.05, advanced=True,
+        sentence="For frames of a video: how much of each result is the last one, moved along with the picture; "
+        "slow motion flickers less, fine texture gets softer.",
+    ),
+    Setting(
         "tile", "int", "auto", 0, 16384, 64, ("auto",), unit="pixels", advanced=True,
         sentence="Largest side of a tile of the result, 0 for no tiles. A smaller tile takes less memory; what the "
         "network sees around a place changes with it, and so do details.",
@@ -189,8 +194,10 @@ LOADING = _index_by_name(
 )  # fmt: skip
 
 
+#: Settings of several pictures together.
+_OF_SEVERAL = ("batch_seed", "steady")
 #: Names of the settings that a single picture can be given as words and numbers: by forms, requests, records.
-RUN_SETTINGS = tuple(name for name, setting in SETTINGS.items() if setting.kind != "image" and name != "batch_seed")
+RUN_SETTINGS = tuple(name for name, setting in SETTINGS.items() if setting.kind != "image" and name not in _OF_SEVERAL)
 #: In a form or a request: any seed.
 ANY_SEED = -1
 

@@ -6,11 +6,14 @@ import logging
 from typing import Any
 
 from ..moesr.errors import SettingError
-from ..moesr.progress import PHASES
+from ..moesr.progress import PHASES, narrow_callback
 from . import widgets
 from .comfyui import Progress, io, make_schema, read_prompt_inputs, to_output
 
 log = logging.getLogger(__name__)
+
+#: Fraction of the node's time after which frames are steadied, where they are.
+DECODED = 0.8
 
 
 class FrequencyCompensatedDecode(io.ComfyNode):
@@ -34,6 +37,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
                 widgets.automatic("tile_batch", optional=True),
                 io.Mask.Input("protect", optional=True),
                 widgets.automatic("restore", optional=True),
+                widgets.number("steady", optional=True),
             ],
             outputs=[io.Image.Output("image_out")],
         )
@@ -62,13 +66,17 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         tile_batch: Any = "auto",
         protect: Any = None,
         restore: Any = "auto",
+        steady: float = 0.0,
     ) -> Any:
         """The pictures, float [B, H, W, C]."""
+        from ..moesr.frames import steady_frames
         from ..moesr.pipeline import decode_latents
 
         latents, tile = samples["samples"], widgets.read("tile", tile)
         progress = Progress(*PHASES["decode"])
         if model.hosted.decoder is not None:
+            if steady:
+                raise SettingError("steady: a KL f8 decoder has no source to find the motion in; leave it at 0")
             factor = model.hosted.decoder.autoencoder.config.factor
             model.hosted.begin_run(latents.shape[-1] * factor, latents.shape[-2] * factor, tile)
             picture = to_output(model.hosted.decoder.decode(latents, tile=tile, callback=progress))
@@ -92,8 +100,10 @@ class FrequencyCompensatedDecode(io.ComfyNode):
             tile_batch=widgets.read("tile_batch", tile_batch),
             wrap=wrap,
             mask=samples.get("noise_mask") if mask is None else mask,
-            callback=progress,
+            callback=narrow_callback(progress, 0, DECODED) if steady else progress,
         )
+        if steady:
+            steady_frames(image, picture, steady, narrow_callback(progress, DECODED, 1))
         picture = to_output(picture)
         progress.finish(picture)
         return io.NodeOutput(picture)

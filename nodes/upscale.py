@@ -44,10 +44,11 @@ class MoESRUpscale(io.ComfyNode):
                 widgets.automatic("tile", optional=True),
                 io.Int.Input("max_resolution", default=0, min=0, max=LARGEST_SIDE, step=64, optional=True),
                 widgets.automatic("restore", optional=True),
+                widgets.number("steady", optional=True),
                 io.Mask.Input("protect", optional=True),
                 *_make_size_inputs(),
             ],
-            advanced=("seed", "fidelity", "tile", "max_resolution", "restore"),
+            advanced=("seed", "fidelity", "tile", "max_resolution", "restore", "steady"),
             outputs=[io.Image.Output("image_out")],
         )
 
@@ -77,6 +78,7 @@ class MoESRUpscale(io.ComfyNode):
         restore: Any = "auto",
         size: dict[str, Any] | None = None,
         protect: Any = None,
+        steady: float = 0.0,
     ) -> Any:
         """The three nodes, as a graph that the host runs; so the model stays in its cache while images change."""
         chosen = read_prompt_inputs().get("size", "scale")
@@ -98,7 +100,7 @@ class MoESRUpscale(io.ComfyNode):
             steps="auto",
             sampler="auto",
             eta=SETTINGS["eta"].default,
-            batch_seed="per image",
+            batch_seed="same for all" if steady else "per image",
             tile=tile,
             wrap=SETTINGS["wrap"].default,
             fidelity=fidelity,
@@ -116,6 +118,7 @@ class MoESRUpscale(io.ComfyNode):
             tile=tile,
             scale=scale,
             restore=restore,
+            steady=steady,
             **painted,
         )
         return io.NodeOutput(decode.out(0), expand=graph.finalize())

@@ -68,8 +68,6 @@ def test_unknown_parts_are_named(model: SRModel) -> None:
 
 
 def test_evaluate_takes_it(nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from moesr.cli import main
-
     Image.new("RGB", (48, 48), "teal").save(tmp_path / "a.png")
     command = ["evaluate", "--hr", str(tmp_path), "--model", str(nano), "--without", "filters", "--json"]
     assert main(command) == 0

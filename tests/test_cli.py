@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+import moesr
 from moesr.cli import main
 from moesr.images.files import read_image
 from moesr.images.resize import resize
@@ -48,10 +49,13 @@ def test_alone_it_shows_help_with_examples(capsys: pytest.CaptureFixture[str]) -
 
 def test_one_file(shift_model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "er.jpg"
-    assert main(["upscale", str(photos / "a.png"), "-o", str(out), "--model", shift_model, "--steps", "1"]) == 0
+    command = ["upscale", str(photos / "a.png"), "-o", str(out), "--model", shift_model, "--steps", "1"]
+    assert main(command) == 0
     assert size(out) == (32, 24)
     assert list(out.parent.iterdir()) == [out]
     assert "32 x 24" in capsys.readouterr().out
+    assert main([*command, "--compare", "--overwrite"]) == 0
+    assert size(out.with_name("er_compare.png")) == (3 * 32 + 16, 24 + 24)
 
 
 def test_folders_clashes_and_bad_files(
@@ -67,6 +71,7 @@ def test_folders_clashes_and_bad_files(
     assert "Traceback" not in shown
     assert "bad.png" in shown
     assert "none.png" in shown
+    assert main(["upscale", str(photos), "-o", str(tmp_path / "o.png"), "--model", shift_model]) == 1  # one for many
 
 
 def test_structure_depth_and_mask(shift_model: str, photos: Path, tmp_path: Path) -> None:
@@ -76,11 +81,7 @@ def test_structure_depth_and_mask(shift_model: str, photos: Path, tmp_path: Path
     arguments = ["-o", str(tmp_path / "out"), "--model", shift_model, "--steps", "1", "--recursive", "--bits", "16"]
     assert main(["upscale", str(photos), *arguments, "--mask", str(tmp_path / "mask.png")]) == 0
     out = tmp_path / "out"
-    assert sorted(str(p.relative_to(out)) for p in out.rglob("*.png")) == [
-        "a.png",
-        "b.png",
-        os.path.join("more", "a.png"),
-    ]
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.png")) == ["a.png", "b.png", "more/a.png"]
     picture = read_image(out / "a.png")
     assert picture.bits == 16
     expected = resize(torch.tensor(read_image(photos / "a.png").rgb).permute(2, 0, 1)[None], (24, 32)).clamp(0, 1)[0]
@@ -105,6 +106,33 @@ def test_protect_and_fidelity_files(shift_model: str, photos: Path, tmp_path: Pa
     assert main(again) == 1  # made with another `protect`
 
 
+def test_steady_takes_files_as_frames(
+    shift_model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng, frames, out = np.random.default_rng(0), tmp_path / "frames", tmp_path / "out"
+    frames.mkdir()
+    smooth = Image.fromarray(rng.integers(0, 255, (8, 12, 3), np.uint8)).resize((60, 40))
+    pictures = [smooth.crop((k, 0, k + 48, 32)) for k in range(3)]
+    for k, picture in enumerate(pictures):
+        picture.save(frames / f"frame{k + 9}.png")  # 9 is before 10
+    arguments = ["--model", shift_model, "--steps", "1", "--steady", "0.5"]
+    assert main(["upscale", str(frames), "-o", str(out), *arguments]) == 0
+    model = moesr.load(shift_model)
+    expected = moesr.upscale_frames(model, pictures, steps=1, batch_seed="same", steady=0.5)
+    for k, want in enumerate(expected):
+        found = read_image(out / f"frame{k + 9}.png").rgb
+        assert np.abs(found * 255 - np.asarray(want)).max() < 2
+    assert main(["upscale", str(frames), "-o", str(out), *arguments, "--skip-existing"]) == 1
+    assert main(["upscale", str(frames / "frame9.png"), "-o", str(tmp_path / "one.png"), *arguments]) == 1
+    assert main(["upscale", str(frames), str(photos), "-o", str(tmp_path / "mixed"), *arguments]) == 1
+    assert [re.sub("[^ ]*/", "", line) for line in errors(capsys.readouterr().err)] == [
+        "error: --steady: --skip-existing leaves frames out; it needs all frames of a video, in order",
+        "error: --steady: one picture; it needs all frames of a video, in order",
+        "error: --steady: frame9.png has 48 x 32, a.png has 8 x 6; it needs frames of one size",
+    ]
+    assert not (tmp_path / "mixed").exists()
+
+
 def test_invention(
     shift_model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,21 +150,6 @@ def test_invention(
     before = (photos / "a.png").read_bytes()
     assert main([*arguments, str(photos / "a.png"), "--overwrite"]) == 1  # an input stays
     assert (photos / "a.png").read_bytes() == before
-
-
-def test_compare(shift_model: str, photos: Path, tmp_path: Path) -> None:
-    arguments = [
-        "upscale",
-        str(photos / "a.png"),
-        "-o",
-        str(tmp_path / "x.png"),
-        "--model",
-        shift_model,
-        "--steps",
-        "1",
-    ]
-    assert main([*arguments, "--compare"]) == 0
-    assert size(tmp_path / "x_compare.png") == (3 * 32 + 16, 24 + 24)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +172,6 @@ def test_errors_are_one_line(
     assert not (tmp_path / "o.png").exists()
 
 
-def test_one_file_for_many_pictures_is_refused(shift_model: str, photos: Path, tmp_path: Path) -> None:
-    assert main(["upscale", str(photos), "-o", str(tmp_path / "o.png"), "--model", shift_model]) == 1
-
-
 def test_info(shift_model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", shift_model]) == 0
     assert "4, timesteps 0 to 249" in capsys.readouterr().out
@@ -182,11 +191,7 @@ def test_interrupt_leaves_no_partial_file(shift_model: str, photos: Path, tmp_pa
     out = tmp_path / "out.png"
     command = ["upscale", str(photos / "a.png"), "-o", str(out), "--model", shift_model, "--steps", "1000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "moesr", *command],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=restore_interrupt,
+        [sys.executable, "-m", "moesr", *command], cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=restore_interrupt
     )
     assert process.stderr is not None
     os.set_blocking(process.stderr.fileno(), False)
@@ -218,20 +223,12 @@ def shell(folder: Path, redirections: str, *arguments: str, **environment: str) 
     (folder / "quick.py").write_text(QUICK)
     line = f'"{sys.executable}" quick.py "$@" {redirections}'
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", line, "-", *arguments],
-        cwd=folder,
-        env=surroundings,
-        capture_output=True,
-        check=False,
-    )
+    command = ["bash", "-o", "pipefail", "-c", line, "-", *arguments]
+    return subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, check=False)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="redirections of a POSIX shell")
-@pytest.mark.parametrize(
-    "redirections",
-    ["", ">/dev/full", "2>/dev/full", ">/dev/full 2>&1", ">&-", "2>&-", "<&- >&- 2>&-", "| head -c 1 >/dev/null"],
-)
+@pytest.mark.parametrize("redirections", [">/dev/full 2>&1", "<&- >&- 2>&-", "| head -c 1 >/dev/null"])
 def test_streams_do_not_decide(tmp_path: Path, redirections: str) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -246,9 +243,8 @@ def test_streams_do_not_decide(tmp_path: Path, redirections: str) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_other_commands_neither(tmp_path: Path) -> None:
-    for arguments in (["info", "tiny"], ["models"], ["--help"]):
-        done = shell(tmp_path, ">/dev/full", *arguments)
-        assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+    done = shell(tmp_path, ">/dev/full", "info", "tiny")
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
 
 
 def test_standard_input_and_output_carry_pictures(tmp_path: Path) -> None:

@@ -120,14 +120,6 @@ def test_jpeg_is_pillows(quality: int, full: bool, photo: Tensor) -> None:
         assert 10 * math.log10(255**2 / float((result - wanted).square().mean())) > 40
 
 
-def test_each_sample_has_its_own_jpeg(photo: Tensor) -> None:
-    images, full = photo.repeat(4, 1, 1, 1), np.array([True, False, False, True])
-    result = compress_jpeg(images, np.array([20, 0, 80, 95]), full, sizes_of(images))
-    for k, quality in enumerate((20, 0, 80, 95)):
-        alone = compress_jpeg(photo, np.array([quality]), full[k : k + 1], sizes_of(photo))[0]
-        assert torch.allclose(result[k], alone, atol=1e-6)
-
-
 @pytest.mark.parametrize("size", [(40, 52), (5, 3), (1, 2), (1, 1)])
 def test_blur_mirrors_like_a_convolution(size: tuple[int, int]) -> None:
     image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))

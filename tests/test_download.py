@@ -48,7 +48,6 @@ def model(server: Server, monkeypatch: pytest.MonkeyPatch) -> Entry:
     known = {
         "two-stages": ((*files[:2], decoder), False),
         "same-decoder": ((files[0], decoder), False),
-        "single": ((decoder,), False),
         "closed": (files[:2], True),
     }
     for name, (parts, closed) in known.items():
@@ -88,13 +87,6 @@ def test_a_model_is_fetched_once(server: Server, model: Entry, tmp_path: Path) -
     assert len(server.seen) == 3
     assert download(model.name) == Downloaded(done.path)
     assert len(server.seen) == 3
-
-
-@pytest.mark.usefixtures("at_once")
-def test_a_model_of_one_file_is_a_file(server: Server, model: Entry, tmp_path: Path) -> None:
-    done = download("single")
-    assert done.path == library.find("single") == tmp_path / "home" / "single.safetensors"
-    assert held(tmp_path / "home") == {"single.safetensors": server.files["/decoder.safetensors"]}
 
 
 @pytest.mark.usefixtures("at_once")

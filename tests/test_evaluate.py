@@ -19,17 +19,14 @@ from moesr.evaluation.metric_suite import Suite
 from moesr.evaluation.metrics import psnr_y, ssim_y
 from moesr.evaluation.quality_benchmark import Benchmark, match
 from moesr.evaluation.report import CROP, find_most_different
-from tests.image_files import planes
+from tests.image_files import photo, planes
 from tests.training_setup import write_metrics, write_niqe
 
 Shown = pytest.CaptureFixture[str]
 
 
 def picture(seed: int, height: int = 64, width: int = 80) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    waves = 128 + 90 * np.sin(x / (3 + seed)) * np.cos(y / 7)
-    return (waves[..., None] + rng.normal(0, 12, (height, width, 3))).clip(0, 255).astype(np.uint8)
+    return photo(height, width, seed)
 
 
 def save(path: Path, pixels: np.ndarray) -> None:
@@ -159,12 +156,8 @@ def test_bad_files_are_one_line_each_and_the_others_are_done(hr: Path, lr: Path,
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error:")]
     assert errors == facts["failed"]
     assert len(errors) == 4
-    for said in (
-        "b.png: the result is 80 x 60",
-        "c.png",
-        "d.png: no picture of that name",
-        "e_x4.png: 20 x 10 pixels do not fit its HR, 80 x 64",
-    ):
+    for said in ("b.png: the result is 80 x 60", "c.png", "d.png: no picture of that name",
+                 "e_x4.png: 20 x 10 pixels do not fit its HR, 80 x 64"):  # fmt: skip
         assert sum(said in line for line in errors) == 1, said
 
 
@@ -184,11 +177,8 @@ def test_names_pair_by_stem(tmp_path: Path) -> None:
         save(tmp_path / "lr" / name, picture(0, 8, 8))
     cases, missing = match(tmp_path / "hr", lr=tmp_path / "lr")
     assert missing == []
-    assert {c.name: c.lr.name for c in cases if c.lr} == {
-        "one": "one.png",
-        "two_x4": "two_x4.webp",
-        "three": "threeX2.png",
-    }
+    pairs = {c.name: c.lr.name for c in cases if c.lr}
+    assert pairs == {"one": "one.png", "two_x4": "two_x4.webp", "three": "threeX2.png"}
 
 
 # The report

@@ -18,9 +18,10 @@ from torch import Tensor
 import moesr
 from moesr import run_plan
 from moesr.errors import ImageError, SettingError
+from moesr.frames import steady_frames
 from moesr.images.motion import Steadier, estimate_motion, warp
 from moesr.model import SRModel
-from moesr.progress import Event
+from moesr.progress import Event, narrow_callback
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,17 @@ def test_a_stream_is_the_batch(model: SRModel, monkeypatch: pytest.MonkeyPatch) 
     assert {(e.image, e.images) for e in events} == {(1, 5), (3, 5), (5, 5)}
     assert (fractions := [e.fraction for e in events]) == sorted(fractions)
     assert fractions[-1] > 0.9
+
+
+def test_a_batch_that_is_steadied_afterwards_is_the_stream(model: SRModel) -> None:
+    frames = torch.stack([torch.cat([photo(24, 32, k / 4), torch.ones(24, 32, 1)], dim=-1) for k in range(3)])
+    want = torch.stack(list(moesr.upscale_frames(model, frames, steps=1, batch_seed="same", steady=0.5)))
+    results, events = moesr.upscale(model, frames, steps=1, batch_seed="same"), list[Event]()
+    assert (results - want)[1:].abs().max() > 0.01
+    steady_frames(frames, results, 0.5, narrow_callback(events.append, 0.5, 1))
+    assert torch.allclose(results, want, atol=1e-6)
+    assert [e.text for e in events] == ["steady, image 1/3", "steady, image 2/3", "steady, image 3/3"]
+    assert [e.done for e in events] == pytest.approx([1 / 2, 2 / 3, 5 / 6])
 
 
 def test_each_frame_comes_back_as_it_came_and_may_have_another_size(model: SRModel) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 import random
 import time
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,20 +26,13 @@ def good() -> list[bytes]:
     rgba = Image.fromarray(rng.integers(0, 256, (13, 17, 4), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
-    saves = [
-        (rgba, "PNG", {}),
-        (rgba.convert("P"), "PNG", {"transparency": 3}),
-        (rgba.convert("1"), "PNG", {}),
-        (rgba.convert("RGB"), "JPEG", {"exif": exif}),
-        (rgba.convert("CMYK"), "JPEG", {}),
-        (rgba.convert("L"), "JPEG", {"progressive": True}),
-        (rgba, "WEBP", {"lossless": True}),
-        (rgba.convert("RGB"), "WEBP", {"quality": 60}),
-        (rgba, "TIFF", {"compression": "tiff_lzw"}),
-        (rgba.convert("L"), "TIFF", {"compression": "tiff_deflate"}),
-        (rgba.convert("RGB"), "BMP", {}),
-    ]
-    files = [encode(image, kind, **options) for image, kind, options in saves]
+    saves: list[tuple[str, str, dict[str, Any]]] = [
+        ("RGBA", "PNG", {}), ("P", "PNG", {"transparency": 3}), ("1", "PNG", {}), ("RGB", "JPEG", {"exif": exif}),
+        ("CMYK", "JPEG", {}), ("L", "JPEG", {"progressive": True}), ("RGBA", "WEBP", {"lossless": True}),
+        ("RGB", "WEBP", {"quality": 60}), ("RGBA", "TIFF", {"compression": "tiff_lzw"}),
+        ("L", "TIFF", {"compression": "tiff_deflate"}), ("RGB", "BMP", {}),
+    ]  # fmt: skip
+    files = [encode(rgba.convert(mode), kind, **options) for mode, kind, options in saves]
     return [*files, png.encode(rng.integers(0, 65536, (9, 11, 3)).astype(np.uint16))]
 
 

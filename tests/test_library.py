@@ -34,14 +34,8 @@ def test_the_order_of_the_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(library, "_PACKAGE", tmp_path / "ComfyUI" / "custom_nodes" / "pack" / "moesr")
     library.add_folder(tmp_path / "c")
     library.add_folder(str(tmp_path / "c"))
-    assert library.folders() == [
-        tmp_path / "a",
-        tmp_path / "user" / "b",
-        tmp_path / "c",
-        tmp_path / "ComfyUI" / "models" / "moesr",
-        tmp_path / "data" / "moesr",
-        library.EMBEDDED,
-    ]
+    expected = ("a", "user/b", "c", "ComfyUI/models/moesr", "data/moesr")
+    assert library.folders() == [*(tmp_path / name for name in expected), library.EMBEDDED]
     assert library.download_folder() == tmp_path / "a"
 
 

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -22,47 +21,32 @@ from moesr.page.uploads import Upload, accept, clean_name, open_picture, read_si
 from moesr.result_sizes import read_size as read_target_size
 from moesr.settings import read_settings, result_size
 from moesr.settings_record import read_run, to_texts
+from tests.image_files import encode, photo, png_chunk
 
 
-def png_header(width: int, height: int, rest: bytes = b"") -> bytes:
-    body = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + body
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(body)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + rest
+def png(width: int, height: int, data: bytes) -> bytes:
+    """A PNG that says it has that size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", data)
 
 
-def idat(data: bytes) -> bytes:
-    chunk = b"IDAT" + data
-    return struct.pack(">I", len(data)) + chunk + struct.pack(">I", zlib.crc32(chunk))
-
-
-def good_png(folder: Path) -> bytes:
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)).save(folder / "good.png")
-    return (folder / "good.png").read_bytes()
-
-
-BOMB = png_header(12_000, 12_000, idat(zlib.compress(bytes(12_000 * 36_001), 9)[:200_000]))
-
-HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "picture.svg": (lambda _: b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "not a PNG"),
-    "page.html": (lambda _: b"<html><script>alert(1)</script></html>", "not a PNG"),
-    "page.png": (lambda _: b"<html><script>alert(1)</script></html>", "not a PNG"),
-    "empty.png": (lambda _: b"", "not a PNG"),
-    "bomb.png": (lambda _: BOMB, "144 MP, this page takes at most 4.0 MP"),
-    "200mp.png": (lambda _: png_header(20_000, 10_000, idat(b"x")), "too many pixels"),
-    "largest.png": (lambda _: png_header(2**31 - 1, 2**31 - 1, idat(b"x")), "too many pixels"),
-    "cut.png": (lambda folder: good_png(folder)[:300], "damaged picture"),
-    "header.png": (lambda folder: good_png(folder)[:20], "damaged picture|not a PNG"),
-    "eps.png": (lambda _: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a PNG"),
-    "gif.png": (lambda _: b"GIF89a\1\0\1\0\0\0\0;", "damaged picture|not a PNG"),
-    "phone.heic": (lambda _: b"\0\0\0\x18ftypheic" + bytes(50), "pip install pillow-heif|damaged"),
-    "large.jpg": (lambda _: b"\xff\xd8" + bytes(21 * 2**20), "22.0 MB, this page takes files of at most 21 MB"),
-}
+#: File names, their content, and what is said of it.
+HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "picture.svg": (lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "not a PNG"),
+    "page.png": (lambda: b"<html><script>alert(1)</script></html>", "not a PNG"),
+    "bomb.png": (lambda: png(12_000, 12_000, zlib.compress(bytes(12_000 * 36_001), 9)[:200_000]),
+                 "144 MP, this page takes at most 4.0 MP"),
+    "200mp.png": (lambda: png(20_000, 10_000, b"x"), "too many pixels"),
+    "cut.png": (lambda: encode(Image.fromarray(photo(30, 40)), "PNG")[:300], "damaged picture"),
+    "phone.heic": (lambda: b"\0\0\0\x18ftypheic" + bytes(50), "pip install pillow-heif|damaged"),
+    "large.jpg": (lambda: b"\xff\xd8" + bytes(21 * 2**20), "22.0 MB, this page takes files of at most 21 MB"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
 def test_hostile_files_get_a_line(tmp_path: Path, name: str) -> None:
     make, said = HOSTILE[name]
-    (tmp_path / name).write_bytes(make(tmp_path))
+    (tmp_path / name).write_bytes(make())
     upload = accept(tmp_path / name, [tmp_path])
     with pytest.raises(ImageError, match=said) as raised:
         open_picture(upload, PUBLIC)
@@ -72,7 +56,7 @@ def test_hostile_files_get_a_line(tmp_path: Path, name: str) -> None:
 
 
 def test_pixels_are_not_decoded_to_know_the_size(tmp_path: Path) -> None:
-    (tmp_path / "header.png").write_bytes(png_header(1500, 1000, idat(b"")))
+    (tmp_path / "header.png").write_bytes(png(1500, 1000, b""))
     assert read_size(Upload(tmp_path / "header.png", "header.png"), PUBLIC) == (1500, 1000)
 
 

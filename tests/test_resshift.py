@@ -14,9 +14,8 @@ from torch import Tensor
 
 import moesr
 from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConfig
-from moesr.diffusion.experts import All, ExpertBank
-from moesr.diffusion.process import from_config
 from moesr.errors import SettingError
+from moesr.evaluation.nano_models import assemble
 from moesr.evaluation.published_tiling import Average, published_windows, upscale_published
 from moesr.images.condition import Condition, pad
 from moesr.images.tile_windows import Window, plan_windows
@@ -27,7 +26,6 @@ from moesr.networks.swin_unet import SwinUNet
 from moesr.pipeline_run import Run
 from moesr.progress import Event
 from moesr.run_plan import plan_run
-from moesr.runtime import PlainRuntime
 from moesr.settings import resolve
 from tests.image_files import photo
 
@@ -55,11 +53,9 @@ def model_of(*parts: Any) -> SRModel:
         torch.manual_seed(1)
         network, autoencoder = SwinUNet(config.unet), Autoencoder(config.autoencoder)  # type: ignore[arg-type]
         torch.nn.init.normal_(autoencoder.quantize.embedding.weight)  # codes as far apart as latents are
-    bank = ExpertBank(config.stages, All([network.eval().requires_grad_(False)]))
+    experts = [network.eval().requires_grad_(False)]
     autoencoder.eval().requires_grad_(False)
-    return SRModel(
-        config, from_config(config.process), bank, autoencoder, torch.device("cpu"), torch.float32, PlainRuntime()
-    )
+    return assemble(config, experts, autoencoder, device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +151,7 @@ def test_a_size_that_is_no_multiple_is_refused_by_the_network() -> None:
 
 
 def test_norms_have_the_epsilons_of_the_released_networks() -> None:
-    """All of them: where features are strong, nothing that comes out tells the two mask_apart."""
+    """All of them: where features are strong, nothing that comes out tells the two apart."""
     network = SwinUNet(UNET)
     norms = [m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)]
     assert {n.eps for n in norms} == {1e-5}
@@ -290,18 +286,3 @@ def test_published_tiles_overlap_by_what_belongs_to_their_size(
     monkeypatch.setattr("moesr.evaluation.published_tiling.published_windows", windows)
     upscale_published(model_of(SHIFT4, replace(UNET, lr_downsamples=halvings)), photo(4, 4), chop=chop, steps=1)
     assert seen == [(tile, stride)]
-
-
-def test_out_of_memory_halves_the_tile_down_to_whole_windows(model: SRModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = SwinUNet.forward
-
-    def limited(self: SwinUNet, z: Tensor, t: Tensor, lr: Tensor) -> Tensor:
-        if z.shape[-1] * z.shape[-2] > 24 * 24:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return forward(self, z, t, lr)
-
-    monkeypatch.setattr(SwinUNet, "forward", limited)
-    seen: list[Event] = []
-    out = moesr.upscale(model, photo(40, 40), tile=0, steps=2, callback=seen.append)
-    assert out.shape == (160, 160, 3)
-    assert seen[-1].tiles > 1

@@ -107,18 +107,8 @@ def sampler(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def run(sampler: Any, model: Any, image: torch.Tensor, mask: torch.Tensor | None) -> tuple[dict[str, Any], str]:
     """The node at its defaults."""
-    return sampler.execute(
-        SimpleNamespace(hosted=SimpleNamespace(sr=model, begin_run=lambda width, height, tile: None)),
-        image,
-        0,
-        0,
-        "auto",
-        1.0,
-        "per image",
-        0,
-        False,
-        mask,
-    )
+    hosted = SimpleNamespace(sr=model, begin_run=lambda width, height, tile: None)
+    return sampler.execute(SimpleNamespace(hosted=hosted), image, 0, 0, "auto", 1.0, "per image", 0, False, mask)
 
 
 def test_the_sampler_node_shows_its_mask_to_models_that_fill_in(sampler: Any, tmp_path: Path) -> None:

@@ -185,12 +185,8 @@ def shift15(predict: str = "x0") -> ProcessConfig:
     return ProcessConfig(kind="residual_shift", timesteps=15, predict=predict)
 
 
-def shift4() -> ProcessConfig:
-    return ProcessConfig(kind="residual_shift", timesteps=4, predict="x0", min_noise_level=0.2)
-
-
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "auto"])
-@pytest.mark.parametrize("config", [ProcessConfig(), shift15(), shift4()], ids=["ddpm", "shift15", "shift4"])
+@pytest.mark.parametrize("config", [ProcessConfig(), shift15()], ids=["ddpm", "shift15"])
 def test_every_count_gives_exactly_that_many_steps(config: ProcessConfig, spacing: str) -> None:
     process = from_config(config)
     for steps in range(1, process.total + 1):
@@ -248,18 +244,6 @@ def test_x0_undoes_add_noise_for_every_prediction(kind: str, predict: str) -> No
     s = process.s[t][:, None, None, None]
     out = {"eps": noise, "x0": x0, "residual": y - x0, "eps_scale": s * noise}[predict]
     assert torch.allclose(process.x0(out, z, t, y), x0, rtol=0, atol=1e-12)
-
-
-def test_int_and_tensor_timesteps_agree() -> None:
-    for config in (ProcessConfig(), shift15("eps")):
-        process = from_config(config)
-        x0, y, noise = torch.randn(3, 2, 3, 5, 6).unbind()
-        both = torch.tensor([3, 3])
-        z = process.add_noise(x0, y, noise, 3)
-        assert z.dtype == torch.float32
-        assert torch.allclose(z, process.add_noise(x0, y, noise, both), atol=1e-6)
-        assert torch.allclose(process.scale_input(z, 3), process.scale_input(z, both), atol=1e-6)
-        assert torch.allclose(process.x0(noise, z, 3, y), process.x0(noise, z, both, y), atol=1e-5)
 
 
 def test_input_and_prior_that_no_process_changes() -> None:

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -50,7 +51,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     for name in ("protect", "mask"):
         up.add_argument(f"--{name}", metavar="FILE", help=f"A grey picture. {SETTINGS[name].sentence}")
-    add_settings(up, "dtype", "device", "residency")
+    add_settings(up, "steady", "dtype", "device", "residency")
     up.add_argument("--compile", action="store_true", help="torch.compile the experts: for many pictures on a GPU")
     files = up.add_argument_group("files")
     files.add_argument(
@@ -148,7 +149,7 @@ def _plan(
 
 
 class _Run:
-    """The pictures of one command, with one model and the same settings."""
+    """The pictures of one command, with one model and the same settings; with `--steady` they are frames in order."""
 
     def __init__(self, options: argparse.Namespace, targets: list[Target]) -> None:
         self.options = options
@@ -158,6 +159,8 @@ class _Run:
     def prepare(self, folder: Path | None) -> None:
         """Everything that can be wrong before the first picture; `folder` is where results go. Raises MoESRError."""
         options = self.options
+        if options.steady:
+            self._check_frames()
         if folder is not None:
             result_files.clean_folders(self.todo)
             find_difference = self._find_difference if options.skip_existing else None
@@ -168,6 +171,21 @@ class _Run:
             result_files.check_space(self.todo, folder, self._record["scale"])
         if self.todo:
             _ = self._model, self._maps
+
+    def _check_frames(self) -> None:
+        """Raises SettingError unless the pictures may be the frames of one video, all of which are made."""
+        from PIL import Image
+
+        if len(self.todo) < 2 or self.options.skip_existing:
+            problem = "--skip-existing leaves frames out" if len(self.todo) > 1 else "one picture"
+            raise SettingError(f"--steady: {problem}; it needs all frames of a video, in order")
+        sizes: dict[tuple[int, int], Path] = {}
+        for path in (target.source.path for target in self.todo):
+            with suppress(Exception), Image.open(path) as image:  # what cannot be read is said when its turn comes
+                sizes.setdefault(image.size, path)
+        if len(sizes) > 1:
+            words = ", ".join(f"{path} has {width} x {height}" for (width, height), path in list(sizes.items())[:2])
+            raise SettingError(f"--steady: {words}; it needs frames of one size")
 
     def upscale_one(self, target: Target) -> str | None:
         """Upscale a file; the line that says what went wrong, or None. Raises what is wrong for all: settings."""
@@ -190,6 +208,8 @@ class _Run:
                 picture = replace(picture, bits=options.bits)
             with Bar(name) as bar:
                 result = upscale(self._model, picture, **{**self._settings, **self._maps}, callback=bar.show)
+            if options.steady:
+                result = self._steadier.steady_image(picture, result)
             if target.compare is not None:  # first, as a result that is there says that all is done
                 self._save(target, target.compare, draw_comparison(picture, result), digest)
             self._save(target, target.path, result, digest)
@@ -231,6 +251,12 @@ class _Run:
         return open_model(self.options)
 
     @cached_property
+    def _steadier(self) -> Any:
+        from ..images.motion import Steadier
+
+        return Steadier(self.options.steady)
+
+    @cached_property
     def _settings(self) -> dict[str, Any]:
         names = {*SETTINGS_OF_A_RUN} - {"model", *self._map_files}
         return {name: getattr(self.options, name) for name in names}
@@ -252,7 +278,8 @@ class _Run:
         from ..settings_record import describe_settings
 
         config, path = self._model.config, find(self.options.model)
-        return describe_settings(config, path, self._settings, maps=self._map_files, bits=self.options.bits)
+        settings = describe_settings(config, path, self._settings, maps=self._map_files, bits=self.options.bits)
+        return {**settings, "steady": self.options.steady or None}  # as in records that do not say it
 
     def _find_difference(self, target: Target, path: Path) -> str | None:
         """Why the file at `path` is not the result of this input and these settings, None if it is."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .canvas import as_canvas
 
 #: Half the side of the square around a pixel whose motion is taken to be one, in pixels of each pyramid level.
 _REACH = 3
@@ -40,6 +44,14 @@ class Steadier:
             result = result.lerp(warp(before, motion * scale).clamp(0, 1), share)
         self._last = frame, result
         return result
+
+    def steady_image(self, frame: Any, result: Any) -> Any:
+        """The same for pictures of any kind that `upscale` takes; it comes back in the kind of the result."""
+        source, canvas = as_canvas(frame), as_canvas(result)
+        rgb = self.steady(source.rgb.cpu(), canvas.rgb.cpu())[0]
+        out = canvas.empty(*rgb.shape[-2:])
+        canvas.put(out, 0, 0, rgb, None if canvas.alpha is None else canvas.alpha[0])
+        return canvas.restore(out)
 
 
 def estimate_motion(new: Tensor, old: Tensor) -> Tensor:

@@ -55,17 +55,6 @@ def resize_uint8(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return _pixels(resize(planes, size), array.ndim)
 
 
-def rescale_uint8(array: np.ndarray, scale: float) -> np.ndarray:
-    """MATLAB's `imresize(array, scale)` for one uint8 picture, HW or HWC: sides are ceil(scale * side).
-
-    The kernel uses `scale` itself, not output / input, so it differs from `resize_uint8` where sides were rounded up.
-    """
-    planes = _planes(array)
-    height, width = planes.shape[-2:]
-    size = math.ceil(scale * height), math.ceil(scale * width)
-    return _pixels(_resample(planes, size, (scale, scale)), array.ndim)
-
-
 def _planes(array: np.ndarray) -> Tensor:
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
         raise ImageError(f"array of {array.dtype} {array.shape}: expected uint8 of height x width (x channels)")

@@ -28,8 +28,7 @@ class Adapter(nn.Module):
 
 def spread(settings: Tensor, ranks: Sequence[int]) -> Tensor:
     """Settings [B, n] as the strength of every channel of an adapter: [B, sum of ranks]."""
-    repeats = torch.tensor(ranks, device=settings.device)
-    return settings.repeat_interleave(repeats, dim=1, output_size=sum(ranks))
+    return torch.cat([settings[:, i : i + 1].expand(-1, rank) for i, rank in enumerate(ranks)], dim=1)
 
 
 def add_adapter(h: Tensor, adapter: Adapter | None, x: Tensor, strengths: Tensor | None) -> Tensor:

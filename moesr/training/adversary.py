@@ -68,7 +68,7 @@ def augment_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """
     count, height, width = len(a), a.shape[-2], a.shape[-1]
     draw = torch.rand(10, count, 1, 1, 1)
-    draw = draw.to(a.device)
+    draw = draw.to(a.device, non_blocking=True)
     colour, moved, holed = draw[0] < 0.5, draw[1] < 0.5, draw[2] < 0.25
     brightness = torch.where(colour, (draw[3] - 0.5) * 0.5, 0.0)
     saturation = torch.where(colour, 0.5 + draw[4], 1.0)

@@ -17,7 +17,7 @@ from . import losses, weight_files
 from .adversary import PatchDiscriminator
 from .engine import Engine
 from .first_stage import enlarge
-from .loop import Batch, LoopConfig, Task, autocast
+from .loop import Batch, LoopConfig, Losses, Task, autocast
 from .run_log import join_images
 
 #: Modules that stage 2 adds to a first stage's decoder. A config may leave out either.
@@ -81,20 +81,21 @@ class FCD(Task):
             parameters=[p for p in network.parameters() if p.requires_grad], measures=list(self.distances.values()),
         )  # fmt: skip
 
-    def step(self, batch: Batch, index: int) -> dict[str, float]:
+    def step(self, batch: Batch, index: int) -> Losses:
         config, hr = self.config, batch["hr"]
         self.set_rate(index)
         if index >= config.freeze_norms:
             freeze_norms(self.network)
         out = self.engine.forward(self.network, self.predict, batch)
         l1, frequency = F.l1_loss(out, hr), losses.focal_frequency_loss(out, hr)
-        loss, report = l1 + config.frequency_weight * frequency, {"l1": l1.item(), "frequency": frequency.item()}
+        loss = l1 + config.frequency_weight * frequency
+        report: Losses = {"l1": l1.detach(), "frequency": frequency.detach()}
         shifted, real = losses.crop_randomly(out, hr)
         with autocast(config.loop, hr.device):
             for name, distance in self.distances.items():
                 perceptual = distance(shifted, real).mean()
                 loss = loss + config.lpips[name] * perceptual
-                report[name] = perceptual.item()
+                report[name] = perceptual.detach()
         opposed = index >= config.gan_start
         if opposed:
             loss = loss - config.gan_weight * self.judge(shifted)

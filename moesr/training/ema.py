@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA:
@@ -26,9 +27,8 @@ class EMA:
     def update(self, module: nn.Module) -> None:
         """Take one step towards the module's parameters, in place."""
         self.updates += 1
-        for name, parameter in module.named_parameters():
-            if name in self.shadow:
-                self.shadow[name].lerp_(parameter, 1 - self.rate())
+        parameters = [p.detach() for p in module.parameters() if p.requires_grad]
+        get_ema_multi_avg_fn(self.rate())(list(self.shadow.values()), parameters, self.updates)
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
         """The module's state dict with averaged parameters in place of its own."""

@@ -70,11 +70,6 @@ class Engine:
         """Means of numbers over all processes."""
         return values
 
-    def synchronise(self) -> None:
-        """Wait until the device has done its work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
     def wait(self) -> None:
         """Wait until all processes are here."""
 

@@ -15,7 +15,7 @@ from ..networks.denoiser import denoiser
 from ..networks.space_moe import average_experts, repeat_expert
 from . import random_draws, weight_files
 from .engine import Engine
-from .loop import Batch, LoopConfig, Task, autocast
+from .loop import Batch, LoopConfig, Losses, Task, autocast
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Expert(Task):
             network.load_state_dict(trunk)
         super().__init__(loop, engine, network, ema=config.ema, gamma=config.gamma)
 
-    def step(self, batch: Batch, index: int) -> dict[str, float]:
+    def step(self, batch: Batch, index: int) -> Losses:
         self.set_rate(index)
         loss = self.engine.forward(self.network, self.loss, batch)
         self.engine.backward(loss)
         self.finish()
-        return {"l2": loss.item()}
+        return {"l2": loss.detach()}
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error between the network's output and its target, one random timestep per item."""

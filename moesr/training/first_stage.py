@@ -16,7 +16,7 @@ from ..networks.autoencoder import Autoencoder
 from . import losses, random_draws, weight_files
 from .adversary import PatchDiscriminator
 from .engine import Engine
-from .loop import Batch, LoopConfig, Task, autocast
+from .loop import Batch, LoopConfig, Losses, Task, autocast
 from .run_log import join_images
 
 #: Weights of the encoder's distance from its codes (VQ-GAN's beta), and of the KL divergence per latent element (LDM).
@@ -71,7 +71,7 @@ class FirstStage(Task):
             measures=[self.distance],
         )  # fmt: skip
 
-    def step(self, batch: Batch, index: int) -> dict[str, float]:
+    def step(self, batch: Batch, index: int) -> Losses:
         config, net, image = self.config, self.network, batch["hr"]
         self.set_rate(index)
         is_vq = net.config.kind == "vq"
@@ -83,7 +83,7 @@ class FirstStage(Task):
             perceptual = self.distance(*losses.crop_randomly(out, image)).mean()
         l1 = F.l1_loss(out, image)
         loss = reconstruction = l1 + config.lpips_weight * perceptual
-        report = {"l1": l1.item(), "lpips": perceptual.item(), "codes": code_loss.item()}
+        report: Losses = {"l1": l1.detach(), "lpips": perceptual.detach(), "codes": code_loss.detach()}
         opposed = index >= config.gan_start
         if opposed:
             adversarial, last = -self.judge(out), net.decoder.conv_out.weight
@@ -93,7 +93,7 @@ class FirstStage(Task):
             components = F.conv2d(extract_detail(image), self.guide.to(image.device), stride=net.config.factor)
             guided = F.mse_loss(moments[:, : len(self.guide)], components)
             loss = loss + config.guide_weight * guided
-            report["guide"] = guided.item()
+            report["guide"] = guided.detach()
         self.engine.backward(loss + code_loss)
         if opposed:
             report["adversary"] = self.oppose(torch.cat([image, out.detach()]))

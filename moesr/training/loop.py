@@ -27,6 +27,10 @@ from .run_log import Board
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
+#: By name. A GPU need not be waited for as long as nobody reads them.
+Losses = dict[str, float | Tensor]
+#: The sum and number of every loss since the last line of the log.
+Totals = dict[str, tuple[float | Tensor, int]]
 #: The batch of a step, in the parts that this process computes one after the other.
 NextBatch = Callable[[int], Sequence[Batch]]
 
@@ -128,7 +132,7 @@ class Task(ABC):
         self.ema.to(device)
 
     @abstractmethod
-    def step(self, batch: Batch, index: int) -> dict[str, float]:
+    def step(self, batch: Batch, index: int) -> Losses:
         """Add the gradients of a batch, or of a part of one; after the last part make the step. Returns the losses."""
 
     def pictures(self, batch: Batch) -> Tensor | None:
@@ -168,7 +172,7 @@ class Task(ABC):
         self.adversary.requires_grad_(True)
         return score
 
-    def oppose(self, true_and_fake: Any) -> float:
+    def oppose(self, true_and_fake: Any) -> Tensor:
         """Add the adversary's gradients, and return its hinge loss: 1 where it cannot tell true items from fake ones.
 
         true_and_fake: a batch of true items, followed by as many fake ones.
@@ -178,7 +182,7 @@ class Task(ABC):
             scores = self.engine.forward(self.adversary, self.adversary, true_and_fake).float()
         loss = losses.hinge_discriminator(*scores.chunk(2))
         self.engine.backward(loss)
-        return loss.item()
+        return loss.detach()
 
     def finish(self, opposed: bool = False) -> None:
         """After the last part of a batch: make the step of the network, and of the adversary if it has gradients."""
@@ -219,15 +223,23 @@ def run(task: Task, next_batch: NextBatch, loop: LoopConfig, folder: Path, budge
     def find_position() -> int:
         return step if budget.minutes is None else int(count_seconds() / (60 * budget.minutes) * loop.steps)
 
+    def read_totals() -> None:
+        for name, (total, count) in totals.items():
+            totals[name] = float(total), count
+            if not math.isfinite(float(total)):
+                raise NumericsError(f"step {step - 1}: loss {name} is {float(total)}; last good state is {path}")
+
     def write_row() -> None:
+        read_totals()
         row = {"step": step, "seconds": round(count_seconds(), 2), "lr": learning_rate(loop, at)}
         row["images_per_second"] = round((step - first) * loop.batch / (time.monotonic() - start), 3)
-        row |= {name: total / count for name, (total, count) in totals.items()}
+        row |= engine.average_numbers({name: float(total) / count for name, (total, count) in totals.items()})
         totals.clear()
         if board is not None:
             board.write_row(row, step)
 
     def export() -> None:
+        read_totals()
         if board is not None:
             if step > first:
                 _save(task, {"step": step, "seconds": count_seconds(), "data": data_seconds}, totals, path)
@@ -237,12 +249,8 @@ def run(task: Task, next_batch: NextBatch, loop: LoopConfig, folder: Path, budge
         while (at := find_position()) < loop.steps:
             began = time.monotonic()
             parts = [_move(part, engine.device) for part in next_batch(step)]
-            engine.synchronise()
             data_seconds += time.monotonic() - began
-            values = engine.average_numbers(_step(task, parts, at, random_draws.make_seed(loop.seed, step)))
-            for name, value in values.items():
-                if not math.isfinite(value):
-                    raise NumericsError(f"step {step}: loss {name} is {value}; last good state is {path}")
+            for name, value in _step(task, parts, at, random_draws.make_seed(loop.seed, step)).items():
                 total, count = totals.get(name, (0.0, 0))
                 totals[name] = total + value, count + 1
             step += 1
@@ -261,14 +269,14 @@ def run(task: Task, next_batch: NextBatch, loop: LoopConfig, folder: Path, budge
     engine.wait()
     done = Done(step, count_seconds() / 60, step * loop.batch / max(count_seconds(), 1e-9))
     log.info(
-        "%s: %d steps in %.1f minutes; data alone %.1f images/s, everything %.2f images/s",
-        folder.name, done.steps, done.minutes, step * loop.batch / max(data_seconds, 1e-9), done.rate,
+        "%s: %d steps in %.1f minutes, of them %.2f waiting for data; %.2f images/s",
+        folder.name, done.steps, done.minutes, data_seconds / 60, done.rate,
     )  # fmt: skip
     return done
 
 
-def _step(task: Task, parts: Sequence[Batch], at: int, seed: int) -> dict[str, float]:
-    totals: dict[str, float] = {}
+def _step(task: Task, parts: Sequence[Batch], at: int, seed: int) -> Losses:
+    totals: Losses = {}
     for part in parts:
         torch.manual_seed(seed)  # what is drawn for a whole batch is the same in all its parts
         with task.engine.part():
@@ -291,7 +299,7 @@ def _move(batch: Batch, device: torch.device) -> Batch:
     return {k: v if k == "index" else v.to(device, non_blocking=True) for k, v in batch.items()}
 
 
-def _restore(task: Task, path: Path) -> tuple[dict[str, float], dict[str, tuple[float, int]]]:
+def _restore(task: Task, path: Path) -> tuple[dict[str, float], Totals]:
     """Step, seconds spent and of them on data; and for the next line of the log the sum and number of every loss."""
     if not path.exists():
         return {"step": 0, "seconds": 0.0, "data": 0.0}, {}
@@ -307,7 +315,7 @@ def _restore(task: Task, path: Path) -> tuple[dict[str, float], dict[str, tuple[
     return {k: state[k] for k in ("step", "seconds", "data")}, state["totals"]
 
 
-def _save(task: Task, facts: dict[str, float], totals: dict[str, tuple[float, int]], path: Path) -> None:
+def _save(task: Task, facts: dict[str, float], totals: Totals, path: Path) -> None:
     parts = {name: dict(part.state_dict()) for name, part in task.parts.items()}
     for name, part in parts.items():
         if not all(bool(torch.isfinite(v).all()) for v in part.values() if isinstance(v, Tensor)):

@@ -62,13 +62,12 @@ class Recipe(Stages):
 
     def train(self) -> Path:
         """Train and export. Returns the model's file; parts of at most 15 MiB are in the folder `parts` beside it."""
-        stage, estimator = self.config.unrolled, None
-        share = 1 - stage.estimator_share
-        if self.config.model.autoencoder.estimator:
+        stage, estimator, share = self.config.unrolled, None, 1.0
+        model, experts, autoencoder = self._open_start(self.start) if self.start else (None, [], {})
+        if self.config.model.autoencoder.estimator and not any(key.startswith("estimator.") for key in autoencoder):
+            share -= stage.estimator_share
             estimator = self._train_estimator(self._budget(stage.estimator_share))
-        if self.start:
-            model, experts, autoencoder = self._open_start(self.start)
-        else:
+        if model is None:
             share -= stage.first_stage_share + stage.experts_share
             self.train_first_stage(self._budget(stage.first_stage_share))
             self.train_expert(TRUNK, self._budget(stage.experts_share))

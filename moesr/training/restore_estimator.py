@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ..networks.restore_estimator import RestoreEstimator
 from . import weight_files
 from .engine import Engine
-from .loop import Batch, LoopConfig, Task
+from .loop import Batch, LoopConfig, Losses, Task
 
 
 class EstimatorTask(Task):
@@ -20,12 +20,12 @@ class EstimatorTask(Task):
         torch.manual_seed(loop.seed)
         super().__init__(loop, engine, RestoreEstimator(), ema=0.95)
 
-    def step(self, batch: Batch, index: int) -> dict[str, float]:
+    def step(self, batch: Batch, index: int) -> Losses:
         self.set_rate(index)
         error = F.mse_loss(self.network(batch["lr"]), batch["restore"].float())
         self.engine.backward(error)
         self.finish()
-        return {"l2": error.item()}
+        return {"l2": error.detach()}
 
     def export(self, folder: Path) -> None:
         weight_files.save(self.ema.weights(self.network), folder / "estimator.safetensors")

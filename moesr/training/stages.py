@@ -21,7 +21,7 @@ from ..networks.autoencoder import Autoencoder
 from ..networks.denoiser import denoiser
 from . import weight_files
 from .config import TrainingConfig, apply_launcher, to_dict
-from .data import BatchSource, Images, read_images
+from .data import BatchSource, Images, PreparedBatches, read_images
 from .decoder import FCD
 from .engine import Engine, LaunchedEngine
 from .experts import Expert
@@ -102,7 +102,7 @@ class Stages:
         """Batches of crops of `crop` pixels, in the parts that this process computes."""
         source = self.open_source(crop, task.loop)
         if self._engine:
-            return lambda step: [source.next(step)]
+            return PreparedBatches(source) if source.device.type == "cuda" else lambda step: [source.next(step)]
         return Loader(lambda k: {name: value[0] for name, value in source.next(k).items()}, task.loop, task.engine)
 
     def run(self, task: Task, batches: NextBatch, name: str, budget: Budget | None = None) -> Done:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -37,10 +36,6 @@ def card(installation: Installation, tmp_path_factory: pytest.TempPathFactory, p
         yield host
 
 
-def size(kept: dict[str, Any]) -> int:
-    return kept["size"]
-
-
 def loads(text: str) -> list[str]:
     return re.findall(r"Requested to load (\w+)", text)
 
@@ -70,7 +65,7 @@ def test_two_models_take_turns(card: Comfy) -> None:
         assert sorted(state["models"]) == ["nano_ddpm", "tiny"]
         # The decoder that worked last is there whole; what else there is room for is the host's choice.
         decoders = [kept for kept in state["loaded"] if kept["network"] == "Autoencoder"]
-        assert (name == "tiny") in [size(kept) < LARGEST_TINY for kept in decoders if kept["loaded"] == size(kept)]
+        assert (name == "tiny") in [kept["size"] < LARGEST_TINY for kept in decoders if kept["loaded"] == kept["size"]]
     assert "Unloaded partially" in card.text()
 
 

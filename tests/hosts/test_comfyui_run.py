@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import moesr
 from tests.hosts.comfyui import Comfy
+from tests.hosts.packs import ROOT
 from tests.hosts.prompts import Prompt, three_nodes, upscale
 
 
@@ -78,6 +81,26 @@ def test_a_preview_of_each_step_arrives(heard: list[Any]) -> None:
     file = io.BytesIO(last[last.index(b"\xff\xd8\xff") :])
     shown = np.asarray(Image.open(file).convert("RGB"))
     assert shown.std() > 10
+
+
+def test_steady_frames_are_those_of_the_library_and_are_counted(comfy: Comfy) -> None:
+    whole = np.asarray(Image.open(ROOT / "assets" / "demo.png").convert("RGB").resize((150, 100)))
+    comfy.put("wide.png", whole)
+    prompt = Prompt()
+    wide = prompt.load("wide.png")
+    crops = [prompt.add("ImageCrop", image=wide, width=48, height=32, x=50 + k, y=30) for k in range(3)]
+    batch = prompt.add("ImageBatch", image1=prompt.add("ImageBatch", image1=crops[0], image2=crops[1]), image2=crops[2])
+    saved = prompt.save(prompt.add("MoESRUpscale", image=batch, model="tiny", scale=2.0, steady=0.5))
+    heard = [message for message in messages(comfy, prompt) if isinstance(message, tuple)]
+    frames = torch.from_numpy(np.stack([whole[30:62, 50 + k : 98 + k] for k in range(3)])).float() / 255
+    model = moesr.load("tiny", device="cpu")
+    expected = moesr.upscale_frames(model, frames, scale=2.0, batch_seed="same", steady=0.5)
+    for found, want in zip(comfy.images(comfy.run(prompt), saved), expected, strict=True):
+        assert np.abs(found - want.numpy() * 255).max() <= 2
+    assert [data["image"] for kind, data in heard if kind == "moesr.step" and data["phase"] == "steady"] == [1, 2, 3]
+    decode = next(data["node"] for kind, data in reversed(heard) if kind == "progress")
+    values = [data["value"] for kind, data in heard if kind == "progress" and data["node"] == decode]
+    assert values == sorted(values)
 
 
 @pytest.mark.parametrize("where", ["sample", "decode"])

@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 from tests.hosts.page import Served, serving, slowness
+from tests.hosts.setup_browser import browser
 from tests.hosts.setup_page import install_package, page_python
-from tests.hosts.visitor import AT_WORK, browser, visiting
+from tests.hosts.visitor import AT_WORK, visiting
 
 pytestmark = pytest.mark.parametrize("nano", ["residual_shift"], indirect=True, scope="session")
 
@@ -136,11 +137,9 @@ def test_nothing_is_told_to_anybody(nano: Path, served: Served, called: list[str
 def test_limits_of_a_public_page_are_said_with_the_way_out(nano: Path, site: Path, tmp_path: Path) -> None:
     options = ["--listen", "127.0.0.1", "--auth", "ann:secret pass", "--max-size", "1", "--max-input", "1",
                "--max-output", "4", "--max-files", "2", "--max-queue", "1", "--max-seconds", "4"]  # fmt: skip
-    rng = np.random.default_rng(0)
-    small, wide, noise = (tmp_path / name for name in ("small.png", "wide.png", "noise.png"))
+    small, wide = tmp_path / "small.png", tmp_path / "wide.png"
     Image.new("RGB", (16, 12)).save(small)
     Image.new("RGB", (1200, 1000)).save(wide)
-    Image.fromarray(rng.integers(0, 255, (600, 640, 3), np.uint8)).save(noise)
     large = tmp_path / "large.png"
     Image.new("RGB", (480, 480)).save(large)
     auth = ("ann", "secret pass")

@@ -10,8 +10,9 @@ from PIL import Image
 from playwright.sync_api import Error  # type: ignore[import-not-found]  # of make test-hosts
 
 from tests.hosts.page import Served, serving
+from tests.hosts.setup_browser import browser
 from tests.hosts.setup_page import install_package
-from tests.hosts.visitor import browser, visiting
+from tests.hosts.visitor import visiting
 from tests.test_page_uploads import HOSTILE
 
 pytestmark = pytest.mark.parametrize("nano", ["residual_shift"], indirect=True, scope="session")
@@ -48,7 +49,7 @@ def test_hostile_pictures_in_the_browser(nano: Path, served: Served, good: Path,
     paths = []
     for name in ("bomb.png", "200mp.png", "cut.png", "page.png"):
         make, _ = HOSTILE[name]
-        (tmp_path / name).write_bytes(make(tmp_path))
+        (tmp_path / name).write_bytes(make())
         paths.append(tmp_path / name)
     evil = tmp_path / "<img src=x onerror=document.title='owned'>.png"
     evil.write_bytes(good.read_bytes())

@@ -52,30 +52,20 @@ def frequency_unet(case: Case) -> None:
     _every_input(case, AFFUNet(c["in_ch"], tuple(c["ch_mul"]), c["hidden_size_factor"]), case.weights())
 
 
-def autoencoder(case: Case, weights: dict[str, Tensor]) -> Autoencoder:
-    """The autoencoder of the case."""
-    return autoencoder_of(case.config, weights)
-
-
 def autoencoder_of(c: dict[str, Any], weights: dict[str, Tensor]) -> Autoencoder:
     """The autoencoder of the recorded config; what that does not say (fusion, refinement) is read off the keys."""
-    d = c["ddconfig"]
+    d = c | c["ddconfig"]
     blocks = d["num_res_blocks"]
     told: dict[str, Any] = {
+        **{name: d[name] for name in ("in_channels", "ch", "z_channels", "embed_dim", "n_embed") if name in d},
         "kind": "kl" if d["double_z"] else "vq",
-        "in_channels": d["in_channels"],
         "out_channels": d["out_ch"],
-        "ch": d["ch"],
         "ch_mult": tuple(d["ch_mult"]),
         "num_res_blocks": tuple(blocks) if isinstance(blocks, list) else blocks,
-        "z_channels": d["z_channels"],
-        "embed_dim": c["embed_dim"],
         "scale_factor": 1.0,
     }
-    if "n_embed" in c:
-        told["n_embed"] = c["n_embed"]
-    if "hidden_size_factor" in c | d:
-        told["filter_expansion"] = (c | d)["hidden_size_factor"]
+    if "hidden_size_factor" in d:
+        told["filter_expansion"] = d["hidden_size_factor"]
     shapes = {k: tuple(v.shape) for k, v in weights.items()}
     network = Autoencoder(replace(read_autoencoder_config(shapes), **told))
     network.load_state_dict(weights)
@@ -94,7 +84,7 @@ def _decode(case: Case, network: Autoencoder, tag: str, run: Callable[[], Tensor
 @torch.no_grad()
 def vq_model(case: Case) -> None:
     """The frequency-compensated decoder: latent, features, codes, and images at every recorded fidelity."""
-    network = autoencoder(case, case.weights())
+    network = autoencoder_of(case.config, case.weights())
     for tag in case.tags(r"(.+)\.img"):
         image = case.inputs[f"{tag}.img"]
         case.compare(f"{tag}.prequant", network.encode(image))
@@ -118,7 +108,7 @@ def vq_model(case: Case) -> None:
 
 @torch.no_grad()
 def kl_model(case: Case) -> None:
-    network = autoencoder(case, case.weights())
+    network = autoencoder_of(case.config, case.weights())
     for tag in case.tags(r"(.+)\.z"):
         z = case.inputs[f"{tag}.z"]
         case.compare(f"{tag}.decode", _decode(case, network, tag, lambda z=z: network.decode(z)))
@@ -134,7 +124,7 @@ def kl_model(case: Case) -> None:
 @torch.no_grad()
 def vq(case: Case) -> None:
     """A plain first stage. Inputs are called x and x_<size>; so are what they give."""
-    network = autoencoder(case, case.weights())
+    network = autoencoder_of(case.config, case.weights())
     for size in case.tags(r"x(|_.+)"):
         case.compare(f"z{size}", network.encode(case.inputs[f"x{size}"]), atol=VQ)
         z = case.outputs[f"z{size}"]

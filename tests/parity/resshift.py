@@ -26,16 +26,9 @@ class Chain:
     def __init__(self, values: dict[str, Any], predict: str | None = None) -> None:
         assert values["schedule_name"] == "exponential", f"schedule {values['schedule_name']!r} is unknown"
         total, kept = values["steps"], values["timestep_respacing"] or values["steps"]
-        self.config = ProcessConfig(
-            kind="residual_shift",
-            timesteps=total,
-            predict=PREDICTIONS[predict or values["predict_type"]],
-            kappa=values["kappa"],
-            power=values["schedule_kwargs"]["power"],
-            min_noise_level=values["min_noise_level"],
-            etas_end=values["etas_end"],
-            normalize_input=values["normalize_input"],
-        )
+        same = {name: values[name] for name in ("kappa", "min_noise_level", "etas_end", "normalize_input")}
+        predict, power = PREDICTIONS[predict or values["predict_type"]], values["schedule_kwargs"]["power"]
+        self.config = ProcessConfig("residual_shift", total, predict, power=power, **same)
         self.process: Process = residual_shift(self.config, latent=values["latent_flag"])
         self.kept = self.process.timesteps(kept, "leading")[::-1]
         self.before = [CLEAN, *self.kept[:-1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from moesr.config import ModelConfig
-from moesr.diffusion.experts import All, ExpertBank
 from moesr.diffusion.samplers import Noise, ddim, ddpm
+from moesr.evaluation.nano_models import assemble
 from moesr.evaluation.published_tiling import Average, published_windows, starts, upscale_published
 from moesr.images import resize
 from moesr.images.canvas import as_canvas
@@ -22,7 +22,6 @@ from moesr.images.tile_windows import Window
 from moesr.model import SRModel
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_unet import SwinUNet
-from moesr.runtime import PlainRuntime
 from moesr.training.experts import Expert, ExpertConfig
 from moesr.training.first_stage import FirstStage, FirstStageConfig
 from moesr.training.loop import LoopConfig
@@ -55,8 +54,7 @@ def model_of(case: Case, chain: Chain) -> SRModel:
         steps=len(chain.kept),
         lr_resize="torch",
     )
-    bank = ExpertBank(config.stages, All([network]))
-    return SRModel(config, chain.process, bank, autoencoder, CPU, torch.float32, PlainRuntime())
+    return assemble(config, [network], autoencoder, device=CPU, dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -176,7 +174,7 @@ def _gather(case: Case, chop: int, stride: int, sf: int, infos: list[list[int]])
 def training(case: Case) -> None:
     """The loss of every image against a stub's outputs, and of the network with its gradients; straight-through."""
     _, autoencoder = networks(case)
-    y_of = _encoder(autoencoder)
+    y_of = torch.no_grad()(autoencoder.encode)
     known = {**configs(case), **{tag: {"config": v} for tag, v in case.meta["diffusion"].items()}}
     x0, y = y_of(case.inputs["gt"]), y_of(_enlarged(case.inputs["lq"], case.inputs["gt"]))
     case.compare("z_start", x0)
@@ -214,14 +212,6 @@ def _config(known: dict[str, Any], tag: str) -> dict[str, Any]:
     return known[tag].get("config", known[tag])
 
 
-def _encoder(autoencoder: Autoencoder) -> Callable[[Tensor], Tensor]:
-    def encode(image: Tensor) -> Tensor:
-        with torch.no_grad():
-            return autoencoder.encode(image)
-
-    return encode
-
-
 def _enlarged(lr: Tensor, hr: Tensor) -> Tensor:
     return RESIZES["torch"](lr, (hr.shape[-2], hr.shape[-1])) if lr.shape != hr.shape else lr
 
@@ -248,18 +238,14 @@ def _full(case: Case, chain: Chain, encode: Callable[[Tensor], Tensor]) -> None:
     errors.mean().backward()
     gradients = {k: p.grad for k, p in network.named_parameters() if p.grad is not None}
     for key in case.named("full.grad."):
-        name = _first_shifted(gradients) if key == "rpb" else key
+        table = "blocks.1.attn.relative_position_bias_table"  # of the first shifted block
+        name = next(k for k in gradients if k.endswith(table)) if key == "rpb" else key
         case.compare(f"full.grad.{key}", gradients[name], rtol=1e-4)
     norms = case.meta["grad_norms_full"]
     case.expect("parameters with a gradient", sorted(gradients), sorted(norms))
     noise_level = 1e-6 * max(norms.values())  # biases before a norm of single channels have rounding's gradient only
     for name, norm in norms.items():
         case.expect(f"norm of d/d{name}", gradients[name].norm().item(), norm, rtol=1e-4, atol=noise_level)
-
-
-def _first_shifted(names: Iterable[str]) -> str:
-    """The table of relative positions of the first shifted block."""
-    return next(k for k in names if k.endswith("blocks.1.attn.relative_position_bias_table"))
 
 
 def _straight_through(case: Case, autoencoder: Autoencoder) -> None:

@@ -47,15 +47,12 @@ def config_of(values: dict[str, Any], state: State) -> SwinUNetConfig:
     size, mult, dim = values["image_size"], values["channel_mult"], values["swin_embed_dim"]
     blocks = values["num_res_blocks"]
     rates = [2**i for i in range(len(mult))]
+    same = ("in_channels", "out_channels", "model_channels", "num_head_channels", "swin_depth")
     told = SwinUNetConfig(
-        in_channels=values["in_channels"],
-        out_channels=values["out_channels"],
-        model_channels=values["model_channels"],
+        **{name: values[name] for name in same},
         channel_mult=tuple(mult),
         num_res_blocks=tuple(blocks) if isinstance(blocks, list) else (blocks,) * len(mult),
         attention_downsamples=tuple(r for r in rates if size // r in values["attention_resolutions"]),
-        num_head_channels=values["num_head_channels"],
-        swin_depth=values["swin_depth"],
         swin_channels=dim,
         mlp_channels=int(dim * values["mlp_ratio"]),
         window=values["window_size"],

@@ -21,14 +21,11 @@ GRADIENT = 1e-4
 def config_of(values: dict[str, Any], weights: dict[str, Tensor], space_experts: int) -> UNetConfig:
     """Our config of a recorded one. Its attention rates may name some that this depth does not reach."""
     rates = [2**i for i in range(len(values["channel_mult"]))]
+    same = ("in_channels", "out_channels", "model_channels", "num_res_blocks", "num_head_channels")
     return UNetConfig(
-        in_channels=values["in_channels"],
-        out_channels=values["out_channels"],
-        model_channels=values["model_channels"],
+        **{name: values[name] for name in same},
         channel_mult=tuple(values["channel_mult"]),
-        num_res_blocks=values["num_res_blocks"],
         attention_downsamples=tuple(r for r in rates if r in values["attention_resolutions"]),
-        num_head_channels=values["num_head_channels"],
         space_experts=space_experts,
         ffn_mult=_ffn_mult(weights),
     )

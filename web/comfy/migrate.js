@@ -1,9 +1,10 @@
 // Workflows saved by older versions. Numbers became lists with "auto", which 0 stood for. The Sampler's `scale` moved to Frequency-Compensated Decode, which also took
-// `wrap` from the Sampler when its own was off. Widget values are saved by position, so they are moved before loading.
+// `wrap` from the Sampler when its own was off. MoESR Upscale got `steady` before `size`. Widget values are saved by position, so they are moved before loading.
 
 const SCALE = 5; // after seed, control, steps, sampler, eta; a number where `batch_seed`, a word, is now
 const WRAP = 7; // after `scale` is gone
 const DECODE = { scale: 3, wrap: 4 };
+const STEADY = 7; // of MoESR Upscale; `size`, a word, was there
 // Widgets that were numbers, by position in this version; true where 0 was no automatic.
 const LISTS = {
   MoESRSampler: { 2: false, 6: false },
@@ -59,6 +60,9 @@ export function migrate(graph) {
       decodes[0].inputs[place].link = driven;
       retarget(link, decodes[0].id, place);
     }
+  }
+  for (const { type, widgets_values: values } of nodes) {
+    if (type === "MoESRUpscale" && typeof values?.[STEADY] === "string") values.splice(STEADY, 0, 0);
   }
   nodes.forEach(makeLists);
 }

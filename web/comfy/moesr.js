@@ -13,15 +13,15 @@ const BARS = 48;
 const WORDS = {
   en: {
     expert: "expert", step: "step", tile: "tile", image: "image", encode: "reading the image", decode: "decoding",
-    done: "done", stopped: "stopped", left: (seconds) => `${seconds} s left`,
+    steady: "steadying", done: "done", stopped: "stopped", left: (seconds) => `${seconds} s left`,
   },
   zh: {
     expert: "专家", step: "步", tile: "分块", image: "图像", encode: "读取图像", decode: "解码",
-    done: "完成", stopped: "已停止", left: (seconds) => `剩余 ${seconds} 秒`,
+    steady: "稳定画面", done: "完成", stopped: "已停止", left: (seconds) => `剩余 ${seconds} 秒`,
   },
   ja: {
     expert: "エキスパート", step: "ステップ", tile: "タイル", image: "画像", encode: "画像を読み込み中", decode: "デコード中",
-    done: "完了", stopped: "中断", left: (seconds) => `残り ${seconds} 秒`,
+    steady: "ちらつきを低減中", done: "完了", stopped: "中断", left: (seconds) => `残り ${seconds} 秒`,
   },
 };
 // As moesr/images/expert_timeline.py has them: pale blue for least noise, red for most.

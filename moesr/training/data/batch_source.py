@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -157,6 +158,35 @@ class BatchSource:
         linear, added = (torch.as_tensor(v.astype(np.float32), device=hr.device) for v in (matrix, shift))
         flat = linear @ hr.flatten(2) + added[:, None, None]
         return flat.clamp_(0, 1).reshape(hr.shape)
+
+
+class PreparedBatches:
+    """The batches of a source on a GPU, each made while the step before it is computed: beside it, on its own stream.
+
+    Called with a step, it gives the batch as a list of one part, as a loop of training wants it.
+    """
+
+    def __init__(self, source: BatchSource) -> None:
+        self._source = source
+        self._stream = torch.cuda.Stream(source.device, priority=-1)  # small kernels that should not queue behind large
+        self._pool = ThreadPoolExecutor(1)
+        self._next: tuple[int, Future[dict[str, Tensor]]] | None = None
+
+    def __call__(self, step: int) -> list[dict[str, Tensor]]:
+        if self._next is None or self._next[0] != step:
+            self._next = step, self._pool.submit(self._make, step)
+        batch = self._next[1].result()
+        self._next = step + 1, self._pool.submit(self._make, step + 1)
+        now = torch.cuda.current_stream(self._source.device)
+        for value in batch.values():
+            value.record_stream(now)  # its memory is not used again before the step has read it
+        return [batch]
+
+    def _make(self, step: int) -> dict[str, Tensor]:
+        with torch.cuda.device(self._source.device), torch.cuda.stream(self._stream):
+            batch = self._source.next(step)
+        self._stream.synchronize()
+        return batch
 
 
 @contextmanager

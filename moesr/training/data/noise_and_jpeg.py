@@ -63,7 +63,9 @@ def add_noise(images: Tensor, noise: Noise, generator: torch.Generator) -> Tenso
             found.scatter_(1, levels.flatten(1).long(), 1.0)
             photons = (2 ** found.sum(1).log2().ceil())[:, None, None, None]
             source = levels / 255
-            source = (source * source.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True) if grey else source
+            if grey:
+                luma = torch.tensor(_LUMA, device=source.device)[:, None, None]
+                source = (source * luma).sum(1, keepdim=True)
             counts = torch.poisson(source * photons, generator=generator)
             result[at] = part + (counts / photons - source) * _column(noise.poisson[rows], images)
     return result.clamp_(0, 1)
