@@ -222,14 +222,14 @@ class Autoencoder(nn.Module):
         """How degraded LR images [B, 3, h, w] in [-1, 1] are, from 0 to 1: float32 [B]; 0 without an estimator."""
         return self.estimator(lr) if self.config.estimator else lr.new_zeros(len(lr), dtype=torch.float32)
 
-    def clean(self, lr: Tensor, restore: Tensor) -> Tensor:
+    def clean(self, lr: Tensor, restore: Tensor, wrap: bool = False) -> Tensor:
         """LR images [B, 3, h, w] in [-1, 1] as experts and decoder are given them; those of restore 0 as they are.
 
-        restore: [B]. Without a cleaner all stay as they are.
+        restore: [B]. wrap: the images continue at their opposite borders. Without a cleaner all stay as they are.
         """
-        if not self.config.cleaner_channels or not bool((restore > 0).any()):
+        if not self.config.cleaner_channels:
             return lr
-        cleaned = clean_in_parts(self.cleaner, lr, restore)
+        cleaned = clean_in_parts(self.cleaner, lr, restore, wrap)
         return torch.where(restore.view(-1, 1, 1, 1) > 0, cleaned, lr)
 
     def encode(self, image: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from .layers import prefers_channels_last
 #: Residual blocks at the size of the image, on either side of those at half of it.
 _OUTER, _INNER = 2, 5
 #: Pixels that a result depends on, in every direction, at most; a multiple of 2.
-REACH = 48
+REACH = 32
 #: Side of the parts in which large images are cleaned.
-_PART = 512
+_PART = 384
 
 
 class _Block(nn.Module):
@@ -55,20 +55,20 @@ class LRCleaner(nn.Module):
         return (lr + self.end(self.after(h))).clamp(-1, 1)
 
 
-def clean_in_parts(cleaner: LRCleaner, lr: Tensor, restore: Tensor) -> Tensor:
+def clean_in_parts(cleaner: LRCleaner, lr: Tensor, restore: Tensor, wrap: bool = False) -> Tensor:
     """cleaner(lr, restore) of images [B, 3, H, W] of any size, in parts that overlap: the result is that of the whole.
 
-    Borders are continued by their last pixels to even sides.
+    wrap: the images continue at their opposite borders. Otherwise odd sides are continued by their last pixels.
     """
     height, width = lr.shape[-2:]
-    whole = F.pad(lr, (0, width % 2, 0, height % 2), mode="replicate")
-    if max(height, width) <= _PART:
-        return cleaner(whole, restore)[..., :height, :width]
+    edge = min(REACH, height // 2 * 2, width // 2 * 2) if wrap else 0
+    whole = F.pad(lr, (edge,) * 4, mode="circular") if edge else lr
+    whole = F.pad(whole, (0, width % 2, 0, height % 2), mode="replicate")
     out = torch.empty_like(lr)
-    for top in range(0, height, _PART):
-        for left in range(0, width, _PART):
+    for top in range(edge, height + edge, _PART):
+        for left in range(edge, width + edge, _PART):
             y, x = max(0, top - REACH), max(0, left - REACH)
             part = cleaner(whole[..., y : top + _PART + REACH, x : left + _PART + REACH], restore)
-            target = out[..., top : top + _PART, left : left + _PART]
+            target = out[..., top - edge : top - edge + _PART, left - edge : left - edge + _PART]
             target.copy_(part[..., top - y :, left - x :][..., : target.shape[-2], : target.shape[-1]])
     return out

@@ -40,7 +40,7 @@ _ADAPTER = "adapter"
 class UnrolledConfig:
     """The loop, and the weights of the losses at fidelity 0; see docs/training.md."""
 
-    #: Train the adapters of restore and fidelity alone: at 0 the model stays what it was, to the bit.
+    #: Train the adapters of restore and fidelity and the cleaner alone: at 0 the model stays what it was, to the bit.
     adapters_only: bool = False
     #: In a run with a limit of time, steps here and below are shares of that time.
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -131,6 +131,8 @@ class Unrolled(Task):
         if config.adapters_only:
             for name, parameter in networks.named_parameters():
                 parameter.requires_grad_(_ADAPTER in name)
+        if model.autoencoder.cleaner_channels:
+            self.autoencoder.cleaner.requires_grad_(True)
         self.distances = {name: LPIPS(name, metrics) for name in config.lpips}
         super().__init__(
             config.loop, engine, networks, ema=config.ema, betas=(0.9, 0.99),
@@ -182,12 +184,10 @@ class Unrolled(Task):
         The L1 is 0 at fidelity 1, where the decoder may make detail from the LR image, and where only adapters learn.
         restore: [B]. All noise is multiplied by 1 - fidelity, as in `upscale`.
         """
-        with torch.no_grad():
-            lr = self.autoencoder.clean(batch["lr"], restore)
-            lr_up = enlarge(lr, batch["hr"])
-            y = self.autoencoder.encode(lr_up).float()
-            features = self.autoencoder.features(lr_up)
-        torch.clear_autocast_cache()  # it has weights that were cast without gradients
+        lr = self.autoencoder.clean(batch["lr"], restore)
+        lr_up = enlarge(lr, batch["hr"])
+        y = self.autoencoder.encode(lr_up).float()
+        features = self.autoencoder.features(lr_up)
         settings = torch.stack([restore, torch.full_like(restore, fidelity)], dim=1)
         z = self._sample(y, resize_condition(lr, y), settings, 1 - fidelity, timesteps)
         out = self.autoencoder.decode(z, features, fidelity, restore=restore).float()
@@ -195,10 +195,9 @@ class Unrolled(Task):
             return out, out.new_zeros(())
         height, width = (side // 2 for side in y.shape[-2:])
         factor = self.model.autoencoder.factor
-        part = lr_up[..., : height * factor, : width * factor]
-        with torch.no_grad():
-            features = self.autoencoder.features(part)
-        return out, F.l1_loss(self.autoencoder.decode(y[..., :height, :width], features, 0.0).float(), part)
+        part = lr_up[..., : height * factor, : width * factor].detach()
+        latent = y[..., :height, :width].detach()
+        return out, F.l1_loss(self.autoencoder.decode(latent, self.autoencoder.features(part), 0.0).float(), part)
 
     def _sample(self, y: Tensor, lr: Tensor, settings: Tensor, noise_scale: float, timesteps: list[int]) -> Tensor:
         bank = ExpertBank(self.model.stages, All(list(self.experts)))
