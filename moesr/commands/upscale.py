@@ -80,13 +80,9 @@ def _upscale(options: argparse.Namespace) -> int:
     to_file = not to_stream and result_files.is_picture_name(options.output, WRITE_SUFFIXES)
     passed_over = input_files.PassedOver()
     sources, missing = input_files.find_sources(
-        options.inputs,
-        None if to_stream or to_file else output,
-        recursive=options.recursive,
-        suffixes=READ_SUFFIXES,
-        is_result=lambda path: read_record(path) is not None,
-        passed_over=passed_over,
-    )
+        options.inputs, None if to_stream or to_file else output, recursive=options.recursive, suffixes=READ_SUFFIXES,
+        is_result=lambda path: read_record(path) is not None, passed_over=passed_over,
+    )  # fmt: skip
     failed = [f"{name}: no such file or folder" for name in missing] + passed_over.unreadable
     if not sources and not failed:
         failed.append(f"{', '.join(options.inputs)}: no pictures in there")
