@@ -61,14 +61,9 @@ class PassedOver:
 
 
 def find_sources(
-    names: Sequence[str],
-    output: Path | None,
-    *,
-    recursive: bool,
-    suffixes: Sequence[str],
-    is_result: Callable[[Path], bool],
-    passed_over: PassedOver,
-) -> tuple[list[Source], list[str]]:
+    names: Sequence[str], output: Path | None, *, recursive: bool, suffixes: Sequence[str],
+    is_result: Callable[[Path], bool], passed_over: PassedOver,
+) -> tuple[list[Source], list[str]]:  # fmt: skip
     """The pictures that the names of files, folders and patterns stand for, and the names that stand for nothing.
 
     Order: as given; within a folder by name, frame9 before frame10. A pattern counts only where no file has that very
@@ -95,14 +90,9 @@ def find_sources(
 
 
 def list_folder(
-    folder: Path,
-    output: Path | None,
-    *,
-    recursive: bool,
-    suffixes: Sequence[str],
-    is_result: Callable[[Path], bool],
+    folder: Path, output: Path | None, *, recursive: bool, suffixes: Sequence[str], is_result: Callable[[Path], bool],
     passed_over: PassedOver,
-) -> Iterator[Source]:
+) -> Iterator[Source]:  # fmt: skip
     """The pictures of a folder by name, with the structure below it; one folder's names are in memory at a time.
 
     Hidden files and folders are passed over without a word, everything else is counted in `passed_over`. A run never

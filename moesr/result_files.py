@@ -42,13 +42,9 @@ class Target:
 
 
 def plan_targets(
-    sources: Iterable[Source],
-    output: Path,
-    *,
-    suffix: str = ".png",
-    compare: bool = False,
+    sources: Iterable[Source], output: Path, *, suffix: str = ".png", compare: bool = False,
     folders: Iterable[Path] = (),
-) -> Iterator[Target]:
+) -> Iterator[Target]:  # fmt: skip
     """The target of each source, in order: OUT/<folder>/<stem><suffix>; a clash with an earlier one gets -2, -3.
 
     Names depend on the sources alone, so that a second run finds the results of the first. They also differ in more

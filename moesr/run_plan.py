@@ -38,15 +38,9 @@ class Plan:
 
 
 def plan_run(
-    model: SRModel,
-    height: int,
-    width: int,
-    *,
-    tile: int | str = "auto",
-    tile_batch: int | str = "auto",
-    wrap: bool = False,
-    callback: Callback | None = None,
-) -> Plan:
+    model: SRModel, height: int, width: int, *, tile: int | str = "auto", tile_batch: int | str = "auto",
+    wrap: bool = False, callback: Callback | None = None,
+) -> Plan:  # fmt: skip
     """The plan for LR images of that size; the settings are those of `upscale`. Raises SettingError."""
     check_settings(tile=tile, tile_batch=tile_batch, wrap=wrap)
     config, unet, reporter = model.config.autoencoder, model.config.unet, Reporter(callback)

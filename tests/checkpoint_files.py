@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import subprocess
-import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, _utils, nn
 
 from moesr.checkpoints.detect import EMA, FIRST_STAGE, UNET
-from moesr.checkpoints.model_files import open_model, save_model
+from moesr.checkpoints.model_files import open_model
 from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConfig, UNetConfig
 from moesr.errors import MoESRError
 from moesr.networks.autoencoder import Autoencoder
@@ -206,18 +205,6 @@ def write_zip(path: Path, listing: bytes, storages: Mapping[str, bytes] | None =
         archive.writestr(f"{root}/version", b"3\n")
         for key, content in (storages or {}).items():
             archive.writestr(f"{root}/data/{key}", content)
-
-
-def check_refused_config(path: Path, config: ModelConfig, part: str, name: str, value: object) -> None:
-    """Such a value in the config of a model file is refused before its weights are looked at."""
-    values, one = config.to_dict(), {"x": torch.zeros(1)}
-    (values[part] if part else values)[name] = value
-    save_model(path, config, [one], one, torch.float16, {"moesr": json.dumps(values)})
-    began = time.process_time()
-    assert "missing" not in find_error(path, path.name)
-    assert time.process_time() - began < 5
-    save_model(path, config, [one], one, torch.float16)
-    find_error(path, "missing")
 
 
 def find_error(path: Path | list[Path], said: str = "", read: Callable[[Any], Any] = open_model) -> str:

@@ -141,25 +141,3 @@ def _stored(block: np.ndarray, order: str, predictor: int, deflate: bool) -> byt
     else:
         body = block.astype(f"{order}{block.dtype.kind}{block.itemsize}").tobytes()
     return zlib.compress(body) if deflate else body
-
-
-def adam7(samples: np.ndarray) -> bytes:
-    """An interlaced 16-bit RGB PNG with the Paeth filter on every row, by the letter of the standard."""
-    raw = b""
-    passes = ["0088", "4088", "0448", "2044", "0224", "1022", "0112"]  # x0, y0, dx, dy
-    for x0, y0, dx, dy in (map(int, digits) for digits in passes):
-        part = np.ascontiguousarray(samples[y0::dy, x0::dx], ">u2")
-        if not part.size:
-            continue
-        rows = part.view(np.uint8).reshape(len(part), -1).astype(int)
-        padded = np.pad(rows, ((1, 0), (6, 0)))
-        for y, row in enumerate(rows):
-            raw += b"\x04"
-            for x, value in enumerate(row):
-                a, b, c = padded[y + 1, x], padded[y, x + 6], padded[y, x]
-                guess = min((a, b, c), key=lambda n: abs(a + b - c - n))
-                raw += bytes([(value - guess) % 256])
-    height, width, _ = samples.shape
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 1)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(name, body) for name, body in chunks)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from moesr.checkpoints.model_files import save_model
 from moesr.config import AutoencoderConfig, UNetConfig
@@ -65,6 +67,24 @@ def fill_adapters(network: nn.Module, std: float = 0.3) -> None:
     for adapter in network.modules():
         if isinstance(adapter, Adapter):
             nn.init.normal_(adapter.up.weight, std=std)
+
+
+class Largest(TorchDispatchMode):
+    """Records how many numbers the largest tensor has that is made in the block. pictures: of those with RGB planes."""
+
+    entries = 0
+
+    def __init__(self, *, pictures: bool = False) -> None:
+        super().__init__()
+        self.pictures = pictures
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            is_picture = isinstance(x, torch.Tensor) and x.is_floating_point() and x.shape[-3:-2] == (3,)
+            if is_picture or (isinstance(x, torch.Tensor) and not self.pictures):
+                self.entries = max(self.entries, x.numel())
+        return out
 
 
 class Room(PlainRuntime):

@@ -13,11 +13,8 @@ import pytest
 
 import moesr
 from moesr.batch.job import estimate
-from moesr.batch.manifest import plan_rows
-from moesr.batch.sources import list_addresses
 from moesr.cli import main
 from moesr.errors import SettingError
-from moesr.input_files import PassedOver
 from tests.batch_jobs import ROOT, command, errors, hashes, read_lines, start, wait_until_done
 
 
@@ -186,19 +183,3 @@ def test_a_bucket_that_refuses_and_one_that_takes(
             moesr.batch("s3://pictures/in", "s3://nobody/out", job_folder=str(tmp_path / "refused"), **options)
     finally:
         server.stop()
-
-
-@pytest.mark.slow
-def test_a_worker_does_not_grow(shift_model: str, photos: Path) -> None:
-    from moesr.batch.job import _prepare_work
-    from moesr.batch.worker import Worker
-
-    _, work = _prepare_work({"model": shift_model, "steps": 1})
-    worker = Worker(work)
-    rows = list(plan_rows(list_addresses([str(photos)], "/out", PassedOver()), [], "/out", ".png"))
-    sizes = []
-    for i in range(1000):
-        worker.upscale(rows[i % len(rows)])
-        if i in (99, 999):
-            sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
-    assert sizes[1] - sizes[0] < 4  # MiB

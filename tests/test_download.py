@@ -48,7 +48,6 @@ def model(server: Server, monkeypatch: pytest.MonkeyPatch) -> Entry:
     known = {
         "two-stages": ((*files[:2], decoder), False),
         "same-decoder": ((files[0], decoder), False),
-        "single": ((decoder,), False),
         "closed": (files[:2], True),
     }
     for name, (parts, closed) in known.items():
@@ -61,7 +60,7 @@ def model(server: Server, monkeypatch: pytest.MonkeyPatch) -> Entry:
 def at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of the server appear without a process and a connection, for tests of what lies around them."""
 
-    def fetch(file: RemoteFile, target: Path, progress: Any, timeout: float) -> None:
+    def fetch(file: RemoteFile, target: Path, progress: Any) -> None:
         path = file.url.removeprefix(server.url(""))
         server.seen.append(path)
         if progress:
@@ -88,13 +87,6 @@ def test_a_model_is_fetched_once(server: Server, model: Entry, tmp_path: Path) -
     assert len(server.seen) == 3
     assert download(model.name) == Downloaded(done.path)
     assert len(server.seen) == 3
-
-
-@pytest.mark.usefixtures("at_once")
-def test_a_model_of_one_file_is_a_file(server: Server, model: Entry, tmp_path: Path) -> None:
-    done = download("single")
-    assert done.path == library.find("single") == tmp_path / "home" / "single.safetensors"
-    assert held(tmp_path / "home") == {"single.safetensors": server.files["/decoder.safetensors"]}
 
 
 @pytest.mark.usefixtures("at_once")
@@ -231,8 +223,8 @@ def test_a_plain_address(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("act", "said"),
-    [(serve(status=404), "404"), (serve(OTHER), "hash"), (serve(until=9), "hash"), (serve(stall=60), "no byte for 20")],
-    ids=["refused", "another file", "broken off", "silent"],
+    [(serve(status=404), "404"), (serve(OTHER), "hash"), (serve(stall=60), "no byte for 20")],
+    ids=["refused", "another file", "silent"],
 )
 def test_what_goes_wrong_is_one_line_and_leaves_nothing(server: Server, tmp_path: Path, act: Any, said: str) -> None:
     server.acts = [act]

@@ -19,17 +19,14 @@ from moesr.evaluation.metric_suite import Suite
 from moesr.evaluation.metrics import psnr_y, ssim_y
 from moesr.evaluation.quality_benchmark import Benchmark, match
 from moesr.evaluation.report import CROP, find_most_different
-from tests.image_files import planes
+from tests.image_files import photo, planes
 from tests.training_setup import write_metrics, write_niqe
 
 Shown = pytest.CaptureFixture[str]
 
 
 def picture(seed: int, height: int = 64, width: int = 80) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    waves = 128 + 90 * np.sin(x / (3 + seed)) * np.cos(y / 7)
-    return (waves[..., None] + rng.normal(0, 12, (height, width, 3))).clip(0, 255).astype(np.uint8)
+    return photo(height, width, seed)
 
 
 def save(path: Path, pixels: np.ndarray) -> None:

@@ -31,14 +31,14 @@ BUFFERS = (
     "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
 )  # fmt: skip
 
-#: file: (channel_mult, Space MoE experts, parameters)
+#: file: (its config, parameters)
 UNETS = {
-    "unet_1224_1ffn": ((1, 2, 2, 4), 1, 133_310_243),
-    "unet_1224_4ffn": ((1, 2, 2, 4), 4, 192_350_243),
-    "unet_1224_16ffn": ((1, 2, 2, 4), 16, 428_510_243),
-    "unet_1244_1ffn": ((1, 2, 4, 4), 1, 177_664_163),
-    "unet_1244_4ffn": ((1, 2, 4, 4), 4, 236_704_163),
-    "unet_1244_16ffn": ((1, 2, 4, 4), 16, 472_864_163),
+    "unet_1224_1ffn": (UNetConfig(channel_mult=(1, 2, 2, 4), space_experts=1), 133_310_243),
+    "unet_1224_4ffn": (UNetConfig(channel_mult=(1, 2, 2, 4), space_experts=4), 192_350_243),
+    "unet_1224_16ffn": (UNetConfig(channel_mult=(1, 2, 2, 4), space_experts=16), 428_510_243),
+    "unet_1244_1ffn": (UNetConfig(channel_mult=(1, 2, 4, 4), space_experts=1), 177_664_163),
+    "unet_1244_4ffn": (UNetConfig(channel_mult=(1, 2, 4, 4), space_experts=4), 236_704_163),
+    "unet_1244_16ffn": (UNetConfig(channel_mult=(1, 2, 4, 4), space_experts=16), 472_864_163),
 }
 #: file: (its config, parameters)
 AUTOENCODERS = {
@@ -97,23 +97,14 @@ def test_every_table_is_used() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", UNETS)
-def test_unet_is_known_by_its_keys(name: str) -> None:
-    found = read_key_table(name)
-    mult, experts, parameters = UNETS[name]
-    config = read_unet_config(found)
-    assert config == UNetConfig(channel_mult=mult, space_experts=experts)
-    assert shapes_of(UNet, config) == found
-    assert count(UNet, config) == parameters
-
-
-@pytest.mark.parametrize("name", AUTOENCODERS)
-def test_autoencoder_is_known_by_its_keys(name: str) -> None:
-    found = read_key_table(name)
-    expected, parameters = AUTOENCODERS[name]
-    assert read_autoencoder_config(found) == expected
-    assert shapes_of(Autoencoder, expected) == found
-    assert count(Autoencoder, expected) == parameters
+@pytest.mark.parametrize("name", [*UNETS, *AUTOENCODERS])
+def test_a_network_is_known_by_its_keys(name: str) -> None:
+    found, is_unet = read_key_table(name), name in UNETS
+    expected, parameters = (UNETS if is_unet else AUTOENCODERS)[name]
+    kind: Any = UNet if is_unet else Autoencoder
+    assert (read_unet_config(found) if is_unet else read_autoencoder_config(found)) == expected
+    assert shapes_of(kind, expected) == found
+    assert count(kind, expected) == parameters
 
 
 @pytest.mark.parametrize("name", SWIN_UNETS)

@@ -65,12 +65,7 @@ def test_stream_holds_two_experts_and_all_holds_four(wide: tuple[Path, float]) -
     assert everything > 3.5 * expert
     assert streamed < 2.8 * expert
     assert streamed < 0.75 * everything
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
-def test_weights_that_need_no_conversion_stay_in_the_file(wide: tuple[Path, float]) -> None:
-    path, expert = wide
-    assert anonymous(path, "stream", "fp16") < expert / 2
+    assert anonymous(path, "stream", "fp16") < expert / 2  # what needs no conversion stays in the file
 
 
 def test_auto_residency_asks_the_host(shift_model: str) -> None:

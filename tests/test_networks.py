@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from moesr.evaluation.speed.measure import peak, read_anonymous_bytes
 from moesr.networks import autoencoder, layers
@@ -19,22 +16,9 @@ from moesr.networks.frequency import AdaptiveFrequencyFilter
 from moesr.networks.space_moe import SpaceMoE, average_experts, exchange_weights
 from moesr.networks.unet import AttentionBlock as UNetAttention
 from moesr.networks.unet import UNet
-from tests.small_models import AUTOENCODER, UNET, wear_in
+from tests.small_models import AUTOENCODER, UNET, Largest, wear_in
 
 pytestmark = pytest.mark.usefixtures("seeded")
-
-
-class Largest(TorchDispatchMode):
-    """Records how many entries the largest tensor has that is made inside the block."""
-
-    entries = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.entries = max(self.entries, leaf.numel())
-        return out
 
 
 def relative(got: Tensor, want: Tensor) -> float:

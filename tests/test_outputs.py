@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from moesr import pipeline
 from moesr.atomic_files import TemporaryFolder, open_new, remove_abandoned_parts
@@ -252,42 +251,6 @@ def test_no_original_changes_whatever_the_tree(
             excluded = source in out.parents and out in path.parents  # those are results
             if name in originals and not excluded:
                 assert after[name] == state[name], (name, extra)
-
-
-KILLER = """
-import os, random, signal, sys, time
-from moesr.cli import main
-import torch, moesr.pipeline, moesr.commands.upscale, moesr.images.comparison
-torch.set_num_threads(1)
-random.seed(0)
-for moment in range(30):
-    child = os.fork()
-    if not child:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        os._exit(main(sys.argv[1:]))
-    time.sleep(random.uniform(0.05, 0.6))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.slow
-def test_killed_thirty_times_all_is_done_in_the_end(shift_model: str, tmp_path: Path) -> None:
-    for number in range(12):
-        draw(tmp_path / "in" / f"{number}.jpg", number, size=(24, 24))
-    originals = hashes(tmp_path)
-    command = ["upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", shift_model, "--skip-existing"]
-    killer = [sys.executable, "-c", KILLER, *command, "--compare"]
-    done = subprocess.run(killer, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    after = hashes(tmp_path)
-    assert len(after) == 12 + 24
-    assert after.items() >= originals.items()
-    for number in range(12):
-        with Image.open(tmp_path / "out" / f"{number}.png") as result:
-            result.load()
-            assert result.size == (96, 96)
 
 
 HOLDER = """

@@ -18,7 +18,7 @@ from moesr.errors import SettingError
 from moesr.images.files import read_image
 from moesr.page import job as jobs_module
 from moesr.page import worker
-from moesr.page.html import outcome
+from moesr.page.html import draw_outcome
 from moesr.page.job import Job
 from moesr.page.job_queue import JobQueue
 from moesr.page.limits import Limits
@@ -219,11 +219,11 @@ def test_cancel_says_one_thing(
     files = [path for path in queue.results.rglob("*") if path.is_file()]
     if moment == "writing":
         assert (job.state, len(job.results)) == ("done", 1)
-        assert "Done: 1 picture" in outcome(job)
-        assert "It was finished before it could be cancelled." in outcome(job)
+        assert "Done: 1 picture" in draw_outcome(job)
+        assert "It was finished before it could be cancelled." in draw_outcome(job)
     else:
         assert (job.state, job.results, files) == ("cancelled", [], [])
-        assert ">Cancelled<" in outcome(job)
+        assert ">Cancelled<" in draw_outcome(job)
 
 
 def test_finished_pictures_of_a_cancelled_batch_stay(open_queue: OpenQueue, send: Send, submit: Submit) -> None:

@@ -16,6 +16,7 @@ import moesr
 from moesr.evaluation.invented_detail import invention
 from moesr.images.files import read_image
 from moesr.page import html, protection
+from moesr.page.builder import build
 from moesr.page.controls import CONTROLS
 from moesr.page.handlers import Handlers
 from moesr.page.job import JobProgress
@@ -138,7 +139,7 @@ def test_what_was_invented_is_what_invention_finds(page: Handlers, nano: Path) -
     assert f"{expected.share:.1%} of the pixels of a.png" in steps[-1][1]
     assert f"({expected.lr_consistency:.1f} dB)" in steps[-1][1]
     last_try = JobProgress(Event("sample", done=0.75, share=0.25))
-    assert "try 4 of 4" in html.running(last_try, None, seeds=4)
+    assert "try 4 of 4" in html.draw_progress(last_try, None, seeds=4)
 
 
 def test_looking_is_cancelled_and_says_so(page: Handlers) -> None:
@@ -156,3 +157,11 @@ def test_looking_is_cancelled_and_says_so(page: Handlers) -> None:
     assert "the upload is not there any more" in list(page.find_invented(f"{address}x"))[-1][0]
     page.queue._jobs.clear()
     assert "too old to look into" in list(page.find_invented(address))[-1][0]
+
+
+def test_nothing_listens_to_changes_of_html(page: Handlers) -> None:
+    config: Any = build(page.queue).blocks.get_config_file()
+    kinds = {part["id"]: part["type"] for part in config["components"]}
+    listened = {kinds[part] for call in config["dependencies"] for part, event in call["targets"] if event == "change"}
+    assert listened
+    assert "html" not in listened, "Gradio 4 says that HTML changed whenever anything does: the page never rests"

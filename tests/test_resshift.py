@@ -14,9 +14,8 @@ from torch import Tensor
 
 import moesr
 from moesr.config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConfig
-from moesr.diffusion.experts import All, ExpertBank
-from moesr.diffusion.process import from_config
 from moesr.errors import SettingError
+from moesr.evaluation.nano_models import assemble
 from moesr.evaluation.published_tiling import Average, published_windows, upscale_published
 from moesr.images.condition import Condition, pad
 from moesr.images.tile_windows import Window, plan_windows
@@ -27,7 +26,6 @@ from moesr.networks.swin_unet import SwinUNet
 from moesr.pipeline_run import Run
 from moesr.progress import Event
 from moesr.run_plan import plan_run
-from moesr.runtime import PlainRuntime
 from moesr.settings import resolve
 from tests.image_files import photo
 
@@ -55,11 +53,9 @@ def model_of(*parts: Any) -> SRModel:
         torch.manual_seed(1)
         network, autoencoder = SwinUNet(config.unet), Autoencoder(config.autoencoder)  # type: ignore[arg-type]
         torch.nn.init.normal_(autoencoder.quantize.embedding.weight)  # codes as far apart as latents are
-    bank = ExpertBank(config.stages, All([network.eval().requires_grad_(False)]))
+    experts = [network.eval().requires_grad_(False)]
     autoencoder.eval().requires_grad_(False)
-    return SRModel(
-        config, from_config(config.process), bank, autoencoder, torch.device("cpu"), torch.float32, PlainRuntime()
-    )
+    return assemble(config, experts, autoencoder, device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import io
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import moesr
 from moesr.images import postprocess, row_bands
@@ -20,6 +18,7 @@ from moesr.images.files import Picture, read_image, write_image
 from moesr.images.resize import resize_uint8
 from moesr.model import SRModel
 from tests.image_files import encode, scene, text
+from tests.small_models import Largest
 
 
 @pytest.fixture(scope="module")
@@ -117,31 +116,14 @@ def step_energies(image: np.ndarray, axis: int) -> np.ndarray:
     return np.square(np.roll(image, -1, axis) - image).mean(axis=others)
 
 
-class Pictures(TorchDispatchMode):
-    """Notes the most floating-point numbers that any tensor of three planes held."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for value in out if isinstance(out, (tuple, list)) else [out]:
-            if (
-                isinstance(value, torch.Tensor)
-                and value.is_floating_point()
-                and value.ndim >= 3
-                and value.shape[-3] == 3
-            ):
-                self.largest = max(self.largest, value.numel())
-        return out
-
-
-def test_a_large_result_needs_no_floats_of_itself(model: SRModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_result_needs_no_floats_of_itself(shift_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = moesr.load(shift_model, residency="all")
     monkeypatch.setattr(row_bands, "LARGE", 0)
     monkeypatch.setattr(postprocess, "BAND", 32)
-    with Pictures() as seen:
+    with Largest(pictures=True) as made:
         out = moesr.upscale(model, np.full((128, 48, 3), 99, np.uint8), steps=1, tile=64)
     assert out.shape == (512, 192, 3)
-    assert 0 < seen.largest <= out.size / 2
+    assert 0 < made.entries <= out.size / 2
 
 
 # ---- grey stays grey and black stays black

@@ -174,6 +174,9 @@ def test_the_same_command_goes_on_and_parts_are_a_start(
     assert before.keys() == after.keys()
     changes = [(before[k].float() - after[k].float()).abs().max().item() for k in before if k.startswith("experts.3")]
     assert all(change < 0.05 for change in changes)
+    kept = [k for k in before if ".estimator." in k]
+    assert kept
+    assert all(torch.equal(before[k], after[k]) for k in kept)
     log = tmp_path / "run" / "unrolled" / "log.jsonl"
     write_plan(config, 2)
     assert main(command) == 0

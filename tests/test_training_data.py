@@ -13,15 +13,9 @@ from moesr.cli import main
 from moesr.errors import ImageError, SettingError
 from moesr.images.files import Picture, read_image, write_image
 from moesr.training.data import BatchSource, Images, read_images
+from tests.image_files import photo
 
 SIDE = 40
-
-
-def photo(seed: int = 0, height: int = SIDE, width: int = SIDE) -> np.ndarray:
-    """A smooth picture without symmetry, uint8 [height, width, 3]."""
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
-    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def pixels(images: Images, index: int = 0) -> np.ndarray:
@@ -38,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
     out = tmp_path / "photos"
     (out / "more").mkdir(parents=True)
     for i, name in enumerate(("a.png", "b.webp", "c.BMP", "more/a.png", "more/b.tif", "z.png")):
-        Image.fromarray(photo(i, 60, 70 + i)).save(out / name, lossless=True)  # which only WebP heeds
+        Image.fromarray(photo(60, 70 + i, i)).save(out / name, lossless=True)  # which only WebP heeds
     return out
 
 
@@ -48,18 +42,18 @@ def test_all_kinds_of_files_are_read_in_the_order_of_their_names(folder: Path) -
         "a.png", "b.webp", "c.BMP", "more/a.png", "more/b.tif", "z.png"
     ]  # fmt: skip
     for k in range(6):
-        assert np.array_equal(pixels(images, k), photo(k, 60, 70 + k))
+        assert np.array_equal(pixels(images, k), photo(60, 70 + k, k))
 
 
 def test_grey_alpha_16_bits_and_orientation(tmp_path: Path) -> None:
-    rgb, alpha = photo(1), photo(2)[..., 0]
+    rgb, alpha = photo(SIDE, SIDE, 1), photo(SIDE, SIDE, 2)[..., 0]
     grey = np.asarray(Image.fromarray(rgb).convert("L"))
     Image.fromarray(grey).save(tmp_path / "a.png")
     Image.fromarray(np.dstack([rgb, alpha])).save(tmp_path / "b.png")
     write_image(tmp_path / "c.png", Picture(rgb.astype(np.float32) / 255, bits=16))
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(photo(0, 40, 56)).save(tmp_path / "d.jpg", exif=exif)
+    Image.fromarray(photo(40, 56)).save(tmp_path / "d.jpg", exif=exif)
     images = read_images(tmp_path)
     assert np.array_equal(pixels(images, 0), grey[..., None].repeat(3, 2))
     share = alpha[..., None] / 255
@@ -72,7 +66,7 @@ def test_grey_alpha_16_bits_and_orientation(tmp_path: Path) -> None:
 def test_a_dataset_is_as_good_as_a_folder(folder: Path) -> None:
     wanted = source(read_images(folder), 32).next(3)["hr"]
     for make in (np.asarray, Image.fromarray):
-        dataset = [make(photo(i, 60, 70 + i)) for i in range(6)]
+        dataset = [make(photo(60, 70 + i, i)) for i in range(6)]
         assert np.array_equal(source(dataset, 32).next(3)["hr"], wanted)
 
 
@@ -84,11 +78,11 @@ class Broken(list[Any]):
 def test_what_is_no_data_is_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "empty" / ".thumbnails").mkdir(parents=True)
-    Image.fromarray(photo()).save(tmp_path / "empty" / ".thumbnails" / "a.png")
+    Image.fromarray(photo(SIDE, SIDE)).save(tmp_path / "empty" / ".thumbnails" / "a.png")
     cases: list[tuple[Any, str]] = [
         ([], "list: the dataset is empty"),
         ([b"photo.png"], "item 0 of list: bytes is no image; give PIL"),
-        ([photo().astype(np.float32)], "item 0 of list: ndarray is no image"),
+        ([photo(SIDE, SIDE).astype(np.float32)], "item 0 of list: ndarray is no image"),
         (Broken([0]), r"item 0 of Broken: cannot be read \(image file is truncated\); repair"),
         (7, "int: not training images"),
         (tmp_path / "empty", r"no images \(\.png"),
@@ -115,14 +109,14 @@ def test_bad_files_are_counted(folder: Path) -> None:
 
 
 def test_small_images_and_wrong_settings_are_one_line(folder: Path) -> None:
-    Image.fromarray(photo(0, 30, 50)).save(folder / "low.png")
+    Image.fromarray(photo(30, 50)).save(folder / "low.png")
     with pytest.raises(ImageError, match=r"1 of 7 images is smaller than the crop 32, first: .*low\.png \(50 x 30"):
         source(folder, 32)
     for crop, message in ((30, "choose 28"), (2, "choose 4"), (-8, "choose 4")):
         with pytest.raises(SettingError, match=message):
-            source([photo()], crop)
+            source([photo(SIDE, SIDE)], crop)
     with pytest.raises(SettingError, match="seed -1"):
-        source([photo()], seed=-1)
+        source([photo(SIDE, SIDE)], seed=-1)
 
 
 # the command

@@ -52,7 +52,7 @@ def find_role(weights: Weights) -> str:
     raise CheckpointError(f"{weights.path}: {describe_keys(shapes)}")
 
 
-def read_unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
+def read_unet_config(shapes: Shapes) -> UNetConfig:
     """The UNet that has exactly these keys: widths, levels, attention and Space MoE read off the shapes.
 
     shapes: without prefix. The head width cannot be read; it is 32 in every released file. Raises CheckpointError if
@@ -86,7 +86,6 @@ def read_unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
         channel_mult=mult,
         num_res_blocks=blocks,
         attention_downsamples=tuple(sorted(attention)),
-        num_head_channels=head_channels,
         space_experts=experts,
         ffn_mult=hidden / dim,
     )

@@ -51,13 +51,9 @@ def find_network(weights: Weights) -> tuple[SwinUNetConfig, View]:
 
 
 def assemble(
-    networks: Sequence[Weights],
-    decoders: Sequence[Weights],
-    named: set[Path],
-    scale: int | None,
-    timesteps: int | None,
-    notes: Sequence[str],
-) -> ModelFiles:
+    networks: Sequence[Weights], decoders: Sequence[Weights], named: set[Path], scale: int | None,
+    timesteps: int | None, notes: Sequence[str],
+) -> ModelFiles:  # fmt: skip
     """One network and its first stage as a model. `named` are the files that the user gave by name.
 
     scale is only held against what the shapes say. timesteps: 4 or 15; by default what the network's name says. Raises

@@ -62,7 +62,6 @@ def add(commands: Any) -> None:
     files.add_argument("--bits", type=int, choices=(8, 16), help="bits per sample of a PNG (default: as in the input)")
     for option, sentence in _FILE_FLAGS.items():
         files.add_argument(option, action="store_true", help=sentence)
-    files.add_argument("--side-by-side", dest="compare", action="store_true", help=argparse.SUPPRESS)
     up.set_defaults(run=_upscale)
     add_model_options(up)
     verbose(up)

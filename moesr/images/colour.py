@@ -13,23 +13,18 @@ _AT_ONCE = 2**18  # pixels that become float64
 LOW_PASS_RADIUS = 2**_LEVELS - 1
 
 
-def adain(content: Tensor, style: Tensor) -> Tensor:
-    """Moves every sample and channel of `content` to the mean and standard deviation of `style` (AdaIN).
-
-    Both [B, C, H, W], sizes may differ: y = (x - mean_x) / std_x * std_s + mean_s, with std = sqrt(variance + 1e-5) and
-    the unbiased variance.
-    """
-    return torch.stack([match_moments(x, Moments(x), Moments(s)) for x, s in zip(content, style)])
-
-
 def match_moments(part: Tensor, own: Moments, target: Moments) -> Tensor:
-    """Any part [C, h, w] of an image with moments `own`, given those of `target`; all may lie on different devices."""
+    """AdaIN of any part [C, h, w] of an image with moments `own`, given those of `target`, channel by channel.
+
+    y = (x - mean_x) / std_x * std_s + mean_s, with std = sqrt(variance + 1e-5) and the unbiased variance. All three
+    may lie on different devices.
+    """
     std_x, mean_x, std_s, mean_s = (value.to(part) for moments in (own, target) for value in moments.statistics())
     return (part - mean_x) * (std_s / std_x) + mean_s
 
 
 class Moments:
-    """Mean and standard deviation of each channel of an image that comes in parts, as `adain` defines them.
+    """Mean and standard deviation of each channel of an image that comes in parts.
 
     Computed on the device of the parts, so that nothing waits for a copy: in float64, in float32 where there is none.
     """

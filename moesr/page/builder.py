@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from ..result_files import FORMATS
 from ..result_sizes import BUTTONS, KINDS, choose_button
 from ..settings import SETTINGS
 from . import html
-from .controls import CONTROLS, PRESETS, make_control, own_values
-from .gradio_versions import by_index, gradio, gradio_version, make, on, update, with_client
+from .controls import CONTROLS, PRESETS, list_own_values, make_control
+from .gradio_versions import by_index, gradio, gradio_version, make, on, with_client
 from .handlers import Handlers
 from .job_queue import JobQueue
 from .protection import NO_PICTURE, make_painter
@@ -47,22 +46,13 @@ class Built:
     files: Any
     #: The field for what is protected.
     painter: Any = None
-    #: A row below the results, for buttons that take one.
+    #: A row below the results, for buttons that take one: it is there once there is one.
     after: Any = None
     #: The column of the controls.
     left: Any = None
     #: The inputs of `Handlers.run_uploads` after the pictures, and the outputs.
     values: tuple[Any, ...] = ()
     parts: tuple[Any, ...] = ()
-
-    def enable_with_results(self, buttons: Sequence[Any]) -> None:
-        """These buttons work once there is a result."""
-
-        def change(results: str) -> Any:
-            changes = [update(interactive="<moesr-compare" in str(results)) for _ in buttons]
-            return changes if len(changes) > 1 else changes[0]
-
-        on(self.parts[1].change, change, [self.parts[1]], buttons, queue=False)
 
 
 def build(queue: JobQueue, title: str = "MoESR") -> Built:
@@ -71,16 +61,16 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
     host = queue.host
     handlers = Handlers(queue, _copy_examples(host.folder))
     config = host.facts.read_config(host.facts.default)
-    own = own_values(config)
+    own = list_own_values(config)
     # Gradio 6 takes them at launch; a host has its own theme, and gets CSS and script as files.
-    look = looks() if host.standalone and gradio_version() < (6, 0) else {}
+    look = build_looks() if host.standalone and gradio_version() < (6, 0) else {}
     with make(gr.Blocks, title=title, analytics_enabled=False, delete_cache=None, **look) as blocks:
         if host.standalone:
-            _html(gr, html.HEADER)
+            _make_html(gr, html.HEADER)
         with make(gr.Row, elem_id="moesr-page"):
             with make(gr.Column, scale=4, min_width=300, elem_id="moesr-left") as left:
-                built = Built(blocks, handlers, _drop_zone(gr), left=left)
-                chosen = _html(gr, "", elem_id="moesr-chosen")
+                built = Built(blocks, handlers, _make_drop_zone(gr), left=left)
+                chosen = _make_html(gr, "", elem_id="moesr-chosen")
                 button, scale = choose_button(config.scale)
                 choice = make(gr.Radio, [*BUTTONS, *KINDS], value=button, label="Size", elem_id="moesr-size")
                 size = make(
@@ -92,7 +82,7 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
                     run = make(gr.Button, "Upscale", variant="primary", elem_id="moesr-run", scale=3, min_width=120)
                     cancel = make(gr.Button, "Cancel", interactive=False, elem_id="moesr-cancel", min_width=90)
                 with make(gr.Accordion, "Protect a place", open=False, elem_id="moesr-protect"):
-                    hint = _html(gr, html.message(NO_PICTURE, "note"), elem_id="moesr-protect-hint")
+                    hint = _make_html(gr, html.draw_message(NO_PICTURE, "note"), elem_id="moesr-protect-hint")
                     built.painter = make_painter(gr)
                 with make(gr.Accordion, "Advanced", open=False, elem_id="moesr-advanced"):
                     format_ = make(gr.Dropdown, list(FORMATS), value="png", label="Format", elem_id="moesr-format")
@@ -104,21 +94,17 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
                     for name in CONTROLS:
                         elem_id = f"moesr-{name.replace('_', '-')}"
                         controls[name] = make_control(name, elem_id=elem_id, **own.get(name, {}))
-                    plan = _html(gr, handlers.draw_plan(host.facts.default, own["steps"]["value"]))
-                gallery = _gallery(gr, handlers)
+                    plan = _make_html(gr, handlers.draw_plan(host.facts.default, own["steps"]["value"]))
+                gallery = _make_gallery(gr, handlers)
             with make(gr.Column, scale=6, min_width=300, elem_id="moesr-right"):
-                progress = _html(gr, "", elem_id="moesr-progress")
-                results = _html(gr, html.EMPTY, elem_id="moesr-results")
+                progress = _make_html(gr, "", elem_id="moesr-progress")
+                results = _make_html(gr, html.EMPTY, elem_id="moesr-results")
                 with make(gr.Row, elem_id="moesr-after") as built.after:
-                    again = make(
-                        gr.Button, "Use as input", size="sm", elem_id="moesr-again", min_width=90, interactive=False
-                    )
-                    ask = make(
-                        gr.Button, "What was invented?", size="sm", elem_id="moesr-ask", min_width=90, interactive=False
-                    )
-                invented = _html(gr, "", elem_id="moesr-invented")
+                    again = make(gr.Button, "Use as input", size="sm", elem_id="moesr-again", min_width=90)
+                    ask = make(gr.Button, "What was invented?", size="sm", elem_id="moesr-ask", min_width=90)
+                invented = _make_html(gr, "", elem_id="moesr-invented")
         if host.standalone:
-            _html(gr, html.FOOTER)
+            _make_html(gr, html.FOOTER)
         job = make(gr.Textbox, "", visible=False, elem_id="moesr-job")
         address = make(gr.Textbox, "", visible=False)
         built.values = values = (model, choice, size, format_, *controls.values())
@@ -143,19 +129,18 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
         )  # fmt: skip
         on(taken.then, with_client(handlers.run_example), [built.files, *values], parts)
         on(built.files.change, handlers.offer_painting, [built.files], [hint, built.painter], queue=False)
-        built.enable_with_results([again, ask])
         look = [progress, invented, ask, run, cancel, job]
         on(ask.click, with_client(handlers.find_invented), [address], look, js="() => [moesrAddress()]")
         on(again.click, handlers.use_again, [address], [built.files], js="() => [moesrAddress()]", queue=False)
-        _api(gr, handlers)
+        _make_api(gr, handlers)
         if host.standalone:
             on(blocks.load, handlers.list_models, [], [model], queue=False)
-            on(blocks.load, None, js=script(), queue=False)
+            on(blocks.load, None, js=build_script(), queue=False)
             on(blocks.load, handlers.reopen, [job], [progress, results], js=_LAST_JOB, queue=False)
     return built
 
 
-def looks() -> dict[str, Any]:
+def build_looks() -> dict[str, Any]:
     """Theme and CSS of the page, as options of Blocks (before 6) or of launch. No font is fetched from anywhere."""
     gr = gradio()
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
@@ -181,17 +166,17 @@ def looks() -> dict[str, Any]:
     return {"theme": theme, "css": "\n".join(path.read_text(encoding="utf-8") for path in CSS)}
 
 
-def script() -> str:
+def build_script() -> str:
     """The comparison element and what the page itself does, as a function that Gradio calls in the browser."""
     both = "\n".join(path.read_text(encoding="utf-8") for path in (SCRIPT, PAGE_SCRIPT))
     return f"() => {{ {both} }}"
 
 
-def _html(gr: Any, value: str, **options: Any) -> Any:
+def _make_html(gr: Any, value: str, **options: Any) -> Any:
     return make(gr.HTML, value, padding=False, elem_classes="moesr-html", **options)
 
 
-def _drop_zone(gr: Any) -> Any:
+def _make_drop_zone(gr: Any) -> Any:
     kind = {"type": "filepath"} if gradio_version() >= (4, 0) else {}
     return make(
         gr.File,
@@ -203,9 +188,9 @@ def _drop_zone(gr: Any) -> Any:
     )
 
 
-def _gallery(gr: Any, handlers: Handlers) -> Any:
+def _make_gallery(gr: Any, handlers: Handlers) -> Any:
     pictures = [(str(path), caption) for (path, _), (_, caption, _) in zip(handlers.examples, EXAMPLES)]
-    _html(gr, '<p class="moesr-or">Or try one of these:</p>')
+    _make_html(gr, '<p class="moesr-or">Or try one of these:</p>')
     return make(
         gr.Gallery, value=pictures, label="Examples", show_label=False, columns=3, rows=2, height=270,
         object_fit="contain", allow_preview=False, show_share_button=False, show_download_button=False, buttons=[],
@@ -213,7 +198,7 @@ def _gallery(gr: Any, handlers: Handlers) -> Any:
     )  # fmt: skip
 
 
-def _api(gr: Any, handlers: Handlers) -> None:
+def _make_api(gr: Any, handlers: Handlers) -> None:
     """The endpoint for programs, /upscale: it has no face. Its parameters are those of the table."""
     kind = {"type": "filepath"} if gradio_version() >= (4, 0) else {}
     image = make(gr.File, label="image", visible=False, **kind)

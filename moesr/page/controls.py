@@ -65,15 +65,15 @@ def make_control(name: str, **changes: Any) -> Any:
     return make(getattr(gradio(), kind), **options)
 
 
-def most_steps(config: ModelConfig) -> int:
+def find_most_steps(config: ModelConfig) -> int:
     """Where a slider of steps ends for a model: more than that changes nothing that is seen."""
     return min(max(20, 4 * config.steps), config.process.timesteps)
 
 
-def own_values(config: ModelConfig) -> dict[str, dict[str, Any]]:
+def list_own_values(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Options of the controls that show a model's own values."""
     return {
-        "steps": {"value": config.steps, "maximum": most_steps(config)},
+        "steps": {"value": config.steps, "maximum": find_most_steps(config)},
         "fidelity": {"value": min(config.fidelity, LIMITS["fidelity"]["maximum"])},
         "restore": {"visible": config.unet.takes_settings},
     }
@@ -82,7 +82,7 @@ def own_values(config: ModelConfig) -> dict[str, dict[str, Any]]:
 def list_preset(name: str, config: ModelConfig) -> dict[str, Any]:
     """The values of the controls that a preset sets, for a model."""
     defaults = {control: SETTINGS[control].default for control in ("restore", "wrap", "color_fix", "eta")}
-    own = {"fidelity": own_values(config)["fidelity"]["value"]}
+    own = {"fidelity": list_own_values(config)["fidelity"]["value"]}
     return {**defaults, **own, **PRESETS[name][config.unet.takes_settings]}
 
 

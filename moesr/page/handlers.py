@@ -14,7 +14,7 @@ from ..result_sizes import BUTTONS, KINDS, choose_button, read_size
 from ..settings import SETTINGS, result_size
 from ..settings_record import RunRecord, read_run
 from . import html
-from .controls import CONTROLS, list_preset, own_values, read_controls, read_form
+from .controls import CONTROLS, list_own_values, list_preset, read_controls, read_form
 from .gradio_versions import list_uploads, make_refusal, update
 from .job import Job
 from .job_queue import JobQueue
@@ -63,15 +63,22 @@ class Handlers:
             job = Job(uploads, model, settings, size=size, format=format, client=client, output=output, protect=protect)
             self.queue.submit(job)
         except MoESRError as error:
-            yield html.message(str(error)), update(), update(interactive=True), update(interactive=False), "", update()
+            yield (
+                html.draw_message(str(error)),
+                update(),
+                update(interactive=True),
+                update(interactive=False),
+                "",
+                update(),
+            )
             return
         try:
-            yield html.waiting(0, None), "", update(interactive=False), update(interactive=True), job.id, ""
+            yield html.draw_waiting(0, None), "", update(interactive=False), update(interactive=True), job.id, ""
             yield from ((*parts, *[update()] * 4) for parts in self._follow(job))
         finally:
             job.cancel()  # if the client went away; a finished job does not mind
-        results = html.results(job, self.host.url)
-        yield html.outcome(job), results, update(interactive=True), update(interactive=False), "", update()
+        results = html.draw_results(job, self.host.url)
+        yield html.draw_outcome(job), results, update(interactive=True), update(interactive=False), "", update()
 
     def find_invented(self, address: str, client: str = "") -> Iterator[tuple[Any, ...]]:
         """What was invented in the result at an address of the page.
@@ -89,35 +96,35 @@ class Handlers:
             )  # fmt: skip
             self.queue.submit(job)
         except MoESRError as error:
-            yield html.message(str(error)), "", update(), update(), update(), update()
+            yield html.draw_message(str(error)), "", update(), update(), update(), update()
             return
         off, on = update(interactive=False), update(interactive=True)
         try:
-            yield html.waiting(0, None), "", off, off, on, job.id
+            yield html.draw_waiting(0, None), "", off, off, on, job.id
             yield from ((progress, *[update()] * 5) for progress, _ in self._follow(job))
         finally:
             job.cancel()
         found = "" if job.invented is None else html.draw_invented(job.invented, self.host.url)
-        yield html.outcome(job), found, on, on, off, ""
+        yield html.draw_outcome(job), found, on, on, off, ""
 
     def offer_painting(self, files: Any) -> tuple[str, Any]:
         """The picture to paint on: (what to do, the painter's value). It changes with what was dropped."""
         found = list_uploads(files)
         if len(found) != 1:
-            return html.message(SEVERAL if found else NO_PICTURE, "note"), None
+            return html.draw_message(SEVERAL if found else NO_PICTURE, "note"), None
         try:
             upload = self._accept(found[0])
             read_upload_size(upload, self.queue.limits)
             return f"<p>{HINT}</p>", draw_background(upload)
         except MoESRError:  # said by `list_files`
-            return html.message(NO_PICTURE, "note"), None
+            return html.draw_message(NO_PICTURE, "note"), None
 
     def reopen(self, job_id: str) -> tuple[Any, Any]:
         """The page was loaded again: (progress, results) of the job that it showed last, if that is still there."""
         job = self.queue.find(str(job_id or ""))
         if job is None or not job.is_finished or not all(result.path.is_file() for result in job.results):
             return update(), update()
-        return html.outcome(job), html.results(job, self.host.url) or html.EMPTY
+        return html.draw_outcome(job), html.draw_results(job, self.host.url) or html.EMPTY
 
     def use_again(self, address: str) -> Any:
         """The result at an address of the page, as what to upscale next."""
@@ -183,7 +190,7 @@ class Handlers:
             self.queue.limits.check_files(len(found))
             target = read_size(choice, value)
         except MoESRError as error:
-            return html.message(str(error))
+            return html.draw_message(str(error))
         for paths in found:
             try:
                 upload = self._accept(paths)
@@ -197,7 +204,7 @@ class Handlers:
             except MoESRError as error:
                 wrong.append(str(error))
         more = [f"and {len(wrong) - 8} more that cannot be used"] if len(wrong) > 8 else []
-        return html.files(rows, len(found) - len(wrong)) + html.messages([*wrong[:8], *more])
+        return html.draw_files(rows, len(found) - len(wrong)) + html.draw_messages([*wrong[:8], *more])
 
     def restore_settings(self, files: Any) -> tuple[Any, ...]:
         """The settings inside the first picture, if any: (note, timeline, model, choice, size, *controls)."""
@@ -217,20 +224,20 @@ class Handlers:
         try:
             config = self.facts.read_config(model)
             choice, scale = choose_button(config.scale)
-            own = own_values(config)
+            own = list_own_values(config)
             plan = self.draw_plan(model, own["steps"]["value"])
             size = update(value=scale, visible=choice not in BUTTONS)
             return plan, update(value=choice), size, *(update(**change) for change in own.values())
         except MoESRError as error:
-            return html.message(str(error)), *[update()] * 5
+            return html.draw_message(str(error)), *[update()] * 5
 
     def draw_plan(self, model: str, steps: float, sampler: str = "auto") -> str:
         """Which expert works at which step, and what had to be assumed about the model's files."""
         try:
             plan = plan_steps(self.facts.read_config(model), steps=int(steps), sampler=sampler)
-            return html.draw_plan(plan) + html.messages(self.facts.list_notes(model), "note")
+            return html.draw_plan(plan) + html.draw_messages(self.facts.list_notes(model), "note")
         except (MoESRError, TypeError, ValueError) as error:
-            return html.message(str(error))
+            return html.draw_message(str(error))
 
     def choose_example(self, index: int) -> tuple[Any, ...]:
         """An example: (files, preset, *controls)."""
@@ -246,14 +253,14 @@ class Handlers:
         version, done, plan = -1, 0, None if job.seeds else self._plan(job)
         while not job.is_finished:
             if job.is_cancelled:
-                progress = html.cancelling(job.progress)
+                progress = html.draw_cancelling(job.progress)
             elif job.state == "waiting":
-                progress = html.waiting(self.queue.count_ahead(job), self.queue.estimate_wait(job))
+                progress = html.draw_waiting(self.queue.count_ahead(job), self.queue.estimate_wait(job))
             else:
-                progress = html.running(job.progress, plan, job.seeds)
+                progress = html.draw_progress(job.progress, plan, job.seeds)
             has_more = len(job.results) > done
             done = len(job.results)
-            yield progress, html.results(job, self.host.url) if has_more else update()
+            yield progress, html.draw_results(job, self.host.url) if has_more else update()
             if not job.is_cancelled:
                 job.wait(TICK)
             version = job.wait(TICK, version)
@@ -299,7 +306,7 @@ class Handlers:
             button, scale = choose_button(run.settings["scale"])
             choice, size = update(value=button), update(value=scale, visible=button not in BUTTONS)
         model_change = update(value=model) if model else update()
-        return html.message(text, "note"), plan, model_change, choice, size, *changes
+        return html.draw_message(text, "note"), plan, model_change, choice, size, *changes
 
 
 def describe_result(job: Job) -> dict[str, Any]:

@@ -31,27 +31,27 @@ there, do not use one; <em>fidelity</em> 1 holds the result to the input as far 
 own server, and uploads and results are deleted after a while.</p></footer>"""
 
 
-def message(text: str, kind: str = "error") -> str:
+def draw_message(text: str, kind: str = "error") -> str:
     """A line that tells something: error, note or done."""
     role = "alert" if kind == "error" else "status"
     return f'<p class="moesr-message moesr-{kind}" role="{role}">{escape(text)}</p>' if text else ""
 
 
-def messages(texts: Sequence[str], kind: str = "error") -> str:
+def draw_messages(texts: Sequence[str], kind: str = "error") -> str:
     """A line for each."""
-    return "".join(message(text, kind) for text in texts)
+    return "".join(draw_message(text, kind) for text in texts)
 
 
-def waiting(ahead: int, seconds: float | None) -> str:
+def draw_waiting(ahead: int, seconds: float | None) -> str:
     """Where a job is in the queue."""
     if not ahead:
-        return _bar(0.0, "Starting")
+        return _draw_bar(0.0, "Starting")
     others = "1 job is" if ahead == 1 else f"{ahead} jobs are"
-    about = "" if seconds is None else f"about {duration(seconds)}"
-    return _bar(0.0, f"You are number {ahead + 1} in line: {others} before yours", about)
+    about = "" if seconds is None else f"about {format_duration(seconds)}"
+    return _draw_bar(0.0, f"You are number {ahead + 1} in line: {others} before yours", about)
 
 
-def running(progress: JobProgress, plan: Plan | None, seeds: int = 0) -> str:
+def draw_progress(progress: JobProgress, plan: Plan | None, seeds: int = 0) -> str:
     """How far a job is: bar, words, seconds left, the expert at work, and the picture so far.
 
     seeds: of a job that compares so many results.
@@ -65,19 +65,19 @@ def running(progress: JobProgress, plan: Plan | None, seeds: int = 0) -> str:
         details += [f"step {event.step} of {event.steps}", f"expert {event.expert}"]
     if event.tiles > 1:
         details.append(f"tile {event.tile} of {event.tiles}")
-    left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
+    left = "" if progress.seconds_left is None else f", {format_duration(progress.seconds_left)} left"
     drawn = ""
     if plan is not None and event.phase in ("sample", "decode", "save"):
         drawn = draw_plan(plan, event.step if event.phase == "sample" else None)
     preview = ""
     if progress.preview:
-        preview = f'<img class="moesr-preview" alt="The picture so far" src="{_as_data(progress.preview)}">'
-    return _bar(progress.fraction, WORDS[event.phase] + left, " · ".join(details)) + drawn + preview
+        preview = f'<img class="moesr-preview" alt="The picture so far" src="{_make_data_url(progress.preview)}">'
+    return _draw_bar(progress.fraction, WORDS[event.phase] + left, " · ".join(details)) + drawn + preview
 
 
-def cancelling(progress: JobProgress) -> str:
+def draw_cancelling(progress: JobProgress) -> str:
     """The job was cancelled, and ends with the layer that is at work."""
-    return _bar(progress.fraction, "Cancelling")
+    return _draw_bar(progress.fraction, "Cancelling")
 
 
 def draw_plan(plan: Plan, current: int | None = None) -> str:
@@ -100,25 +100,25 @@ def draw_plan(plan: Plan, current: int | None = None) -> str:
     return f'<div class="moesr-plan" role="img" aria-label="{escape(words)}">{"".join(groups)}</div>'
 
 
-def outcome(job: Job) -> str:
+def draw_outcome(job: Job) -> str:
     """What became of a job that has ended."""
     late = " It was finished before it could be cancelled." if job.is_cancelled else ""
     if job.invented is not None:
-        text = f"Done: {job.seeds} tries compared in {duration(job.seconds)}.{late}"
-        return message(text, "done") + messages(job.notes, "note")
+        text = f"Done: {job.seeds} tries compared in {format_duration(job.seconds)}.{late}"
+        return draw_message(text, "done") + draw_messages(job.notes, "note")
     count = len(job.results)
     pictures = "1 picture" if count == 1 else f"{count} pictures"
     if job.state == "done" and count:
         seed = job.results[0].record["seed"]
-        text = f"Done: {pictures} in {duration(job.seconds)}, seed {seed}.{late}"
-        return message(text, "done") + messages(job.notes, "note") + messages(job.failures)
+        text = f"Done: {pictures} in {format_duration(job.seconds)}, seed {seed}.{late}"
+        return draw_message(text, "done") + draw_messages(job.notes, "note") + draw_messages(job.failures)
     kept = f"; {pictures} finished before {'is' if count == 1 else 'are'} kept" if count else ""
     if job.error == "cancelled":
-        return message(f"Cancelled{kept}", "note") + messages(job.failures)
-    return message(job.error + kept) + messages([line for line in job.failures if line != job.error])
+        return draw_message(f"Cancelled{kept}", "note") + draw_messages(job.failures)
+    return draw_message(job.error + kept) + draw_messages([line for line in job.failures if line != job.error])
 
 
-def results(job: Job, url: Url) -> str:
+def draw_results(job: Job, url: Url) -> str:
     """The comparison and the downloads of what is finished so far; nothing if nothing is."""
     done = list(job.results)
     if not done:
@@ -137,11 +137,11 @@ def results(job: Job, url: Url) -> str:
         }
         for result in done
     ]
-    links = [_download(url(result.path), result.path.name, _describe_file(result)) for result in done]
-    links += [_download(url(r.protect), r.protect.name, "what was protected") for r in done if r.protect]
+    links = [_draw_link(url(result.path), result.path.name, _describe_file(result)) for result in done]
+    links += [_draw_link(url(r.protect), r.protect.name, "what was protected") for r in done if r.protect]
     if job.archive is not None:
         text, size = f"All {len(done)} as a zip", format_size(job.archive.stat().st_size)
-        links.insert(0, _download(url(job.archive), text, size, name=job.archive.name, kind="moesr-all"))
+        links.insert(0, _draw_link(url(job.archive), text, size, name=job.archive.name, kind="moesr-all"))
     compare = f'<moesr-compare job="{job.id}" pairs="{escape(json.dumps(pairs))}"></moesr-compare>'
     return f'{compare}<ul class="moesr-downloads">{"".join(links)}</ul>'
 
@@ -169,17 +169,17 @@ def draw_invented(found: InventedDetail, url: Url) -> str:
     )
 
 
-def files(rows: Sequence[tuple[str, str, bytes]], count: int) -> str:
+def draw_files(rows: Sequence[tuple[str, str, bytes]], count: int) -> str:
     """What was dropped: thumbnail, name, sizes before and after. count: of all files, of which these are the first."""
     items = "".join(
-        f'<li><img alt="" src="{_as_data(thumbnail)}"><span>{escape(name)}</span><span>{escape(size)}</span></li>'
+        f'<li><img alt="" src="{_make_data_url(thumbnail)}"><span>{escape(name)}</span><span>{escape(size)}</span></li>'
         for name, size, thumbnail in rows
     )
     more = f"<li><span>and {count - len(rows)} more</span></li>" if count > len(rows) else ""
     return f'<ul class="moesr-picked">{items}{more}</ul>' if rows else ""
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds for people: 4 s, 2 min, 1 h 5 min."""
     whole = round(seconds)
     if whole < 90:
@@ -188,7 +188,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _bar(fraction: float, words: str, details: str = "") -> str:
+def _draw_bar(fraction: float, words: str, details: str = "") -> str:
     percent = round(100 * fraction)
     return (
         f'<div class="moesr-progress" role="progressbar" aria-valuemin="0" aria-valuemax="100"'
@@ -197,11 +197,11 @@ def _bar(fraction: float, words: str, details: str = "") -> str:
     )
 
 
-def _as_data(jpeg: bytes) -> str:
+def _make_data_url(jpeg: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-def _download(link: str, text: str, details: str, *, name: str | None = None, kind: str = "") -> str:
+def _draw_link(link: str, text: str, details: str, *, name: str | None = None, kind: str = "") -> str:
     return (
         f'<li class="{kind}"><a href="{escape(link)}" download="{escape(name or text)}">'
         f"<span>{escape(text)}</span><span>{escape(details)}</span></a></li>"

@@ -10,7 +10,7 @@ from importlib import import_module
 
 from ..errors import SettingError
 from ..library import DEFAULT
-from .builder import Built, build, looks
+from .builder import Built, build, build_looks
 from .gradio_versions import file_prefix, keep_known, require_gradio, silence_refusals
 from .job_queue import JobQueue
 from .limits import LOCAL, Limits
@@ -104,7 +104,7 @@ class Page:
             "run_history": False,
             "ssr_mode": False,
             "footer_links": ["api"],
-            **looks(),
+            **build_looks(),
         }
         try:
             app, _, _ = blocks.launch(**keep_known(blocks.launch, wanted))

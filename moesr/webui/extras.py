@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from ..hosting.model_runner import Stopped
-from ..page.controls import make_control, own_values, read_form
+from ..page.controls import list_own_values, make_control, read_form
 from ..page.gradio_versions import gradio, make
 from . import webui_api
 from .infotext import list_facts
@@ -29,7 +29,7 @@ class MoESRExtras(webui_api.scripts_postprocessing.ScriptPostprocessing):
         """Controls by the names of process()'s arguments."""
         default = engine().choose_default()
         config = engine().facts.read_config(default)
-        own = {**own_values(config), "scale": {"value": config.scale}, "restore": {}}
+        own = {**list_own_values(config), "scale": {"value": config.scale}, "restore": {}}
         with webui_api.ui_components.InputAccordion(False, label="MoESR", elem_id="extras_moesr") as enabled:
             model = make(
                 gradio().Dropdown, list(list_models()), value=default, label="Model", elem_id="extras_moesr_model"

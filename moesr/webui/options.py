@@ -56,8 +56,6 @@ def add() -> None:
 
 
 def _option(name: str, label: str, component: Any = None, args: Any = None, **more: Any) -> Any:
-    option = webui_api.shared.OptionInfo(
-        webui_api.DEFAULTS[name], label, component, args, section=SECTION[:2], **more
-    )
+    option = webui_api.shared.OptionInfo(webui_api.DEFAULTS[name], label, component, args, section=SECTION[:2], **more)
     option.category_id = SECTION[2]
     return option

@@ -65,7 +65,7 @@ def add() -> list[tuple[Any, str, str]]:
         with built.after:
             sends = {
                 target: webui_api.ui_components.ToolButton(
-                    mark, elem_id=f"moesr-send-{target}", tooltip=f"Send to {target}.", interactive=False
+                    mark, elem_id=f"moesr-send-{target}", tooltip=f"Send to {target}."
                 )
                 for target, mark in TARGETS.items()
             }
@@ -84,7 +84,6 @@ def add() -> list[tuple[Any, str, str]]:
                 button.click, transfers.send, [address], [result, parameters], js="() => [moesrAddress()]", queue=False
             )  # fmt: skip
             on(sent.then, None, js=f"() => moesr_paste('{target}')", queue=False)
-        built.enable_with_results([*sends.values()])
         on(received.change, transfers.receive, [received], [built.files, received], queue=False)
     for target, button in pastes.items():
         webui_api.infotext_utils.register_paste_params_button(

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.hosts.setup_browser import chromium
-
-ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+from tests.hosts.setup_browser import browser
 
 
 @dataclass
@@ -50,25 +48,17 @@ class Window:
 @contextmanager
 def window(url: str, folder: Path, width: int = 1500, height: int = 950) -> Iterator[Window]:
     """A browser with ComfyUI's page, loaded and ready. Screenshots go into `folder`."""
-    from playwright.sync_api import sync_playwright  # type: ignore[import-not-found]  # of make test-hosts
-
     folder.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
-        try:
-            page = started.new_page(viewport={"width": width, "height": height})
-            page.set_default_timeout(90_000)
-            shown = Window(page, folder)
-            page.on("console", lambda message: shown.said.append(f"{message.type}: {message.text}"))
-            page.on("pageerror", lambda error: shown.said.append(f"pageerror: {error}"))
-            page.goto(url)
-            page.wait_for_function("() => window.app?.graph && window.app.extensionManager", timeout=180_000)
-            page.wait_for_function(
-                "() => window.LiteGraph && 'MoESRLoader' in LiteGraph.registered_node_types", timeout=90_000
-            )
-            yield shown
-        finally:
-            started.close()
+    with browser() as started:
+        page = started.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(90_000)
+        shown = Window(page, folder)
+        page.on("console", lambda message: shown.said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: shown.said.append(f"pageerror: {error}"))
+        page.goto(url)
+        page.wait_for_function("() => window.app?.graph && window.app.extensionManager", timeout=180_000)
+        page.wait_for_function("() => window.LiteGraph && 'MoESRLoader' in LiteGraph.registered_node_types")
+        yield shown
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -5,8 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    """A Chromium at work."""
+    from playwright.sync_api import sync_playwright  # type: ignore[import-not-found]  # of make test-hosts
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
+        try:
+            yield started
+        finally:
+            started.close()
 
 
 def chromium() -> str:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from moesr.settings_record import read_run
 from tests.hosts.page import Served, serving, slowness
+from tests.hosts.setup_browser import browser
 from tests.hosts.setup_page import gradio_version, install_package
-from tests.hosts.visitor import AT_WORK, browser, percents, visiting
+from tests.hosts.visitor import AT_WORK, percents, visiting
 
 log = logging.getLogger(__name__)
 

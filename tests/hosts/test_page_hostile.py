@@ -10,8 +10,9 @@ from PIL import Image
 from playwright.sync_api import Error  # type: ignore[import-not-found]  # of make test-hosts
 
 from tests.hosts.page import Served, serving
+from tests.hosts.setup_browser import browser
 from tests.hosts.setup_page import install_package
-from tests.hosts.visitor import browser, visiting
+from tests.hosts.visitor import visiting
 from tests.test_page_uploads import HOSTILE
 
 pytestmark = pytest.mark.parametrize("nano", ["residual_shift"], indirect=True, scope="session")

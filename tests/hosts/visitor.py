@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 # Installed beside the tests only where the page is tested (see docs/page.md).
-from playwright.sync_api import Browser, Locator, Page, sync_playwright  # type: ignore[import-not-found]
+from playwright.sync_api import Browser, Locator, Page  # type: ignore[import-not-found]
 
-from tests.hosts.setup_browser import chromium
-
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 SHOTS = os.environ.get("MOESR_PAGE_SHOTS", "")
 #: Words of a job that is no longer in line.
 AT_WORK = ("Loading", "Reading", "Sharpening", "Drawing", "Saving", "Done")
@@ -63,17 +60,6 @@ CONTRAST = """() => {
     return [e.textContent.slice(0, 40), (Math.max(a, b) + .05) / (Math.min(a, b) + .05)];
   }).filter(([, ratio]) => ratio < 4.5);
 }"""
-
-
-@contextmanager
-def browser() -> Iterator[Browser]:
-    """A Chromium."""
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
-        try:
-            yield started
-        finally:
-            started.close()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from moesr.config import ModelConfig
-from moesr.diffusion.experts import All, ExpertBank
 from moesr.diffusion.samplers import Noise, ddim, ddpm
+from moesr.evaluation.nano_models import assemble
 from moesr.evaluation.published_tiling import Average, published_windows, starts, upscale_published
 from moesr.images import resize
 from moesr.images.canvas import as_canvas
@@ -22,7 +22,6 @@ from moesr.images.tile_windows import Window
 from moesr.model import SRModel
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.swin_unet import SwinUNet
-from moesr.runtime import PlainRuntime
 from moesr.training.experts import Expert, ExpertConfig
 from moesr.training.first_stage import FirstStage, FirstStageConfig
 from moesr.training.loop import LoopConfig
@@ -46,17 +45,10 @@ def networks(case: Case) -> tuple[SwinUNet, Autoencoder]:
 def model_of(case: Case, chain: Chain) -> SRModel:
     """A model as `moesr.load` makes it, in memory."""
     network, autoencoder = networks(case)
-    config = ModelConfig(
-        unet=network.config,
-        autoencoder=autoencoder.config,
-        process=chain.config,
-        stages=(chain.config.timesteps,),
-        scale=case.meta["diffusion"]["sf"],
-        steps=len(chain.kept),
-        lr_resize="torch",
-    )
-    bank = ExpertBank(config.stages, All([network]))
-    return SRModel(config, chain.process, bank, autoencoder, CPU, torch.float32, PlainRuntime())
+    stages, scale = (chain.config.timesteps,), case.meta["diffusion"]["sf"]
+    parts = network.config, autoencoder.config, chain.config
+    config = ModelConfig(*parts, stages, scale, len(chain.kept), lr_resize="torch")
+    return assemble(config, [network], autoencoder, device=CPU, dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -141,7 +133,7 @@ def tiling(case: Case) -> None:
         enlarged = re.fullmatch(r"up_bicubic(\d+)", key)
         if enlarged:
             height, width = (side * int(enlarged[1]) for side in case.inputs["up"].shape[-2:])
-            case.compare(key, RESIZES["torch"](case.inputs["up"], (height, width)))
+            case.compare(key, RESIZES["torch"](case.inputs["up"], (height, width), {}))
         resized = re.fullmatch(r"matlab_(up|down)(\d+)", key)
         if resized:
             planes, size = case.inputs["matlab"].permute(2, 0, 1)[None], case.outputs[key].shape[:2]
@@ -176,7 +168,7 @@ def _gather(case: Case, chop: int, stride: int, sf: int, infos: list[list[int]])
 def training(case: Case) -> None:
     """The loss of every image against a stub's outputs, and of the network with its gradients; straight-through."""
     _, autoencoder = networks(case)
-    y_of = _encoder(autoencoder)
+    y_of = torch.no_grad()(autoencoder.encode)
     known = {**configs(case), **{tag: {"config": v} for tag, v in case.meta["diffusion"].items()}}
     x0, y = y_of(case.inputs["gt"]), y_of(_enlarged(case.inputs["lq"], case.inputs["gt"]))
     case.compare("z_start", x0)
@@ -195,13 +187,8 @@ def training(case: Case) -> None:
         if weighted:
             coefficient = (1 - chain.process.b[chain.before] / chain.process.b[chain.kept])[t]
             errors = errors * (0.5 / chain.clipped()[t] * coefficient**2).float()
-        values = {
-            "mse": errors,
-            "z_t": z,
-            "pred_z0": chain.process.x0(out, z, t, y),
-            "model_in": seen["z"],
-            "model_t": seen["t"],
-        }
+        guess = chain.process.x0(out, z, t, y)
+        values = {"mse": errors, "z_t": z, "pred_z0": guess, "model_in": seen["z"], "model_t": seen["t"]}
         for key, value in values.items():
             case.compare(f"{tag}.{key}", value)
     if "full.gt" in case.inputs:
@@ -214,16 +201,8 @@ def _config(known: dict[str, Any], tag: str) -> dict[str, Any]:
     return known[tag].get("config", known[tag])
 
 
-def _encoder(autoencoder: Autoencoder) -> Callable[[Tensor], Tensor]:
-    def encode(image: Tensor) -> Tensor:
-        with torch.no_grad():
-            return autoencoder.encode(image)
-
-    return encode
-
-
 def _enlarged(lr: Tensor, hr: Tensor) -> Tensor:
-    return RESIZES["torch"](lr, (hr.shape[-2], hr.shape[-1])) if lr.shape != hr.shape else lr
+    return RESIZES["torch"](lr, (hr.shape[-2], hr.shape[-1]), {}) if lr.shape != hr.shape else lr
 
 
 def _expert(chain: Chain, network: Any) -> Expert:
@@ -248,18 +227,14 @@ def _full(case: Case, chain: Chain, encode: Callable[[Tensor], Tensor]) -> None:
     errors.mean().backward()
     gradients = {k: p.grad for k, p in network.named_parameters() if p.grad is not None}
     for key in case.named("full.grad."):
-        name = _first_shifted(gradients) if key == "rpb" else key
+        table = "blocks.1.attn.relative_position_bias_table"  # of the first shifted block
+        name = next(k for k in gradients if k.endswith(table)) if key == "rpb" else key
         case.compare(f"full.grad.{key}", gradients[name], rtol=1e-4)
     norms = case.meta["grad_norms_full"]
     case.expect("parameters with a gradient", sorted(gradients), sorted(norms))
     noise_level = 1e-6 * max(norms.values())  # biases before a norm of single channels have rounding's gradient only
     for name, norm in norms.items():
         case.expect(f"norm of d/d{name}", gradients[name].norm().item(), norm, rtol=1e-4, atol=noise_level)
-
-
-def _first_shifted(names: Iterable[str]) -> str:
-    """The table of relative positions of the first shifted block."""
-    return next(k for k in names if k.endswith("blocks.1.attn.relative_position_bias_table"))
 
 
 def _straight_through(case: Case, autoencoder: Autoencoder) -> None:

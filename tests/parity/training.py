@@ -50,34 +50,22 @@ def exchange(case: Case) -> None:
 def ema(case: Case) -> None:
     """The moving average along recorded parameters, and its decay at any update."""
     case.expect("warm-up", case.config["use_num_updates"], True)
-    module = _holder({k.removeprefix("init."): v for k, v in case.inputs.items() if k.startswith("init.")})
+    # Names of a ParameterDict have no dots.
+    start = {k.removeprefix("init.").replace(".", "/"): v for k, v in case.inputs.items() if k.startswith("init.")}
+    module = nn.ParameterDict({name: nn.Parameter(value.clone()) for name, value in start.items()})
     average = EMA(module, case.config["decay"])
     for step in sorted(map(int, case.tags(r"model_after_step(\d+)\..+"))):
         with torch.no_grad():
             for name, parameter in module.named_parameters():
-                parameter.copy_(case.inputs[f"model_after_step{step}.{name}"])
+                parameter.copy_(case.inputs[f"model_after_step{step}.{name.replace('/', '.')}"])
         average.update(module)
         case.expect(f"updates after step {step}", average.updates, case.meta["log"][step]["num_updates"])
         case.expect(f"decay of step {step}", average.rate(), case.meta["log"][step]["decay"], rtol=1e-6)
         for name, value in average.weights(module).items():
-            case.compare(f"ema_after_step{step}.{name}", value)
+            case.compare(f"ema_after_step{step}.{name.replace('/', '.')}", value)
     for updates, decay in case.meta["decay_at"]:
         average.updates = updates
         case.expect(f"decay of update {updates}", average.rate(), decay, rtol=1e-6)
-
-
-def _holder(parameters: dict[str, Tensor]) -> nn.Module:
-    """A module that has exactly these parameters, dots in their names as submodules."""
-    root = nn.Module()
-    for name, value in parameters.items():
-        node = root
-        *path, leaf = name.split(".")
-        for part in path:
-            if part not in dict(node.named_children()):
-                node.add_module(part, nn.Module())
-            node = node.get_submodule(part)
-        node.register_parameter(leaf, nn.Parameter(value.clone()))
-    return root
 
 
 def frequency_loss(case: Case) -> None:
