@@ -13,10 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
-import numpy as np
 import pytest
 from PIL import Image
 
+from tests.batch_jobs import draw
 from tests.hosts.page import Served, serving, slowness
 from tests.hosts.setup_browser import browser
 from tests.hosts.setup_page import install_package, page_python
@@ -64,11 +64,7 @@ def served(nano: Path, site: Path, called: list[str], tmp_path_factory: pytest.T
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[str]:
     """Four noises of different sizes."""
-    rng, paths = np.random.default_rng(0), []
-    for i in range(4):
-        paths.append(str(tmp_path / f"{i}.png"))
-        Image.fromarray(rng.integers(0, 255, (12, 16 + 4 * i, 3), np.uint8)).save(paths[-1])
-    return paths
+    return [str(draw(tmp_path / f"{i}.png", i, size=(16 + 4 * i, 12))) for i in range(4)]
 
 
 def test_defaults_of_the_api_and_what_it_tells(nano: Path, served: Served, pictures: list[str]) -> None:
