@@ -21,35 +21,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "CheckpointError",
-    "Event",
-    "ImageError",
-    "Invention",
-    "MoESRError",
-    "NumericsError",
-    "SRModel",
-    "SettingError",
-    "batch",
-    "decode_latents",
-    "invention",
-    "load",
-    "sample_latents",
-    "upscale",
-    "upscale_frames",
-]
+    "CheckpointError", "Event", "ImageError", "Invention", "MoESRError", "NumericsError", "SRModel", "SettingError",
+    "batch", "decode_latents", "invention", "load", "sample_latents", "upscale", "upscale_frames",
+]  # fmt: skip
 
 _MODULES = {
-    "batch": "batch",
-    "Invention": "evaluation.invented_detail",
-    "invention": "evaluation.invented_detail",
-    "load": "model",
-    "SRModel": "model",
-    "upscale": "pipeline",
-    "upscale_frames": "frames",
-    "sample_latents": "pipeline",
-    "decode_latents": "pipeline",
-    "Event": "progress",
-}
+    "batch": "batch", "Invention": "evaluation.invented_detail", "invention": "evaluation.invented_detail",
+    "load": "model", "SRModel": "model", "upscale": "pipeline", "upscale_frames": "frames",
+    "sample_latents": "pipeline", "decode_latents": "pipeline", "Event": "progress",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

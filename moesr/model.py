@@ -90,40 +90,22 @@ class Parts:
         return _lay_out(build(Autoencoder, config, self.files.decoder, self.dtype, device, what), device)
 
     def assemble(
-        self,
-        experts: Residency,
-        autoencoder: Autoencoder,
-        device: torch.device,
-        runtime: Runtime,
+        self, experts: Residency, autoencoder: Autoencoder, device: torch.device, runtime: Runtime,
         keeper: Residency | None = None,
-    ) -> SRModel:
+    ) -> SRModel:  # fmt: skip
         """The model of these parts, whose experts are kept by `experts`, and its autoencoder by `keeper` if given."""
         config = self.files.config
         return SRModel(
-            config=config,
-            process=from_config(config.process),
-            bank=ExpertBank(config.stages, experts),
-            autoencoder=autoencoder,
-            device=device,
-            dtype=self.dtype,
-            runtime=runtime,
-            paths=self.files.paths,
-            notes=self.files.notes,
-            keeper=keeper,
-        )
+            config=config, process=from_config(config.process), bank=ExpertBank(config.stages, experts),
+            autoencoder=autoencoder, device=device, dtype=self.dtype, runtime=runtime, paths=self.files.paths,
+            notes=self.files.notes, keeper=keeper,
+        )  # fmt: skip
 
 
 def load(
-    source: Source = "tiny",
-    *,
-    dtype: str = "auto",
-    device: str | torch.device = "auto",
-    residency: str = "auto",
-    scale: int | None = None,
-    timesteps: int | None = None,
-    compile: bool = False,
-    runtime: Runtime | None = None,
-) -> SRModel:
+    source: Source = "tiny", *, dtype: str = "auto", device: str | torch.device = "auto", residency: str = "auto",
+    scale: int | None = None, timesteps: int | None = None, compile: bool = False, runtime: Runtime | None = None,
+) -> SRModel:  # fmt: skip
     """A model ready for `upscale`.
 
     source: a name in the library, a file, a folder, or a list of stage files (and a decoder). dtype: auto, fp32, bf16

@@ -38,31 +38,19 @@ class Plan:
 
 
 def plan_run(
-    model: SRModel,
-    height: int,
-    width: int,
-    *,
-    tile: int | str = "auto",
-    tile_batch: int | str = "auto",
-    wrap: bool = False,
-    callback: Callback | None = None,
-) -> Plan:
+    model: SRModel, height: int, width: int, *, tile: int | str = "auto", tile_batch: int | str = "auto",
+    wrap: bool = False, callback: Callback | None = None,
+) -> Plan:  # fmt: skip
     """The plan for LR images of that size; the settings are those of `upscale`. Raises SettingError."""
     check_settings(tile=tile, tile_batch=tile_batch, wrap=wrap)
     config, unet, reporter = model.config.autoencoder, model.config.unet, Reporter(callback)
     free = model.runtime.free_memory(model.device)
     cells = compute_latent_size(height, width, scale=model.scale, factor=config.factor, multiple=unet.multiple)
+    smallest = max(SMALLEST_TILE // config.factor, 2 * unet.alignment, unet.multiple)
     tiles = TileSize(
-        tile,
-        whole=max(cells),
-        smallest=max(SMALLEST_TILE // config.factor, 2 * unet.alignment, unet.multiple),
-        multiple=unet.multiple,
-        config=config,
-        device=model.device,
-        runtime=model.runtime,
-        free=free,
-        reporter=reporter,
-    )
+        tile, whole=max(cells), smallest=smallest, multiple=unet.multiple, config=config, device=model.device,
+        runtime=model.runtime, free=free, reporter=reporter,
+    )  # fmt: skip
     # float32: LR image twice and its condition; state, y, prediction, noise and one more latent; decoded picture
     image = 4 * (6 * height * width + math.prod(cells) * (4 * unet.detail**2 + 5 * unet.out_channels))
     group = max(1, min(LARGEST_GROUP, GROUP_BYTES // image))

@@ -117,10 +117,5 @@ def digest_bytes(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def list_model_files(path: Path) -> list[Path]:
-    """The files of a model, by name."""
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-
-
 def _as_word(value: Any) -> str:
     return "nothing" if value is None else str(value)[:40]

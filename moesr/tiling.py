@@ -113,13 +113,9 @@ class TileSize:
 
 
 def predict_in_tiles(
-    predict_tiles: PredictTiles,
-    windows: Sequence[Window],
-    tile_batch: int,
-    *,
-    blender: Blender | None = None,
+    predict_tiles: PredictTiles, windows: Sequence[Window], tile_batch: int, *, blender: Blender | None = None,
     advance: Callable[[int], Any] = lambda tiles: None,
-) -> Predict:
+) -> Predict:  # fmt: skip
     """A predictor of the canvas [B, C, H, W] from a predictor of tiles: all tiles take a step together.
 
     Tiles of all images are run `tile_batch` at a time and their predicted x0 is blended in float32, with weights that
@@ -153,17 +149,10 @@ def predict_in_tiles(
 
 
 def decode_in_tiles(
-    decode: Callable[[Sequence[Window]], Sequence[Tensor] | Tensor],
-    windows: Sequence[Window],
-    *,
-    height: int,
-    width: int,
-    factor: int,
-    wrap: bool = False,
-    tile_batch: int = 1,
-    canvas_device: torch.device,
+    decode: Callable[[Sequence[Window]], Sequence[Tensor] | Tensor], windows: Sequence[Window], *, height: int,
+    width: int, factor: int, wrap: bool = False, tile_batch: int = 1, canvas_device: torch.device,
     blender: Blender | None = None,
-) -> Iterator[tuple[int, Tensor]]:
+) -> Iterator[tuple[int, Tensor]]:  # fmt: skip
     """Decoded rows from the top, (first row, [3, h, W]), as soon as no tile to come reaches them.
 
     decode: pictures [n, 3, h, w] of windows of the latent, which has height x width cells of `factor` pixels. Only a

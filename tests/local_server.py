@@ -69,8 +69,8 @@ class Handler(BaseHTTPRequestHandler):
 Act = Callable[[Handler], None]
 
 
-def serve(data: bytes | None = None, *, status: int = 200, until: int | None = None, stall: float = 0.0) -> Act:
-    """Answer a request. until: break off after that many bytes; stall: seconds of silence half-way."""
+def serve(data: bytes | None = None, *, status: int = 200, stall: float = 0.0) -> Act:
+    """Answer a request. stall: seconds of silence half-way."""
 
     def act(handler: Handler) -> None:
         body = handler.server.files[handler.path] if data is None else data
@@ -80,7 +80,7 @@ def serve(data: bytes | None = None, *, status: int = 200, until: int | None = N
             handler.wfile.flush()
             time.sleep(stall)
             body = body[len(body) // 2 :]
-        handler.wfile.write(body[:until])
+        handler.wfile.write(body)
 
     return act
 

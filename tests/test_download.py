@@ -60,7 +60,7 @@ def model(server: Server, monkeypatch: pytest.MonkeyPatch) -> Entry:
 def at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of the server appear without a process and a connection, for tests of what lies around them."""
 
-    def fetch(file: RemoteFile, target: Path, progress: Any, timeout: float) -> None:
+    def fetch(file: RemoteFile, target: Path, progress: Any) -> None:
         path = file.url.removeprefix(server.url(""))
         server.seen.append(path)
         if progress:
@@ -223,8 +223,8 @@ def test_a_plain_address(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("act", "said"),
-    [(serve(status=404), "404"), (serve(OTHER), "hash"), (serve(until=9), "hash"), (serve(stall=60), "no byte for 20")],
-    ids=["refused", "another file", "broken off", "silent"],
+    [(serve(status=404), "404"), (serve(OTHER), "hash"), (serve(stall=60), "no byte for 20")],
+    ids=["refused", "another file", "silent"],
 )
 def test_what_goes_wrong_is_one_line_and_leaves_nothing(server: Server, tmp_path: Path, act: Any, said: str) -> None:
     server.acts = [act]

@@ -30,13 +30,9 @@ NAMED = 8
 
 
 def convert(
-    sources: Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
-    dtype: str = "fp16",
-    scale: int | None = None,
-    progress: Progress | None = None,
-    timesteps: int | None = None,
-) -> Path:
+    sources: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], dtype: str = "fp16",
+    scale: int | None = None, progress: Progress | None = None, timesteps: int | None = None,
+) -> Path:  # fmt: skip
     """Write a model as one safetensors file that `moesr.load` opens, with the weights that it gives for the sources.
 
     sources: stage files and a decoder, a network of ResShift and its first stage, a folder with them, or a converted

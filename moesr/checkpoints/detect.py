@@ -52,7 +52,7 @@ def find_role(weights: Weights) -> str:
     raise CheckpointError(f"{weights.path}: {describe_keys(shapes)}")
 
 
-def read_unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
+def read_unet_config(shapes: Shapes) -> UNetConfig:
     """The UNet that has exactly these keys: widths, levels, attention and Space MoE read off the shapes.
 
     shapes: without prefix. The head width cannot be read; it is 32 in every released file. Raises CheckpointError if
@@ -80,16 +80,10 @@ def read_unet_config(shapes: Shapes, head_channels: int = 32) -> UNetConfig:
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"not a UNet of LDM: {reason(error)}; give a MoESR or LDM-SR checkpoint") from error
     return UNetConfig(
-        in_channels=in_channels,
-        out_channels=out_channels,
-        model_channels=base,
-        channel_mult=mult,
-        num_res_blocks=blocks,
-        attention_downsamples=tuple(sorted(attention)),
-        num_head_channels=head_channels,
-        space_experts=experts,
+        in_channels=in_channels, out_channels=out_channels, model_channels=base, channel_mult=mult,
+        num_res_blocks=blocks, attention_downsamples=tuple(sorted(attention)), space_experts=experts,
         ffn_mult=hidden / dim,
-    )
+    )  # fmt: skip
 
 
 def read_autoencoder_config(shapes: Shapes) -> AutoencoderConfig:

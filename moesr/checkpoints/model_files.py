@@ -100,13 +100,9 @@ def open_autoencoder(path: Path) -> tuple[AutoencoderConfig, View]:
 
 
 def build(
-    kind: Callable[..., M],
-    config: object,
-    state: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    device: torch.device,
+    kind: Callable[..., M], config: object, state: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device,
     what: str,
-) -> M:
+) -> M:  # fmt: skip
     """A network in eval mode that holds exactly these weights, in `dtype` on `device`.
 
     The network never exists with random weights, and tensors that need no conversion stay mapped to their file. Raises
@@ -154,13 +150,9 @@ def _open_converted(weights: Weights, notes: Sequence[str]) -> ModelFiles:
 
 
 def _open_released(
-    where: Path,
-    roles: Sequence[tuple[Weights, str]],
-    scale: int | None,
-    timesteps: int | None,
-    notes: list[str],
+    where: Path, roles: Sequence[tuple[Weights, str]], scale: int | None, timesteps: int | None, notes: list[str],
     named: set[Path],
-) -> ModelFiles:
+) -> ModelFiles:  # fmt: skip
     """The release's files as one model; `named` are the files that the user gave by name, which must all fit."""
     experts = [w for w, kind in roles if kind == "expert"]
     decoders = [w for w, kind in roles if kind == "autoencoder"]

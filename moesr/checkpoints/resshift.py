@@ -51,13 +51,9 @@ def find_network(weights: Weights) -> tuple[SwinUNetConfig, View]:
 
 
 def assemble(
-    networks: Sequence[Weights],
-    decoders: Sequence[Weights],
-    named: set[Path],
-    scale: int | None,
-    timesteps: int | None,
-    notes: Sequence[str],
-) -> ModelFiles:
+    networks: Sequence[Weights], decoders: Sequence[Weights], named: set[Path], scale: int | None,
+    timesteps: int | None, notes: Sequence[str],
+) -> ModelFiles:  # fmt: skip
     """One network and its first stage as a model. `named` are the files that the user gave by name.
 
     scale is only held against what the shapes say. timesteps: 4 or 15; by default what the network's name says. Raises
@@ -79,15 +75,9 @@ def assemble(
     if scale not in (None, own):
         notes.append(f"asked for x{scale}, but by their shapes the files are x{own}")
     config = ModelConfig(
-        unet=unet,
-        autoencoder=vae,
-        process=process,
-        stages=(process.timesteps,),
-        scale=own,
-        steps=process.timesteps,
-        lr_resize="torch",
-        name=first.path.stem,
-    )
+        unet=unet, autoencoder=vae, process=process, stages=(process.timesteps,), scale=own, steps=process.timesteps,
+        lr_resize="torch", name=first.path.stem,
+    )  # fmt: skip
     for note in notes:
         log.info("%s: %s", first.path, note)
     paths = (first.path, decoder.weights.path)

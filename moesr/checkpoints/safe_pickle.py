@@ -206,16 +206,8 @@ def _call(function: Any, arguments: Any) -> Any:
     return Placeholder(getattr(function, "name", "object"))
 
 
-def _make_entries(*_: Any) -> dict[str, Any]:
-    return {}  # an OrderedDict: its entries follow
-
-
 def _make_parameter(tensor: Any, *_: Any) -> Any:
     return tensor
-
-
-def _make_typed(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    return _call(function, arguments)
 
 
 def _make_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Any:
@@ -243,12 +235,12 @@ def _are_counts(values: Any) -> bool:
 
 
 _FOUND: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _make_entries,
+    ("collections", "OrderedDict"): lambda *_: {},  # its entries follow
     ("torch._utils", "_rebuild_tensor"): _make_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _make_tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _make_tensor,
     ("torch._utils", "_rebuild_parameter"): _make_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _make_parameter,
-    ("torch._tensor", "_rebuild_from_type_v2"): _make_typed,
+    ("torch._tensor", "_rebuild_from_type_v2"): lambda function, kind, arguments, state: _call(function, arguments),
     ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
 }

@@ -122,10 +122,8 @@ def describe_keys(keys: Collection[str]) -> str:
     return f"no model that is known here ({len(keys)} tensors such as {some}); {OURS}"
 
 
-def describe_cut(size: int, whole: int = 0) -> str:
+def describe_cut(size: int) -> str:
     """For a file that ends too early."""
-    if whole:
-        return f"cut off, {size / 1e6:.1f} of {whole / 1e6:.1f} MB are there; {AGAIN}"
     return f"cut off or damaged, {size / 1e6:.1f} MB are there; {AGAIN}"
 
 

@@ -37,23 +37,18 @@ class Entry:
 
 
 def write(
-    path: Path,
-    entries: Sequence[Entry],
-    metadata: dict[str, str],
-    *,
-    late: Callable[[], dict[str, str]] | None = None,
-    room: int = 4096,
-    written: Callable[[Entry], None] | None = None,
-) -> None:
+    path: Path, entries: Sequence[Entry], metadata: dict[str, str], *,
+    late: Callable[[], dict[str, str]] | None = None, written: Callable[[Entry], None] | None = None,
+) -> None:  # fmt: skip
     """Write the entries as one safetensors file, with one tensor in memory at a time.
 
     Whatever interrupts it, `path` is either as before or the whole new file. late: more of the header, asked for when
-    all tensors have been read; `room` bytes are kept for it. written: called after each tensor. Raises CheckpointError
+    all tensors have been read; 4 KiB are kept for it. written: called after each tensor. Raises CheckpointError
     if the disk is full or the file cannot be written.
     """
     path = Path(os.path.realpath(path))  # a link keeps pointing to the file it names
     ordered = sorted(entries, key=lambda e: -e.dtype.itemsize)  # so that every tensor is aligned to its numbers
-    room = room if late else 0
+    room = 4096 if late else 0
     length = -(-(8 + len(_make_header(ordered, metadata)) + room) // 64) * 64 - 8  # tensors begin at a multiple of 64
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,18 +27,10 @@ Allocate = Callable[[Tensor], Tensor]  # an empty canvas like this one
 
 
 def ddpm(
-    predict: Predict,
-    process: Process,
-    timesteps: Sequence[int],
-    z: Tensor,
-    *,
-    noise: Noise,
-    last: int = CLEAN,
-    variance: str = "small",
-    y: Tensor | None = None,
-    callback: Callback | None = None,
+    predict: Predict, process: Process, timesteps: Sequence[int], z: Tensor, *, noise: Noise, last: int = CLEAN,
+    variance: str = "small", y: Tensor | None = None, callback: Callback | None = None,
     allocate: Allocate = torch.empty_like,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Ancestral sampling: z_prev = posterior mean(z, x0) + sigma n.
 
     mean = k z + (a_prev - k a_t) x0 + (b_prev - k b_t) y with k = carry_t / carry_prev * s_prev^2 / s_t^2; for residual
@@ -64,18 +56,9 @@ def ddpm(
 
 
 def ddim(
-    predict: Predict,
-    process: Process,
-    timesteps: Sequence[int],
-    z: Tensor,
-    *,
-    noise: Noise,
-    last: int = CLEAN,
-    eta: float = 1.0,
-    y: Tensor | None = None,
-    callback: Callback | None = None,
-    allocate: Allocate = torch.empty_like,
-) -> Tensor:
+    predict: Predict, process: Process, timesteps: Sequence[int], z: Tensor, *, noise: Noise, last: int = CLEAN,
+    eta: float = 1.0, y: Tensor | None = None, callback: Callback | None = None, allocate: Allocate = torch.empty_like,
+) -> Tensor:  # fmt: skip
     """DDIM (arXiv 2010.02502, eq. 12): z_prev = a_prev x0 + b_prev y + sqrt(s_prev^2 - sigma^2) eps + sigma n.
 
     eps = (z - a_t x0 - b_t y) / s_t and sigma = eta * step_std: eta 1 is the ancestral step with the posterior's
@@ -99,16 +82,9 @@ def ddim(
 
 
 def dpmpp_2m(
-    predict: Predict,
-    process: Process,
-    timesteps: Sequence[int],
-    z: Tensor,
-    *,
-    last: int = CLEAN,
-    y: Tensor | None = None,
-    callback: Callback | None = None,
-    allocate: Allocate = torch.empty_like,
-) -> Tensor:
+    predict: Predict, process: Process, timesteps: Sequence[int], z: Tensor, *, last: int = CLEAN,
+    y: Tensor | None = None, callback: Callback | None = None, allocate: Allocate = torch.empty_like,
+) -> Tensor:  # fmt: skip
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): second-order, deterministic, on w = z - b y.
 
     w_prev = s_prev / s_t w - a_prev (e^-h - 1) d with h the step in lambda = log(a / s); d is x0, extrapolated from the
@@ -135,19 +111,10 @@ def dpmpp_2m(
 
 
 def sample(
-    name: str,
-    predict: Predict,
-    process: Process,
-    timesteps: Sequence[int],
-    z: Tensor,
-    *,
-    noise: Noise,
-    eta: float = 1.0,
-    last: int = CLEAN,
-    y: Tensor | None = None,
-    callback: Callback | None = None,
+    name: str, predict: Predict, process: Process, timesteps: Sequence[int], z: Tensor, *, noise: Noise,
+    eta: float = 1.0, last: int = CLEAN, y: Tensor | None = None, callback: Callback | None = None,
     allocate: Allocate = torch.empty_like,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Run the sampler called `name` from state z over `timesteps` (high to low) and on to `last`.
 
     `eta` is for ddim alone. Raises SettingError for an unknown name, listing the known ones, and for timesteps that are

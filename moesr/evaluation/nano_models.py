@@ -10,10 +10,10 @@ from torch import nn
 from ..config import AutoencoderConfig, ModelConfig, NetworkConfig, ProcessConfig, SwinUNetConfig, UNetConfig
 from ..diffusion.experts import All, ExpertBank
 from ..diffusion.process import from_config
-from ..model import DTYPES, SRModel
+from ..model import SRModel
 from ..networks.autoencoder import Autoencoder
 from ..networks.denoiser import denoiser
-from ..runtime import PlainRuntime, Runtime
+from ..runtime import PlainRuntime
 
 _PROCESSES = {
     "ddpm": ProcessConfig(),
@@ -74,27 +74,18 @@ def build_autoencoder(config: AutoencoderConfig, seed: int = 0) -> Autoencoder:
     return network.eval().requires_grad_(False)
 
 
-def build_nano(
-    kind: str, device: torch.device, *, dtype: str = "fp32", runtime: Runtime | None = None, seed: int = 0
-) -> SRModel:
-    """A nano model on a device, ready for `upscale`: the same weights on every device. kind: as in `nano_config`."""
-    config, number = nano_config(kind), DTYPES[dtype]
-    experts = [build_denoiser(config.unet, seed + i).to(device, number) for i in range(len(config.stages))]
-    autoencoder = build_autoencoder(config.autoencoder, seed).to(device, number)
-    return assemble(config, experts, autoencoder, device=device, dtype=number, runtime=runtime)
+def build_nano(kind: str, device: torch.device, *, seed: int = 0) -> SRModel:
+    """A nano model in float32 on a device: the same weights on every device. kind: as in `nano_config`."""
+    config = nano_config(kind)
+    experts = [build_denoiser(config.unet, seed + i).to(device) for i in range(len(config.stages))]
+    autoencoder = build_autoencoder(config.autoencoder, seed).to(device)
+    return assemble(config, experts, autoencoder, device=device, dtype=torch.float32)
 
 
 def assemble(
     config: ModelConfig, experts: Sequence[nn.Module], autoencoder: Autoencoder, *, device: torch.device,
-    dtype: torch.dtype, runtime: Runtime | None = None,
+    dtype: torch.dtype,
 ) -> SRModel:  # fmt: skip
     """The model of networks that are on the device already."""
-    return SRModel(
-        config=config,
-        process=from_config(config.process),
-        bank=ExpertBank(config.stages, All(experts)),
-        autoencoder=autoencoder,
-        device=device,
-        dtype=dtype,
-        runtime=runtime or PlainRuntime(),
-    )
+    process, bank = from_config(config.process), ExpertBank(config.stages, All(experts))
+    return SRModel(config, process, bank, autoencoder, device, dtype, PlainRuntime())

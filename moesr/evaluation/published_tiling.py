@@ -19,7 +19,6 @@ from ..images.postprocess import finish_image, hide_masked, read_colours, read_m
 from ..images.tile_windows import Window, crop
 from ..model import SRModel
 from ..pipeline_run import Run
-from ..progress import Callback
 from ..run_plan import plan_run
 from ..settings import resolve
 
@@ -33,17 +32,9 @@ TileNoise = Callable[[int, int], Tensor]
 
 
 def upscale_published(
-    model: SRModel,
-    image: Any,
-    *,
-    chop: int | None = None,
-    stride: int | None = None,
-    steps: int | None = None,
-    seed: int = SEED,
-    mask: Any = None,
-    noise: TileNoise | None = None,
-    callback: Callback | None = None,
-) -> Any:
+    model: SRModel, image: Any, *, chop: int | None = None, stride: int | None = None, steps: int | None = None,
+    seed: int = SEED, mask: Any = None, noise: TileNoise | None = None,
+) -> Any:  # fmt: skip
     """The image at the model's scale, by ResShift's published policy, in the kind it was given.
 
     chop, stride: side and step of tiles in LR pixels (512 and 448 for x4, 1024 and 896 for x2; smaller tiles have the
@@ -69,7 +60,7 @@ def upscale_published(
             average = Average(3, *size, model.device)
             for k, window in enumerate(windows):
                 part = crop(lr[i : i + 1], window)
-                plan = plan_run(model, window.h, window.w, tile=0, tile_batch=1, callback=callback)
+                plan = plan_run(model, window.h, window.w, tile=0, tile_batch=1)
                 run = Run(plan, part, None if hidden is None else crop(hidden[i : i + 1], window))
                 drawn = run.noise([generator]) if noise is None else partial(_draw_tile_noise, noise, k)
                 z = run.denoise(run.encode(), settings, noise=drawn)

@@ -14,7 +14,6 @@ from ..diffusion.process import from_config
 from ..errors import CheckpointError, SettingError
 from ..library import DEFAULT, compute_fingerprint, installed, suggest
 from ..settings import resolve
-from ..settings_record import list_model_files
 
 
 @dataclass(frozen=True)
@@ -108,4 +107,5 @@ class ModelFacts:
 
 def _file_states(path: Path) -> tuple[object, ...]:
     """A value that changes when the files do."""
-    return tuple((str(p), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in list_model_files(path))
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return tuple((str(p), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in files)

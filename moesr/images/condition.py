@@ -16,17 +16,12 @@ from .tile_windows import Window, crop
 _MARGIN = 8
 
 
-def _matlab(image: Tensor, size: tuple[int, int], matrices: Matrices | None = None) -> Tensor:
-    return resize(image, size, matrices).clamp(-1, 1)
-
-
-def _torch(image: Tensor, size: tuple[int, int], _: Matrices | None = None) -> Tensor:
-    return F.interpolate(image, size=size, mode="bicubic", align_corners=False)
-
-
 #: How LR images are brought to output size for the first stage: MATLAB's bicubic, clamped; or torch's (a = -0.75), not
 #: clamped, with which ResShift was trained. An image of that size already is left as it is.
-RESIZES: dict[str, Callable[..., Tensor]] = {"matlab": _matlab, "torch": _torch}
+RESIZES: dict[str, Callable[[Tensor, tuple[int, int], Matrices], Tensor]] = {
+    "matlab": lambda image, size, matrices: resize(image, size, matrices).clamp(-1, 1),
+    "torch": lambda image, size, _: F.interpolate(image, size=size, mode="bicubic", align_corners=False),
+}
 
 
 def compute_latent_size(height: int, width: int, *, scale: int, factor: int, multiple: int) -> tuple[int, int]:

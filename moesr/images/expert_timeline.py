@@ -18,14 +18,9 @@ _SCALE: tuple[Colour, ...] = ((146, 190, 224), (84, 132, 192), (118, 92, 168), (
 
 
 def draw_timeline(
-    experts: Sequence[int],
-    noise: Sequence[float],
-    timesteps: Sequence[int],
-    *,
-    size: tuple[int, int] = (720, 150),
-    ink: Colour = (128, 132, 140),
-    zoom: int = 1,
-) -> Image.Image:
+    experts: Sequence[int], noise: Sequence[float], timesteps: Sequence[int], *, size: tuple[int, int] = (720, 150),
+    ink: Colour = (128, 132, 140), zoom: int = 1,
+) -> Image.Image:  # fmt: skip
     """An RGBA picture on a transparent ground: a bar for every step, as high as its noise, in its expert's colour.
 
     experts, noise (0 or more) and timesteps have one entry per step, in the order in which they run. size: in pixels.
@@ -64,13 +59,9 @@ def palette(count: int) -> list[Colour]:
 
 
 def _draw_labels(
-    draw: ImageDraw.ImageDraw,
-    experts: Sequence[int],
-    timesteps: Sequence[int],
-    edges: Sequence[float],
-    floor: float,
+    draw: ImageDraw.ImageDraw, experts: Sequence[int], timesteps: Sequence[int], edges: Sequence[float], floor: float,
     ink: Colour,
-) -> None:
+) -> None:  # fmt: skip
     font = _load_font(12 * _FINE)
     draw.text((edges[0], 2 * _FINE), "noise", fill=(*ink, 255), font=font)
     end = edges[0] + draw.textlength("noise", font=font)

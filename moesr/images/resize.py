@@ -51,20 +51,11 @@ def resize_rows(
 
 def resize_uint8(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """`resize` for one uint8 picture, HW or HWC; size (height, width)."""
-    planes = _planes(array)
-    return _pixels(resize(planes, size), array.ndim)
-
-
-def _planes(array: np.ndarray) -> Tensor:
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or not array.size:
         raise ImageError(f"array of {array.dtype} {array.shape}: expected uint8 of height x width (x channels)")
-    pixels = np.ascontiguousarray(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1))
-    return torch.from_numpy(pixels)[None]  # [1, C, H, W]
-
-
-def _pixels(planes: Tensor, ndim: int) -> np.ndarray:
-    pixels = np.ascontiguousarray(planes[0].permute(1, 2, 0).numpy())
-    return pixels[..., 0] if ndim == 2 else pixels
+    planes = np.ascontiguousarray(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1))
+    result = resize(torch.from_numpy(planes)[None], size)[0].permute(1, 2, 0)
+    return np.ascontiguousarray(result.reshape(*size, *array.shape[2:]).numpy())
 
 
 def _resample(

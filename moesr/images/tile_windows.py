@@ -35,14 +35,9 @@ class Window:
 
 
 def plan_windows(
-    height: int,
-    width: int,
-    tile: int,
-    overlap: int,
-    multiple: int = 1,
-    wrap: bool = False,
+    height: int, width: int, tile: int, overlap: int, multiple: int = 1, wrap: bool = False,
     alignment: int | None = None,
-) -> list[Window]:
+) -> list[Window]:  # fmt: skip
     """Windows of one size, row by row, that cover the canvas and overlap their neighbours by at least `overlap` cells.
 
     A side of the canvas up to `tile` takes one window. A longer one takes as few as sides of `tile` need, each a

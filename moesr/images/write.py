@@ -29,13 +29,9 @@ _LARGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383, "TIFF": 2**31 -
 
 
 def write_image(
-    target: str | os.PathLike[str] | BinaryIO,
-    picture: Picture,
-    *,
-    format: str | None = None,
-    quality: int | None = None,
-    metadata: bool = True,
-) -> tuple[str, ...]:
+    target: str | os.PathLike[str] | BinaryIO, picture: Picture, *, format: str | None = None,
+    quality: int | None = None, metadata: bool = True,
+) -> tuple[str, ...]:  # fmt: skip
     """Writes PNG, JPEG (4:4:4), WebP or TIFF; a failed write leaves nothing behind, and the old file as it was.
 
     target: a path, or a file open for writing. format: png, jpg, webp or tiff; by default what the suffix of the path

@@ -57,14 +57,9 @@ class Downloaded:
 
 
 def download(
-    name: str,
-    *,
-    to: str | os.PathLike[str] | None = None,
-    agree: Callable[[Entry], bool] | None = None,
-    force: bool = False,
-    progress: Progress | None = None,
-    timeout: float = TIMEOUT,
-) -> Downloaded:
+    name: str, *, to: str | os.PathLike[str] | None = None, agree: Callable[[Entry], bool] | None = None,
+    force: bool = False, progress: Progress | None = None,
+) -> Downloaded:  # fmt: skip
     """A model of the catalogue is in the library, whole and checked, whatever interrupted earlier downloads of it.
 
     Nothing is fetched that lies in a folder of the library with the right size and hash. to: the folder to put it in
@@ -87,7 +82,7 @@ def download(
     if entry.non_commercial and not (agree and agree(entry)):
         raise SettingError(f"{name}: {entry.licence} ({entry.page}); nothing was fetched, --yes agrees to that licence")
     try:
-        return _fetch_all(entry, root, [] if force else roots, progress, timeout)
+        return _fetch_all(entry, root, [] if force else roots, progress)
     except OSError as error:
         reason = error.strerror or error
         raise CheckpointError(f"{root}: cannot be written ({reason}); name another folder with --to") from error
@@ -129,7 +124,7 @@ def _is_right(path: Path, file: RemoteFile) -> bool:
     return reason is None
 
 
-def _fetch_all(entry: Entry, root: Path, roots: list[Path], progress: Progress | None, timeout: float) -> Downloaded:
+def _fetch_all(entry: Entry, root: Path, roots: list[Path], progress: Progress | None) -> Downloaded:
     """Gather the files in a hidden folder, so that half a model is never taken for one, and then move them."""
     gathering = root / f".{entry.name}.download"
     gathering.mkdir(parents=True, exist_ok=True)
@@ -146,7 +141,7 @@ def _fetch_all(entry: Entry, root: Path, roots: list[Path], progress: Progress |
             f"{root}: {format_size(needed)} are needed, {format_size(free)} are free; make room or name another folder"
         )
     for file, target in wanted:
-        _fetch(file, target, progress, timeout)
+        _fetch(file, target, progress)
     return Downloaded(_settle(entry, root, gathering), tuple(file.name for file, _ in wanted))
 
 
@@ -188,7 +183,7 @@ def _list_places(file: RemoteFile, roots: list[Path]) -> Iterator[Path]:
             yield from sorted(root.glob(f"[!.]*/{file.name}"))
 
 
-def _fetch(file: RemoteFile, target: Path, progress: Progress | None, timeout: float) -> None:
+def _fetch(file: RemoteFile, target: Path, progress: Progress | None, timeout: float = TIMEOUT) -> None:
     """Fetch one file to `target`, which appears whole and checked. Raises CheckpointError, one line."""
     hub = file.address if isinstance(file.address, HubFile) else None
     if hub and find_spec("huggingface_hub") is None:
