@@ -6,7 +6,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,9 +61,8 @@ class PassedOver:
 
 
 def find_sources(
-    names: Sequence[str], output: Path | None, *, recursive: bool, suffixes: Sequence[str],
-    is_result: Callable[[Path], bool], passed_over: PassedOver,
-) -> tuple[list[Source], list[str]]:  # fmt: skip
+    names: Sequence[str], output: Path | None, *, recursive: bool, passed_over: PassedOver
+) -> tuple[list[Source], list[str]]:
     """The pictures that the names of files, folders and patterns stand for, and the names that stand for nothing.
 
     Order: as given; within a folder by name, frame9 before frame10. A pattern counts only where no file has that very
@@ -77,9 +76,7 @@ def find_sources(
             if name == STREAM:
                 sources.append(Source(path))
             elif path.is_dir():
-                sources += list_folder(
-                    path, output, recursive=recursive, suffixes=suffixes, is_result=is_result, passed_over=passed_over
-                )
+                sources += list_folder(path, output, recursive=recursive, passed_over=passed_over)
             elif path.exists():
                 sources.append(Source(path))
             else:
@@ -89,16 +86,16 @@ def find_sources(
     return sources, missing
 
 
-def list_folder(
-    folder: Path, output: Path | None, *, recursive: bool, suffixes: Sequence[str], is_result: Callable[[Path], bool],
-    passed_over: PassedOver,
-) -> Iterator[Source]:  # fmt: skip
+def list_folder(folder: Path, output: Path | None, *, recursive: bool, passed_over: PassedOver) -> Iterator[Source]:
     """The pictures of a folder by name, with the structure below it; one folder's names are in memory at a time.
 
     Hidden files and folders are passed over without a word, everything else is counted in `passed_over`. A run never
     reads its own results: OUT inside `folder` is left out; where OUT is `folder` or lies above it, files are left out
-    that `is_result` recognises.
+    that say that they are results.
     """
+    from .images.files import READ_SUFFIXES
+    from .settings_record import read_record
+
     real_output = os.path.realpath(output) if output is not None else None
     has_results = real_output is not None and _is_below(os.path.realpath(folder), real_output)
 
@@ -117,11 +114,11 @@ def list_folder(
             suffix = path.suffix.lower()
             if name.startswith("."):
                 continue
-            if suffix not in suffixes or not path.is_file():
+            if suffix not in READ_SUFFIXES or not path.is_file():
                 passed_over.kinds[suffix] += 1
             elif in_output:
                 passed_over.outputs += 1
-            elif has_results and is_result(path):
+            elif has_results and read_record(path) is not None:
                 passed_over.results += 1
             else:
                 yield Source(path, here.relative_to(folder))

@@ -96,17 +96,10 @@ class Parts:
         """The model of these parts, whose experts are kept by `experts`, and its autoencoder by `keeper` if given."""
         config = self.files.config
         return SRModel(
-            config=config,
-            process=from_config(config.process),
-            bank=ExpertBank(config.stages, experts),
-            autoencoder=autoencoder,
-            device=device,
-            dtype=self.dtype,
-            runtime=runtime,
-            paths=self.files.paths,
-            notes=self.files.notes,
-            keeper=keeper,
-        )
+            config=config, process=from_config(config.process), bank=ExpertBank(config.stages, experts),
+            autoencoder=autoencoder, device=device, dtype=self.dtype, runtime=runtime, paths=self.files.paths,
+            notes=self.files.notes, keeper=keeper,
+        )  # fmt: skip
 
 
 def load(

@@ -121,24 +121,26 @@ def check_targets(
     return todo, finished
 
 
-def is_picture_name(output: str, write_suffixes: Iterable[str]) -> bool:
+def is_picture_name(output: str) -> bool:
     """True if OUT names a picture, False if a folder.
 
     Raises SettingError if it names a kind of picture or film that cannot be written, or a file as a folder.
     """
     from PIL import Image
 
+    from .images.files import WRITE_SUFFIXES
+
     path = Path(output)
     suffix = path.suffix.lower()
     if path.is_dir() or output.endswith(("/", os.sep)):
         return False
-    if suffix in write_suffixes:
+    if suffix in WRITE_SUFFIXES:
         return True
     if suffix in _MORE_SUFFIXES or suffix in Image.registered_extensions():
-        raise SettingError(f"{output}: cannot write {suffix}; use {' '.join(write_suffixes)}, or a folder")
+        raise SettingError(f"{output}: cannot write {suffix}; use {' '.join(WRITE_SUFFIXES)}, or a folder")
     if path.exists():
-        raise SettingError(f"{output}: a file that is no picture; give a folder, or a name with one of "
-                           f"{' '.join(write_suffixes)}")  # fmt: skip
+        suffixes = " ".join(WRITE_SUFFIXES)
+        raise SettingError(f"{output}: a file that is no picture; give a folder, or a name with one of {suffixes}")
     return False
 
 

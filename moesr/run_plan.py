@@ -46,17 +46,11 @@ def plan_run(
     config, unet, reporter = model.config.autoencoder, model.config.unet, Reporter(callback)
     free = model.runtime.free_memory(model.device)
     cells = compute_latent_size(height, width, scale=model.scale, factor=config.factor, multiple=unet.multiple)
+    smallest = max(SMALLEST_TILE // config.factor, 2 * unet.alignment, unet.multiple)
     tiles = TileSize(
-        tile,
-        whole=max(cells),
-        smallest=max(SMALLEST_TILE // config.factor, 2 * unet.alignment, unet.multiple),
-        multiple=unet.multiple,
-        config=config,
-        device=model.device,
-        runtime=model.runtime,
-        free=free,
-        reporter=reporter,
-    )
+        tile, whole=max(cells), smallest=smallest, multiple=unet.multiple, config=config, device=model.device,
+        runtime=model.runtime, free=free, reporter=reporter,
+    )  # fmt: skip
     # float32: LR image twice and its condition; state, y, prediction, noise and one more latent; decoded picture
     image = 4 * (6 * height * width + math.prod(cells) * (4 * unet.detail**2 + 5 * unet.out_channels))
     group = max(1, min(LARGEST_GROUP, GROUP_BYTES // image))

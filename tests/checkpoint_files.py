@@ -240,10 +240,6 @@ PAYLOADS = {
     "eval": lambda: Payload(eval, f"__import__('os').environ.__setitem__({CANARY!r}, 'dead')"),
     "exec": lambda: Payload(exec, set_canary()),
     "subprocess": lambda: Payload(subprocess.Popen, ["touch", os.environ["CANARY_FILE"]]),
-    "import": lambda: Payload(__import__, "this"),
-    "open": lambda: Payload(open, os.environ["CANARY_FILE"], "w"),
     "nested pickle": lambda: Payload(pickle.loads, pickle.dumps(Payload(exec, set_canary()))),
-    "torch.load": lambda: Payload(torch.load, os.environ["CANARY_FILE"]),
     "getattr": lambda: Payload(getattr, Payload(__import__, "os"), "system"),
-    "map": lambda: [Payload(list, Payload(map, exec, [set_canary()]))],
 }

@@ -20,30 +20,28 @@ from moesr.networks.frequency import AdaptiveFrequencyFilter
 from moesr.training import config as configs
 from moesr.training.ablations import STEPS, Ablations, format_table, list_variants, reseed
 from tests import training_setup as setup
+from tests.image_files import photo
 
-
-@pytest.fixture(scope="module")
-def lr() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+LR = photo(16, 16)
 
 
 def filters(model: SRModel) -> int:
     return sum(isinstance(m, AdaptiveFrequencyFilter) for m in model.autoencoder.modules())
 
 
-def test_without_latent_decodes_the_bicubic_image(model: SRModel, lr: np.ndarray) -> None:
+def test_without_latent_decodes_the_bicubic_image(model: SRModel) -> None:
     if model.process.kind == "ddpm":
         with pytest.raises(SettingError, match="residual shift"):
             remove_part(model, "latent")
         return
-    result = moesr.upscale(remove_part(model, "latent"), lr, color_fix="none", seed=3, fidelity=1.0)
-    condition = torch.from_numpy(lr).permute(2, 0, 1)[None].float() / 127.5 - 1
+    result = moesr.upscale(remove_part(model, "latent"), LR, color_fix="none", seed=3, fidelity=1.0)
+    condition = torch.from_numpy(LR).permute(2, 0, 1)[None].float() / 127.5 - 1
     up = resize(condition, (64, 64)).clamp(-1, 1)
     with torch.inference_mode():
         image = model.autoencoder.decode(model.autoencoder.encode(up), model.autoencoder.window_features(up))
     expected = ((image[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     assert np.abs(result.astype(int) - expected.astype(int)).max() <= 1
-    assert not np.array_equal(result, moesr.upscale(model, lr, color_fix="none", seed=3))
+    assert not np.array_equal(result, moesr.upscale(model, LR, color_fix="none", seed=3))
 
 
 def test_without_experts_reverses_them(model: SRModel) -> None:
@@ -53,11 +51,11 @@ def test_without_experts_reverses_them(model: SRModel) -> None:
             assert a is b
 
 
-def test_without_filters_leaves_the_model_itself_alone(model: SRModel, lr: np.ndarray) -> None:
+def test_without_filters_leaves_the_model_itself_alone(model: SRModel) -> None:
     before = filters(model)
     changed = remove_part(model, "filters")
     assert (filters(changed), filters(model), before) == (0, before, 9)
-    assert not np.array_equal(moesr.upscale(changed, lr), moesr.upscale(model, lr))
+    assert not np.array_equal(moesr.upscale(changed, LR), moesr.upscale(model, LR))
     with pytest.raises(SettingError, match="no frequency filters"):
         remove_part(changed, "filters")
 

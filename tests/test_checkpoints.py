@@ -28,25 +28,13 @@ from tests.checkpoint_files import Pretended, find_error, legacy, listing, rando
 def tricky() -> dict[str, Any]:
     """Tensors that share, skip, repeat and reorder their numbers."""
     base = torch.arange(60, dtype=torch.float32)
-    state: dict[str, Any] = {
-        "whole": base,
-        "part": base[7:31],
-        "rows": base.view(6, 10)[1:5, ::3],
-        "transposed": torch.randn(4, 5, 6).permute(2, 0, 1),
-        "repeated": torch.randn(3, 1).expand(3, 7),
-        "scalar": torch.tensor(3.5),
-        "empty": torch.zeros(0, 4),
-        "parameter": nn.Parameter(torch.randn(3)),
-        "half": torch.randn(5).half(),
-        "brain": torch.randn(5).bfloat16(),
-        "double": torch.randn(5).double(),
-        "complex": torch.randn(5, dtype=torch.complex64),
-        "yes": torch.tensor([True, False, True]),
-        "byte": torch.arange(5, dtype=torch.uint8),
-        "count": torch.tensor(7),
-        "short": torch.arange(5, dtype=torch.int16),
-    }
-    return state
+    kinds = (torch.half, torch.bfloat16, torch.double, torch.complex64, torch.bool, torch.uint8, torch.int16)
+    return {
+        "whole": base, "part": base[7:31], "rows": base.view(6, 10)[1:5, ::3], "empty": torch.zeros(0, 4),
+        "transposed": torch.randn(4, 5, 6).permute(2, 0, 1), "repeated": torch.randn(3, 1).expand(3, 7),
+        "scalar": torch.tensor(3.5), "count": torch.tensor(7), "parameter": nn.Parameter(torch.randn(3)),
+        **{str(kind): torch.arange(5).to(kind) for kind in kinds},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["zip", "zip of protocol 4", "old", "without checksums", "safetensors"])

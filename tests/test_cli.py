@@ -22,17 +22,14 @@ import moesr
 from moesr.cli import main
 from moesr.images.files import read_image
 from moesr.images.resize import resize
-from tests.batch_jobs import ROOT, errors
+from tests.batch_jobs import ROOT, draw, errors
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    (folder / "more").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for name in ("a.png", "b.jpg", "more/a.webp"):
-        Image.fromarray(rng.integers(0, 255, (6, 8, 3), np.uint8)).save(folder / name)
-    return folder
+    for seed, name in enumerate(("a.png", "b.jpg", "more/a.webp")):
+        draw(tmp_path / "photos" / name, seed, size=(8, 6))
+    return tmp_path / "photos"
 
 
 def size(path: Path) -> tuple[int, int]:
@@ -154,14 +151,9 @@ def test_invention(
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [
-        (["--steps", "5000"], "steps 5000"),
-        (["--sampler", "euler"], "euler"),
-        (["--model", "nonesuch"], "nonesuch"),
-        (["--protect", "no.png"], "no.png: No such file"),
-        (["--mask", "no.png"], "no.png: No such file"),
-    ],
-)
+    [(["--steps", "5000"], "steps 5000"), (["--sampler", "euler"], "euler"), (["--model", "nonesuch"], "nonesuch"),
+     (["--protect", "no.png"], "no.png: No such file"), (["--mask", "no.png"], "no.png: No such file")],
+)  # fmt: skip
 def test_errors_are_one_line(
     shift_model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:

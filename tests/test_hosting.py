@@ -133,10 +133,8 @@ def test_models_are_looked_into_once_until_they_change(nano: Path, monkeypatch: 
     assert len(digest) == 16
     plan = plan_steps(models.read_config(nano.stem))
     assert plan.experts == [3, 2, 1, 0]
-    assert plan.describe().splitlines()[:2] == [
-        "4 steps, 4 experts at work",
-        f"expert 3: step 1 (t {plan.timesteps[0]})",
-    ]
+    lines = ["4 steps, 4 experts at work", f"expert 3: step 1 (t {plan.timesteps[0]})"]
+    assert plan.describe().splitlines()[:2] == lines
     assert plan.noise == sorted(plan.noise, reverse=True)
     assert 0 < min(plan.noise) < max(plan.noise) <= 1
     with pytest.raises(MoESRError):

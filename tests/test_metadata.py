@@ -62,11 +62,8 @@ def test_everything_that_a_photo_says_travels_to_every_kind(kind: str) -> None:
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_texts_of_generated_pictures_travel(bits: int) -> None:
-    texts = {
-        "parameters": "a lighthouse\nSteps: 20, Seed: 7 größer als 漢字",
-        "prompt": "{}",
-        "workflow": '{"größer": 1}',
-    }
+    texts = {"parameters": "a lighthouse\nSteps: 20, Seed: 7 größer als 漢字"}
+    texts |= {"prompt": "{}", "workflow": '{"größer": 1}'}
     info = PngInfo()
     for keyword, text in texts.items():
         info.add_text(keyword, text) if keyword != "parameters" else info.add_itxt(keyword, text, zip=True)

@@ -11,10 +11,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import moesr
 from moesr.checkpoints.model_files import save_model
@@ -27,6 +25,7 @@ from moesr.page.job import Job
 from moesr.page.job_queue import JobQueue
 from moesr.page.page_host import StandaloneHost
 from moesr.page.uploads import Upload, accept
+from tests.batch_jobs import draw
 from tests.checkpoint_files import SWIN, VQ4, random_state, resshift_state
 
 SHIFT4 = ProcessConfig("residual_shift", 4, "x0", min_noise_level=0.2)
@@ -59,9 +58,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobQueue]
 
 
 def upload(queue: JobQueue) -> Upload:
-    path = queue.host.upload_folders[0] / "a.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8)).save(path)
-    return accept(path, queue.host.upload_folders)
+    return accept(draw(queue.host.upload_folders[0] / "a.png", size=(8, 6)), queue.host.upload_folders)
 
 
 def test_the_page_runs_published_files_and_knows_what_it_assumed(queue: JobQueue) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from ..errors import ImageError, SettingError
 from ..images.files import READ_SUFFIXES
 from ..input_files import PassedOver, Source, list_folder
-from ..settings_record import read_record
 from .storage import ask, is_remote, open_file, open_filesystem
 
 _LISTS = (".txt", ".lst", ".list")
@@ -52,10 +51,7 @@ def _list_one(name: str, output: str, passed_over: PassedOver, column: str) -> I
         raise SettingError(f"{name}: no such file or folder; check the path")
     if not is_remote(name) and os.path.isdir(name):
         out = None if is_remote(output) else Path(output)
-        for source in list_folder(
-            Path(name), out, recursive=True, suffixes=READ_SUFFIXES, passed_over=passed_over,
-            is_result=lambda path: read_record(path) is not None,
-        ):  # fmt: skip
+        for source in list_folder(Path(name), out, recursive=True, passed_over=passed_over):
             yield Address(source.path, source.folder, str(source.path))
         for line in passed_over.unreadable:
             raise SettingError(line)

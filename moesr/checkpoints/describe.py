@@ -147,14 +147,10 @@ def _describe_swin(path: Path, weights: Weights, timesteps: int | None, missing:
     config, _ = find_network(weights)
     process, notes = schedule(path, config, timesteps)
     return {
-        "path": str(path),
-        "kind": "ResShift network",
-        "bytes": path.stat().st_size,
-        "timesteps": process.timesteps,
-        "parameters": {"network": _count(denoiser, config)},
-        "config": {"unet": unet_values(config)},
+        "path": str(path), "kind": "ResShift network", "bytes": path.stat().st_size, "timesteps": process.timesteps,
+        "parameters": {"network": _count(denoiser, config)}, "config": {"unet": unet_values(config)},
         "notes": [*notes, one_line(missing.removeprefix(f"{path}: "), 400)],
-    }
+    }  # fmt: skip
 
 
 def _name_release(config: ModelConfig) -> str:

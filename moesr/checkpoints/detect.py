@@ -80,15 +80,10 @@ def read_unet_config(shapes: Shapes) -> UNetConfig:
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"not a UNet of LDM: {reason(error)}; give a MoESR or LDM-SR checkpoint") from error
     return UNetConfig(
-        in_channels=in_channels,
-        out_channels=out_channels,
-        model_channels=base,
-        channel_mult=mult,
-        num_res_blocks=blocks,
-        attention_downsamples=tuple(sorted(attention)),
-        space_experts=experts,
+        in_channels=in_channels, out_channels=out_channels, model_channels=base, channel_mult=mult,
+        num_res_blocks=blocks, attention_downsamples=tuple(sorted(attention)), space_experts=experts,
         ffn_mult=hidden / dim,
-    )
+    )  # fmt: skip
 
 
 def read_autoencoder_config(shapes: Shapes) -> AutoencoderConfig:

@@ -75,15 +75,9 @@ def assemble(
     if scale not in (None, own):
         notes.append(f"asked for x{scale}, but by their shapes the files are x{own}")
     config = ModelConfig(
-        unet=unet,
-        autoencoder=vae,
-        process=process,
-        stages=(process.timesteps,),
-        scale=own,
-        steps=process.timesteps,
-        lr_resize="torch",
-        name=first.path.stem,
-    )
+        unet=unet, autoencoder=vae, process=process, stages=(process.timesteps,), scale=own, steps=process.timesteps,
+        lr_resize="torch", name=first.path.stem,
+    )  # fmt: skip
     for note in notes:
         log.info("%s: %s", first.path, note)
     paths = (first.path, decoder.weights.path)

@@ -174,13 +174,8 @@ class Weights(Mapping[str, Tensor]):
                 # torch takes a path with this suffix for a safetensors file, whatever is in it, and maps only paths.
                 named_wrong = self.path.suffix.lower() == ".safetensors"
                 with self.path.open("rb") as file:
-                    value = load(
-                        file if named_wrong else str(self.path),
-                        map_location="cpu",
-                        pickle_module=module,
-                        weights_only=False,
-                        mmap=self._archive and not named_wrong,
-                    )
+                    source, mmap = (file, False) if named_wrong else (str(self.path), self._archive)
+                    value = load(source, map_location="cpu", pickle_module=module, weights_only=False, mmap=mmap)
             except (EOFError, RuntimeError) as error:
                 if isinstance(error, EOFError) or (not self._archive and "EOF" in str(error)):
                     raise CheckpointError(f"{self.path}: {describe_cut(size)}") from error

@@ -92,14 +92,9 @@ def open_model(options: argparse.Namespace) -> Any:
     from ..model import load
 
     model = load(
-        options.model,
-        dtype=options.dtype,
-        device=options.device,
-        residency=options.residency,
-        scale=options.model_scale,
-        timesteps=options.model_timesteps,
-        compile=getattr(options, "compile", False),
-    )
+        options.model, dtype=options.dtype, device=options.device, residency=options.residency,
+        scale=options.model_scale, timesteps=options.model_timesteps, compile=getattr(options, "compile", False),
+    )  # fmt: skip
     for note in model.notes:
         say(f"note: {note}")
     return model

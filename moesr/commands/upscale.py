@@ -73,19 +73,12 @@ def _read_fidelity(text: str) -> Any:
 
 
 def _upscale(options: argparse.Namespace) -> int:
-    from ..images.files import READ_SUFFIXES, WRITE_SUFFIXES
-    from ..settings_record import read_record
-
     to_stream, output = options.output == input_files.STREAM, Path(options.output)
-    to_file = not to_stream and result_files.is_picture_name(options.output, WRITE_SUFFIXES)
+    to_file = not to_stream and result_files.is_picture_name(options.output)
     passed_over = input_files.PassedOver()
+    folder = None if to_stream or to_file else output
     sources, missing = input_files.find_sources(
-        options.inputs,
-        None if to_stream or to_file else output,
-        recursive=options.recursive,
-        suffixes=READ_SUFFIXES,
-        is_result=lambda path: read_record(path) is not None,
-        passed_over=passed_over,
+        options.inputs, folder, recursive=options.recursive, passed_over=passed_over
     )
     failed = [f"{name}: no such file or folder" for name in missing] + passed_over.unreadable
     if not sources and not failed:

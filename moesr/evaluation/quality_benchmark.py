@@ -176,13 +176,9 @@ def to_json(model: str, settings: dict[str, Any], benchmark: Benchmark) -> dict[
     """
     rows = [{"name": row.name, **_numbers(row)} for row in benchmark.rows]
     return {
-        "model": model,
-        "settings": settings,
-        "images": rows,
-        "mean": _numbers(benchmark.mean()),
-        "left_out": list(benchmark.suite.left_out),
-        "failed": list(benchmark.failed),
-    }
+        "model": model, "settings": settings, "images": rows, "mean": _numbers(benchmark.mean()),
+        "left_out": list(benchmark.suite.left_out), "failed": list(benchmark.failed),
+    }  # fmt: skip
 
 
 def format_row(row: Row | None, keys: Sequence[str], width: int, timed: bool) -> str:

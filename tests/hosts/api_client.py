@@ -1,7 +1,7 @@
 """Calls the page's API with gradio_client and tells what came back. Run by the page's own Python; see page.py.
 
 Standard input: {"url", "jobs": [{"image": path, parameter: value, ...}], "together", "folder", "auth"}; the last line
-of standard output: a list of {"began", "ended", "told": [what was reported], "result", "info", "error"}.
+of standard output: a list of {"info": what was reported last, "error"}.
 """
 
 from __future__ import annotations
@@ -35,18 +35,15 @@ def submit(client: Any, job: dict[str, Any]) -> Any:
 
 def work(client: Any, job: dict[str, Any]) -> dict[str, Any]:
     """One job from beginning to end."""
-    done: dict[str, Any] = {"began": time.time(), "told": [], "result": None, "info": None, "error": ""}
+    done: dict[str, Any] = {"info": None, "error": ""}
     try:
         called = submit(client, job)
-        for result, info in called:
-            info = json.loads(Path(info).read_text()) if isinstance(info, str) else info
-            done["told"].append(info)
-            done["result"], done["info"] = result, info
-        if done["result"] is None:
+        for _, info in called:
+            done["info"] = json.loads(Path(info).read_text()) if isinstance(info, str) else info
+        if done["info"] is None:
             called.result()  # raises what the loop has kept to itself
     except Exception as error:  # its words are what the caller wants to see
         done["error"] = str(error)
-    done["ended"] = time.time()
     return done
 
 
@@ -71,7 +68,7 @@ def main() -> None:
         threads = [threading.Thread(target=run, args=(i,)) for i in range(len(jobs))]
         for thread in threads:
             thread.start()
-            time.sleep(order.get("apart", 0.5))
+            time.sleep(0.5)
         for thread in threads:
             thread.join()
     else:

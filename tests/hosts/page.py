@@ -101,14 +101,8 @@ def serving(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    surroundings = {
-        **os.environ,
-        "PYTHONPATH": str(site),
-        "PYTHONUNBUFFERED": "1",
-        "TMPDIR": str(temporary),
-        "MOESR_HOME": str(home or folder / "library"),
-        **(environment or {}),
-    }
+    paths = {"PYTHONPATH": str(site), "TMPDIR": str(temporary), "MOESR_HOME": str(home or folder / "library")}
+    surroundings = {**os.environ, **paths, "PYTHONUNBUFFERED": "1", **(environment or {})}
     command = [str(page_python()), "-m", "moesr", "demo", "--no-browser", "--port", str(port), *options]
     log = folder / "page.log"
     with log.open("wb") as out:

@@ -88,7 +88,6 @@ def test_the_host_says_so_too(comfy: Comfy) -> None:
 
 @pytest.mark.parametrize("name", NODES)
 def test_every_node_has_help_with_a_picture_in_two_languages(name: str) -> None:
-    words = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))[name]
     pages = {"en": DOCS / f"{name}.md", "zh": DOCS / name / "zh.md"}
     for locale, path in pages.items():
         text = path.read_text(encoding="utf-8")

@@ -132,6 +132,13 @@ def test_an_older_workflow_keeps_its_scale_and_wrap(page: Window) -> None:
     assert (inputs["MoESRSampler"]["batch_seed"], inputs["MoESRSampler"]["wrap"]) == ("per image", True)
     assert [inputs["FrequencyCompensatedDecode"][name] for name in ("scale", "wrap")] == ["2.5", True]
     assert (inputs["MoESRSampler"]["steps"], inputs["FrequencyCompensatedDecode"]["fidelity"]) == ("auto", "1")
+    workflow = read(ROOT / "example_workflows" / "MoESR quick x4.json")
+    (upscale,) = (node for node in workflow["nodes"] if node["type"] == "MoESRUpscale")
+    upscale["widgets_values"] = ["tiny", 4, 0, "auto", "auto", 0, "0.5", "longest side", 100]
+    page.open(workflow, "without steady")
+    (inputs,) = (node["inputs"] for node in page.prompt().values() if node["class_type"] == "MoESRUpscale")
+    assert (inputs["restore"], inputs["steady"]) == ("0.5", 0)
+    assert (inputs.get("size"), inputs.get("size.longest_side")) in ((None, None), ("longest side", 100))
 
 
 def test_the_timeline_shows_the_step_at_work(page: Window, twice: Comfy) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -12,20 +9,17 @@ from safetensors.torch import save_file
 
 from moesr.runtime import PlainRuntime
 from moesr.sd15_decoder import LatentDecoder, open_decoder
+from tests.checkpoint_files import read_key_table
 from tests.hosts.comfyui import Comfy
-from tests.hosts.packs import ROOT
 from tests.hosts.prompts import Prompt
-
-KEYS = ROOT / "tests" / "keys" / "autoencoder_klaff_fa_vae.json.gz"
 
 
 @pytest.fixture(scope="module")
 def latent(comfy: Comfy) -> torch.Tensor:
     """Such a latent of 8 x 6 cells, in the host's input folder, and the decoder's file among its models."""
-    shapes: dict[str, list[int]] = json.loads(gzip.decompress(KEYS.read_bytes()))
     generator = torch.Generator().manual_seed(1)
     weights = {}
-    for name, shape in shapes.items():
+    for name, shape in read_key_table("autoencoder_klaff_fa_vae").items():
         fan_in = max(1, torch.Size(shape[1:]).numel())
         weights[name] = torch.randn(shape, generator=generator) / fan_in**0.5
         if "running_var" in name:

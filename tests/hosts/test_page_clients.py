@@ -13,10 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
-import numpy as np
 import pytest
 from PIL import Image
 
+from tests.batch_jobs import draw
 from tests.hosts.page import Served, serving, slowness
 from tests.hosts.setup_browser import browser
 from tests.hosts.setup_page import install_package, page_python
@@ -64,11 +64,7 @@ def served(nano: Path, site: Path, called: list[str], tmp_path_factory: pytest.T
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[str]:
     """Four noises of different sizes."""
-    rng, paths = np.random.default_rng(0), []
-    for i in range(4):
-        paths.append(str(tmp_path / f"{i}.png"))
-        Image.fromarray(rng.integers(0, 255, (12, 16 + 4 * i, 3), np.uint8)).save(paths[-1])
-    return paths
+    return [str(draw(tmp_path / f"{i}.png", i, size=(16 + 4 * i, 12))) for i in range(4)]
 
 
 def test_defaults_of_the_api_and_what_it_tells(nano: Path, served: Served, pictures: list[str]) -> None:
@@ -148,16 +144,8 @@ def test_limits_of_a_public_page_are_said_with_the_way_out(nano: Path, site: Pat
         assert page.ask("POST", "/login", urlencode({"username": "ann", "password": "x"}).encode(),
                         {"Content-Type": "application/x-www-form-urlencoded"})[0] == 400  # fmt: skip
         quick = {"image": str(small), "model": nano.stem, "steps": 1}
-        told = page.call(
-            [
-                quick,
-                {**quick, "image": str(wide)},
-                {**quick, "image": str(large), "scale": 8},
-                {**quick, "image": str(large), "steps": 250},
-                quick,
-            ],
-            auth=auth,
-        )
+        changes = ({}, {"image": str(wide)}, {"image": str(large), "scale": 8}, {"image": str(large), "steps": 250}, {})
+        told = page.call([{**quick, **change} for change in changes], auth=auth)
         assert told[0]["error"] == told[4]["error"] == ""
         assert "1200 x 1000 is 1.2 MP, this page takes at most 1.0 MP; cut the picture" in told[1]["error"]
         assert "480 x 480 at x8 would be 15 MP, this page makes at most 4.0 MP; choose" in told[2]["error"]

@@ -24,13 +24,7 @@ CARD = int(os.environ.get("WATCH_CARD", "0"))
 def state() -> dict[str, Any]:
     """What is loaded, in bytes, and the names of our models that exist."""
     loaded = [
-        {
-            "network": type(kept.model.model).__name__,
-            "size": kept.model_memory(),
-            "loaded": kept.model_loaded_memory(),
-            "device": str(kept.model.model.device),
-            "id": id(kept.model.model),
-        }
+        {"network": type(kept.model.model).__name__, "size": kept.model_memory(), "loaded": kept.model_loaded_memory()}
         for kept in memory.current_loaded_models
         if kept.model is not None
     ]

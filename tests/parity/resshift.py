@@ -75,19 +75,12 @@ def schedule(case: Case) -> None:
         coefficient = torch.stack([posterior_mean(process, t, prev) for t, prev in zip(kept, chain.before)])
         clipped = chain.clipped()
         values = {
-            "sqrt_etas": eta.sqrt(),
-            "etas": eta,
-            "etas_prev": before,
-            "alpha": eta - before,
-            "posterior_variance": chain.variance(),
-            "posterior_variance_clipped": clipped,
-            "posterior_log_variance_clipped": clipped.log(),
-            "posterior_mean_coef1": coefficient[:, 1],
-            "posterior_mean_coef2": coefficient[:, 0],
-            "weight_loss_mse": 0.5 / clipped * coefficient[:, 0] ** 2,
-            "input_scale_std": process.divisor[kept],
-            "prior_std": process.s[kept[-1:]],
-        }
+            "sqrt_etas": eta.sqrt(), "etas": eta, "etas_prev": before, "alpha": eta - before,
+            "posterior_variance": chain.variance(), "posterior_variance_clipped": clipped,
+            "posterior_log_variance_clipped": clipped.log(), "posterior_mean_coef1": coefficient[:, 1],
+            "posterior_mean_coef2": coefficient[:, 0], "weight_loss_mse": 0.5 / clipped * coefficient[:, 0] ** 2,
+            "input_scale_std": process.divisor[kept], "prior_std": process.s[kept[-1:]],
+        }  # fmt: skip
         for key, value in values.items():
             case.compare(f"{tag}.{key}", value)
             if key in record:

@@ -36,20 +36,12 @@ def buffers(case: Case) -> None:
     vlb = (1 - alpha) ** 2 / (2 * variance * alpha * s**2)
     vlb[0] = vlb[1]
     values = {
-        "betas": 1 - alpha,
-        "alphas_cumprod": a**2,
-        "alphas_cumprod_prev": before**2,
-        "sqrt_alphas_cumprod": a,
-        "sqrt_one_minus_alphas_cumprod": s,
-        "log_one_minus_alphas_cumprod": 2 * s.log(),
-        "sqrt_recip_alphas_cumprod": 1 / a,
-        "sqrt_recipm1_alphas_cumprod": s / a,
-        "posterior_variance": variance,
-        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
-        "posterior_mean_coef1": coefficient[:, 0],
-        "posterior_mean_coef2": coefficient[:, 1],
-        "lvlb_weights": vlb,
-    }
+        "betas": 1 - alpha, "alphas_cumprod": a**2, "alphas_cumprod_prev": before**2, "sqrt_alphas_cumprod": a,
+        "sqrt_one_minus_alphas_cumprod": s, "log_one_minus_alphas_cumprod": 2 * s.log(),
+        "sqrt_recip_alphas_cumprod": 1 / a, "sqrt_recipm1_alphas_cumprod": s / a, "posterior_variance": variance,
+        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(), "posterior_mean_coef1": coefficient[:, 0],
+        "posterior_mean_coef2": coefficient[:, 1], "lvlb_weights": vlb,
+    }  # fmt: skip
     for key, value in values.items():
         case.compare(key, value)
     for key, total in case.meta.get("sums", {}).items():

@@ -45,15 +45,9 @@ def networks(case: Case) -> tuple[SwinUNet, Autoencoder]:
 def model_of(case: Case, chain: Chain) -> SRModel:
     """A model as `moesr.load` makes it, in memory."""
     network, autoencoder = networks(case)
-    config = ModelConfig(
-        unet=network.config,
-        autoencoder=autoencoder.config,
-        process=chain.config,
-        stages=(chain.config.timesteps,),
-        scale=case.meta["diffusion"]["sf"],
-        steps=len(chain.kept),
-        lr_resize="torch",
-    )
+    stages, scale = (chain.config.timesteps,), case.meta["diffusion"]["sf"]
+    parts = network.config, autoencoder.config, chain.config
+    config = ModelConfig(*parts, stages, scale, len(chain.kept), lr_resize="torch")
     return assemble(config, [network], autoencoder, device=CPU, dtype=torch.float32)
 
 
@@ -193,13 +187,8 @@ def training(case: Case) -> None:
         if weighted:
             coefficient = (1 - chain.process.b[chain.before] / chain.process.b[chain.kept])[t]
             errors = errors * (0.5 / chain.clipped()[t] * coefficient**2).float()
-        values = {
-            "mse": errors,
-            "z_t": z,
-            "pred_z0": chain.process.x0(out, z, t, y),
-            "model_in": seen["z"],
-            "model_t": seen["t"],
-        }
+        guess = chain.process.x0(out, z, t, y)
+        values = {"mse": errors, "z_t": z, "pred_z0": guess, "model_in": seen["z"], "model_t": seen["t"]}
         for key, value in values.items():
             case.compare(f"{tag}.{key}", value)
     if "full.gt" in case.inputs:

@@ -236,19 +236,15 @@ class Host:
             ),
             "modules.images": _module(save_image=self._save_image, read_info_from_image=_read_info),
             "modules.infotext_utils": _module(
-                ParamBinding=ParamBinding,
-                register_paste_params_button=self.bindings.append,
+                ParamBinding=ParamBinding, register_paste_params_button=self.bindings.append,
                 add_paste_fields=self._add_paste_fields,
             ),
-            "modules.script_callbacks": _module(
-                **{
-                    f"on_{kind}": lambda callback, *, name=None, kind=kind: self.callbacks[kind].append(callback)
-                    for kind in self.callbacks
-                }
-            ),
+            "modules.script_callbacks": _module(**{
+                f"on_{kind}": lambda callback, *, name=None, kind=kind: self.callbacks[kind].append(callback)
+                for kind in self.callbacks
+            }),
             "modules.scripts": _module(
-                Script=type("Script", (), {}),
-                AlwaysVisible=object(),
+                Script=type("Script", (), {}), AlwaysVisible=object(),
                 scripts_postproc=SimpleNamespace(scripts_in_preferred_order=lambda: [self.upscale_script]),
             ),
             "modules.scripts_postprocessing": _module(ScriptPostprocessing=type("ScriptPostprocessing", (), {})),
@@ -259,16 +255,12 @@ class Host:
                 send_model_to_device=lambda m: self.moves.append(f"{m} back"),
             ),
             "modules.shared": _module(
-                opts=self.opts,
-                cmd_opts=self.flags,
-                state=self.state,
-                models_path=str(self.root / "models"),
-                sd_upscalers=self.upscalers,
-                OptionInfo=OptionInfo,
+                opts=self.opts, cmd_opts=self.flags, state=self.state, models_path=str(self.root / "models"),
+                sd_upscalers=self.upscalers, OptionInfo=OptionInfo,
             ),
             "modules.ui_components": _module(InputAccordion=Component, FormRow=Component, ToolButton=Component),
             "modules.upscaler": _module(Upscaler=Upscaler, UpscalerData=UpscalerData),
-        }
+        }  # fmt: skip
 
     def _backend(self) -> dict[str, ModuleType]:
         """backend/memory_management.py and backend/patcher/base.py of Forge."""
