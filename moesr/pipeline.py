@@ -227,7 +227,7 @@ def _finish(out: Any, run: Run, canvas: Canvas, image: int, decoded: Store, colo
     lr, mask, size = run.colours[image], run.mask_of(image), (out.shape[1], out.shape[2])
 
     def attempt(band: int) -> None:
-        fixed = postprocess.fix_colour(color_fix, decoded, 0, lr, run.wrap)
+        fixed = postprocess.fix_colour(color_fix, decoded, 0, run.lr[image], run.wrap)  # noise is no colour
         final = resized_rows(fixed, decoded.height, decoded.width, size, run.wrap)
         postprocess.finish_image(canvas, image, lr, final, out, mask=mask, wrap=run.wrap, band=band)
 
