@@ -122,8 +122,8 @@ class AutoencoderConfig:
     `num_res_blocks`: of every level alike, or one number per level. `scale_factor` multiplies an encoded latent before
     diffusion and divides it before decoding. With `lr_skip` the decoder gives what is to be added to the upsampled LR
     image, and without `mid_attention` encoder and decoder are convolutions only (ours, for small models). With
-    `estimator` a small network comes along that estimates how degraded an LR image is, and with `adapter_ranks` the
-    decoder takes the settings of the experts (ours).
+    `estimator` a small network comes along that estimates how degraded an LR image is; one of `cleaner_channels` cleans
+    it accordingly, before all else. With `adapter_ranks` the decoder takes the settings of the experts (ours).
     """
 
     kind: str = "vq"
@@ -148,6 +148,7 @@ class AutoencoderConfig:
     attention_levels: tuple[int, ...] = ()
     scale_factor: float = 1.0
     estimator: bool = False
+    cleaner_channels: int = 0
     adapter_ranks: tuple[int, ...] = ()
 
     @property

@@ -48,7 +48,9 @@ class Run:
         self.wrap, self.canvas_device = plan.wrap, plan.canvas_device
         self._canvas, self._first_index = canvas, first_index
         self._mask = None if mask is None else mask.to(model.device)
-        self.lr = hide_masked(colours, mask) if unet.mask else colours  # as networks see it
+        self.lr = hide_masked(colours, mask) if unet.mask else colours
+        self._given_restore = restore
+        self.lr = self._clean()  # as networks see it
         self.factor = model.config.autoencoder.factor
         self.condition = Condition(
             self.lr, model.scale, self.factor, unet.multiple, plan.wrap, unet.detail, model.config.lr_resize
@@ -61,7 +63,6 @@ class Run:
         if fidelity.shares is not None:  # per latent cell, [B, 1, h, w]
             self._shares = self.condition.to_cells(fidelity.shares.to(model.device)).expand(len(self), -1, -1, -1)
         self._settings: Tensor | None = None  # restore and fidelity [levels x B, 2], for networks that take them
-        self._given_restore = restore
 
     def __len__(self) -> int:
         return len(self.colours)
@@ -82,6 +83,16 @@ class Run:
         return None if self._mask is None else self._mask[image % len(self._mask)]
 
     # ---- from LR images to latents
+
+    def _clean(self) -> Tensor:
+        """The LR images without what restore takes away; as they are in models without a cleaner."""
+        if not self.model.config.autoencoder.cleaner_channels or not any(self.restore):
+            return self.lr
+        strengths = torch.tensor(self.restore, device=self.model.device)
+        with self.model.decoder() as autoencoder:
+            clean = partial(autoencoder.clean, wrap=self.wrap)
+            images = [clean(lr[None].to(self.model.dtype), r[None]) for lr, r in zip(self.lr, strengths)]
+        return torch.cat(images).to(self.lr)
 
     def sample(self, settings: Resolved) -> Tensor:
         """Clean latents [B, C, h, w].

@@ -72,7 +72,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         from ..moesr.frames import steady_frames
         from ..moesr.pipeline import decode_latents
 
-        latents, tile = samples["samples"], widgets.read("tile", tile)
+        latents, tile, steady = samples["samples"], widgets.read("tile", tile), widgets.read("steady", steady)
         progress = Progress(*PHASES["decode"])
         if model.hosted.decoder is not None:
             if steady:

@@ -118,7 +118,7 @@ class MoESRUpscale(io.ComfyNode):
             tile=tile,
             scale=scale,
             restore=restore,
-            steady=steady,
+            steady=widgets.read("steady", steady),
             **painted,
         )
         return io.NodeOutput(decode.out(0), expand=graph.finalize())

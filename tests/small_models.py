@@ -17,6 +17,7 @@ from moesr.evaluation.nano_models import nano_config
 from moesr.networks.adapters import Adapter
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.denoiser import denoiser
+from moesr.networks.lr_cleaner import LRCleaner
 from moesr.runtime import PlainRuntime
 
 M = TypeVar("M", bound=nn.Module)
@@ -34,7 +35,7 @@ def save_nano(process: str, folder: Path, *, restore: bool = False) -> Path:
     config = nano_config(process)
     if restore:
         unet = replace(config.unet, adapter_ranks=(4, 2))
-        autoencoder = replace(config.autoencoder, adapter_ranks=(4, 2), estimator=True)
+        autoencoder = replace(config.autoencoder, adapter_ranks=(4, 2), estimator=True, cleaner_channels=4)
         config = replace(config, name=f"{config.name}_restore", unet=unet, autoencoder=autoencoder)
     torch.manual_seed(0)
     experts = [denoiser(config.unet) for _ in config.stages]
@@ -63,10 +64,10 @@ def wear_in(module: M) -> M:
 
 
 def fill_adapters(network: nn.Module, std: float = 0.3) -> None:
-    """Random weights for adapters, whose last layer is zero at first, so that nothing depends on them."""
-    for adapter in network.modules():
-        if isinstance(adapter, Adapter):
-            nn.init.normal_(adapter.up.weight, std=std)
+    """Random weights for adapters and cleaners, whose last layer is zero at first, so that nothing depends on them."""
+    for part in network.modules():
+        if isinstance(part, (Adapter, LRCleaner)):
+            nn.init.normal_((part.up if isinstance(part, Adapter) else part.end).weight, std=std)
 
 
 class Largest(TorchDispatchMode):

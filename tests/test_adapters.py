@@ -1,4 +1,4 @@
-"""Restore and fidelity as adapters: nothing at 0, per image, in both halves of the pipeline and in a file."""
+"""Restore and fidelity as adapters, the cleaner of LR images: nothing at 0, per image, in halves and in files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import moesr
 from moesr.checkpoints.model_files import open_model, save_model
 from moesr.errors import CheckpointError
 from moesr.model import SRModel
+from moesr.networks import lr_cleaner
 from moesr.networks.adapters import Adapter, spread
 from moesr.networks.autoencoder import Autoencoder
+from moesr.networks.lr_cleaner import LRCleaner, clean_in_parts
 from moesr.pipeline import decode_latents, sample_latents
 from moesr.progress import Event
 from tests.image_files import photo
@@ -68,6 +70,25 @@ def test_at_0_the_model_is_the_one_without_adapters_to_the_byte(model: SRModel, 
     for other in ({"restore": 1, "fidelity": 0}, {"restore": 0, "fidelity": 1}):
         moved = moesr.upscale(model, photo(12, 13), **other, **QUICK).astype(float)
         assert np.abs(moved - expected).mean() > 1
+
+
+def test_images_are_cleaned_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts do not show; of a seamless image neither do its borders."""
+    torch.manual_seed(0)
+    cleaner, image, strength = LRCleaner(4), torch.rand(1, 3, 101, 70) * 2 - 1, torch.tensor([0.5])
+    assert torch.equal(clean_in_parts(cleaner, image, strength), image)  # new
+    fill_adapters(cleaner)
+    with torch.no_grad():
+        whole = clean_in_parts(cleaner, image, strength)
+        assert (whole - image).abs().mean().item() > 0.01
+        assert not torch.allclose(whole, clean_in_parts(cleaner, image, 2 * strength), atol=0.01)
+        around = clean_in_parts(cleaner, image[..., :100, :], strength, wrap=True)
+        moved = clean_in_parts(cleaner, image[..., :100, :].roll((20, 30), (2, 3)), strength, wrap=True)
+        assert torch.allclose(around.roll((20, 30), (2, 3)), moved, atol=1e-5)
+        monkeypatch.setattr(lr_cleaner, "_PART", 32)
+        assert torch.allclose(clean_in_parts(cleaner, image, strength), whole, atol=1e-5)
+        for wrap in (False, True):
+            assert clean_in_parts(cleaner, image[..., :1, :3], strength, wrap).shape == (1, 3, 1, 3)
 
 
 def test_every_image_of_a_batch_has_its_own_estimate(model: SRModel) -> None:

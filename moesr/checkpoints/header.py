@@ -131,6 +131,7 @@ def _check_values(config: ModelConfig) -> None:
         "widths of heads or groups": min(unet.num_head_channels, unet.norm_groups, vae.norm_groups) >= 1,
         "ranks of adapters": all(len(r) in (0, 2) and all(0 < n <= 1024 for n in r) for r in ranks)
         and 0 <= config.restored_fidelity <= 1,
+        "channels of the cleaner": vae.cleaner_channels <= 1024,
         "the way LR images are resized": config.lr_resize in RESIZES,
         "kind or factor of the autoencoder": vae.kind in ("vq", "kl") and vae.scale_factor > 0,
         "kind of the process": process.kind in ("ddpm", "residual_shift") and process.predict in PREDICTIONS,

@@ -156,6 +156,7 @@ def build_looks() -> dict[str, Any]:
     colours = {
         "body_text_color_subdued": ("*neutral_500", "*neutral_400"),
         "slider_color": ("*primary_500", "*primary_500"),
+        "checkbox_border_color": ("*neutral_500", "*neutral_400"),
         "button_primary_background_fill": ("*primary_600", "*primary_600"),
         "button_primary_background_fill_hover": ("*primary_700", "*primary_700"),
         "button_primary_text_color": ("white", "white"),

@@ -20,7 +20,10 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "Texture (seamless)": ({"wrap": True}, {"wrap": True}),
 }
 #: Where a slider ends before the table does: what follows has no use for pictures on a screen.
-LIMITS: dict[str, dict[str, float]] = {"scale": {"minimum": 1, "maximum": 8}, "fidelity": {"maximum": 1}}
+LIMITS: dict[str, dict[str, Any]] = {
+    "scale": {"minimum": 1, "maximum": 8},
+    "fidelity": {"maximum": 1, "info": "0 invents detail, 1 keeps to the input."},
+}
 LABELS = {
     "scale": "How much larger",
     "color_fix": "Colour fix",

@@ -2,15 +2,19 @@
 if (!window.moesrPage) {
   window.moesrPage = true;
 
-  // On a narrow screen the results lie below the controls: whoever starts a run is taken there.
+  // On a narrow screen the results lie below the controls: whoever starts a run is taken there, once there is room.
+  let starting = false;
   document.addEventListener("click", (event) => {
-    if (!event.target.closest("#moesr-run, #moesr-examples button")) return;
-    const results = document.querySelector("#moesr-right");
-    if (!results || results.getBoundingClientRect().top < innerHeight * 0.6) return;
-    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    // Once the run has begun there is room to scroll.
-    setTimeout(() => results.scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" }), 600);
+    starting ||= Boolean(event.target.closest("#moesr-run, #moesr-examples button"));
   });
+  const showRun = () => {
+    if (!starting || !document.querySelector("#moesr-cancel:not([disabled])")) return;
+    starting = false;
+    const results = document.querySelector("#moesr-right");
+    if (results.getBoundingClientRect().top < innerHeight * 0.6) return;
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    results.scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" });
+  };
 
   // Every file is taken, and said to be none of ours if it is not; the dialog offers pictures.
   document.addEventListener("click", () => {
@@ -18,13 +22,21 @@ if (!window.moesrPage) {
     if (field) field.accept = "image/*,.avif,.heic,.heif";
   }, true);
 
-  // Examples are called by their captions, not "Thumbnail 1 of 6".
-  new MutationObserver(() => document.querySelectorAll("#moesr-examples button[aria-label]").forEach((button) => {
-    const name = button.textContent.trim();
-    if (name && button.ariaLabel !== name) button.ariaLabel = name;
-    const picture = button.querySelector("img");
-    if (picture?.alt) picture.alt = ""; // the name is said once
-  })).observe(document.body, { childList: true, subtree: true });
+  // Examples are called by their captions, not "Thumbnail 1 of 6"; Gradio 6.31 has no words for its upload button.
+  const nameButtons = () => {
+    document.querySelectorAll("#moesr-examples button[aria-label]").forEach((button) => {
+      const name = button.textContent.trim();
+      if (name && button.ariaLabel !== name) button.ariaLabel = name;
+      const picture = button.querySelector("img");
+      if (picture?.alt) picture.alt = ""; // the name is said once
+    });
+    document.querySelectorAll("#moesr-files [title='common.upload']").forEach((button) => {
+      button.title = button.ariaLabel = "Add pictures";
+    });
+    const zone = document.querySelector("#moesr-files .upload-container");
+    if (zone?.textContent.trim()) zone.removeAttribute("aria-label"); // its text is its name
+  };
+  new MutationObserver(() => { showRun(); nameButtons(); }).observe(document.body, { childList: true, subtree: true });
 
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files || [])];

@@ -76,7 +76,7 @@ def from_dict(values: dict[str, Any]) -> TrainingConfig:
     out["model"] = ModelConfig.from_dict(_map(values.get("model", {}), "model"))
     for name, cls in STAGES.items():
         part = dict(_map(values.get(name, {}), name))
-        for loop in ("loop", "trunk", "estimator"):
+        for loop in ("loop", "trunk", "estimator", "cleaner"):
             if part.get(loop) is not None:
                 where = f"{name}.{loop}"
                 part[loop] = build(LoopConfig, _map(part[loop], where), where)

@@ -143,7 +143,7 @@ class FirstStage(Task):
 
 def without_lr(model: AutoencoderConfig) -> AutoencoderConfig:
     """The config of a model's first stage: what the later stages add is left out."""
-    return replace(model, lr_fusion=False, lr_skip=False, refine=False, estimator=False)
+    return replace(model, lr_fusion=False, lr_skip=False, refine=False, estimator=False, cleaner_channels=0)
 
 
 def enlarge(lr: Tensor, hr: Tensor) -> Tensor:

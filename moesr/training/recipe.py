@@ -22,10 +22,13 @@ from .config import TrainingConfig
 from .engine import Engine
 from .file_parts import PARTS, find_parts, join_parts, split_file
 from .loop import Budget, Done, LoopConfig
+from .lr_cleaner import CleanerTask
 from .restore_estimator import EstimatorTask
 from .stages import TRUNK, Stages, write_model
 from .unrolled import Unrolled
 
+#: Side in pixels of the HR crops whose LR images the cleaner is trained on.
+_CLEANER_CROP = 160
 #: Key of a file's header under which a run says how it was made.
 TRAINING = "moesr.training"
 
@@ -62,11 +65,15 @@ class Recipe(Stages):
 
     def train(self) -> Path:
         """Train and export. Returns the model's file; parts of at most 15 MiB are in the folder `parts` beside it."""
-        stage, estimator, share = self.config.unrolled, None, 1.0
+        stage, estimator, cleaner, share = self.config.unrolled, None, None, 1.0
         model, experts, autoencoder = self._open_start(self.start) if self.start else (None, [], {})
-        if self.config.model.autoencoder.estimator and not any(key.startswith("estimator.") for key in autoencoder):
+        if self.config.model.autoencoder.estimator and not _select(autoencoder, "estimator."):
             share -= stage.estimator_share
             estimator = self._train_estimator(self._budget(stage.estimator_share))
+        if self.config.model.autoencoder.cleaner_channels and not _select(autoencoder, "cleaner."):
+            share -= stage.cleaner_share
+            judge = estimator or _select(autoencoder, "estimator.")
+            cleaner = self._train_cleaner(self._budget(stage.cleaner_share), judge)
         if model is None:
             share -= stage.first_stage_share + stage.experts_share
             self.train_first_stage(self._budget(stage.first_stage_share))
@@ -76,7 +83,7 @@ class Recipe(Stages):
         loop = self.adapt_loop(stage.loop, stage.batch_gpu)
         task = Unrolled(
             model, replace(stage, loop=loop), self.make_engine(loop), experts=experts, autoencoder=autoencoder,
-            estimator=estimator, metrics=self.metrics, on_export=lambda: self._export(task, model),
+            estimator=estimator, cleaner=cleaner, metrics=self.metrics, on_export=lambda: self._export(task, model),
         )  # fmt: skip
         done = self.run(task, self.open_batches(self.expert_crop, task), "unrolled", self._budget(share))
         return self._export(task, model, done)
@@ -98,6 +105,14 @@ class Recipe(Stages):
         task = EstimatorTask(loop, self.make_engine(loop))
         self.run(task, self.open_batches(self.expert_crop, task), "estimator", budget)
         return weight_files.load(self.out / "estimator" / "estimator.safetensors")
+
+    def _train_cleaner(self, budget: Budget, estimator: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        loop = self.config.unrolled.cleaner
+        loop = self.adapt_loop(loop, loop.batch)
+        channels = self.config.model.autoencoder.cleaner_channels
+        task = CleanerTask(loop, self.make_engine(loop), channels, estimator)
+        self.run(task, self.open_batches(_CLEANER_CROP, task), "cleaner", budget)
+        return weight_files.load(self.out / "cleaner" / "cleaner.safetensors")
 
     def _open_start(self, start: str) -> tuple[ModelConfig, list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
         """The model's config with the scale factor of `start`, and the weights of its experts and autoencoder."""
@@ -128,3 +143,8 @@ class Recipe(Stages):
 
     def _budget(self, share: float) -> Budget:
         return Budget(None if self.minutes is None else self.minutes * share, self.save_minutes)
+
+
+def _select(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights below a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

@@ -61,7 +61,7 @@ def without_restore(config: TrainingConfig) -> TrainingConfig:
     """The config without the setting `restore` and its estimator, which only the one command trains."""
     model = config.model
     unet = replace(model.unet, adapter_ranks=()) if isinstance(model.unet, UNetConfig) else model.unet
-    autoencoder = replace(model.autoencoder, estimator=False, adapter_ranks=())
+    autoencoder = replace(model.autoencoder, estimator=False, cleaner_channels=0, adapter_ranks=())
     return replace(config, model=replace(model, unet=unet, autoencoder=autoencoder))
 
 

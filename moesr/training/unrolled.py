@@ -40,13 +40,17 @@ _ADAPTER = "adapter"
 class UnrolledConfig:
     """The loop, and the weights of the losses at fidelity 0; see docs/training.md."""
 
-    #: Train the adapters of restore and fidelity alone: at 0 the model stays what it was, to the bit.
+    #: Train the adapters of restore and fidelity and the cleaner alone: at 0 the model stays what it was, to the bit.
     adapters_only: bool = False
     #: In a run with a limit of time, steps here and below are shares of that time.
     loop: LoopConfig = field(default_factory=LoopConfig)
     #: The loop of the estimator of restore.
     estimator: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=200, batch=32, lr=3e-3, warmup=5, final_lr=0.02)
+    )
+    #: The loop of the network that cleans LR images.
+    cleaner: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=2000, batch=16, lr=1e-3, warmup=50, final_lr=0.02)
     )
     #: Crops per batch on a GPU, where the learning rate grows with the square root of the batch.
     batch_gpu: int = 64
@@ -55,9 +59,10 @@ class UnrolledConfig:
     #: Side of an HR crop in pixels, on a CPU and on a GPU.
     crop: int = 96
     crop_gpu: int = 128
-    #: Shares of a run's time for the estimator of restore, the first stage and the experts' trunk. The rest is for
-    #: this stage.
+    #: Shares of a run's time for the estimator of restore, the cleaner of LR images, the first stage and the experts'
+    #: trunk. The rest is for this stage.
     estimator_share: float = 0.03
+    cleaner_share: float = 0.1
     first_stage_share: float = 0.08
     experts_share: float = 0.17
     l1: float = 0.05
@@ -89,8 +94,8 @@ class Unrolled(Task):
     """Trains every expert and the decoder. Batches hold hr, lr and restore.
 
     experts, autoencoder: averaged weights to start from. Parts that an older model lacks (adapters, LR fusion,
-    refinement) start as new. estimator: the trained estimator of restore, which stays as it is. Raises SettingError for
-    weights of another model.
+    refinement) start as new. estimator, cleaner: trained ones, if those of the autoencoder are not; they stay as they
+    are. Raises SettingError for weights of another model.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class Unrolled(Task):
         experts: Sequence[Mapping[str, Tensor]],
         autoencoder: Mapping[str, Tensor],
         estimator: Mapping[str, Tensor] | None,
+        cleaner: Mapping[str, Tensor] | None = None,
         metrics: str | Path | None,
         on_export: Callable[[], object] = lambda: None,
     ) -> None:
@@ -109,7 +115,7 @@ class Unrolled(Task):
         self.model, self.config = model, config
         self.process = from_config(model.process)
         self.autoencoder = Autoencoder(model.autoencoder)
-        _load(self.autoencoder, autoencoder, ("estimator.", "decoder.fusion_layer_1.", "decoder.unet_1."))
+        _load(self.autoencoder, autoencoder, ("estimator.", "cleaner.", "decoder.fusion_layer_1.", "decoder.unet_1."))
         grouped = with_space_experts(model.unet, config.space_experts)
         self.experts = nn.ModuleList([denoiser(grouped) for _ in model.stages])
         for network, state in zip(self.experts, experts, strict=True):
@@ -117,12 +123,16 @@ class Unrolled(Task):
         self.autoencoder.requires_grad_(False)
         if estimator is not None:
             self.autoencoder.estimator.load_state_dict(dict(estimator))
+        if cleaner is not None:
+            self.autoencoder.cleaner.load_state_dict(dict(cleaner))
         for module in (self.autoencoder.decoder, self.autoencoder.post_quant_conv):
             module.requires_grad_(True)
         networks = nn.ModuleDict({"autoencoder": self.autoencoder, "experts": self.experts})
         if config.adapters_only:
             for name, parameter in networks.named_parameters():
                 parameter.requires_grad_(_ADAPTER in name)
+        if model.autoencoder.cleaner_channels:
+            self.autoencoder.cleaner.requires_grad_(True)
         self.distances = {name: LPIPS(name, metrics) for name in config.lpips}
         super().__init__(
             config.loop, engine, networks, ema=config.ema, betas=(0.9, 0.99),
@@ -174,12 +184,10 @@ class Unrolled(Task):
         The L1 is 0 at fidelity 1, where the decoder may make detail from the LR image, and where only adapters learn.
         restore: [B]. All noise is multiplied by 1 - fidelity, as in `upscale`.
         """
-        lr = batch["lr"]
+        lr = self.autoencoder.clean(batch["lr"], restore)
         lr_up = enlarge(lr, batch["hr"])
-        with torch.no_grad():
-            y = self.autoencoder.encode(lr_up).float()
-            features = self.autoencoder.features(lr_up)
-        torch.clear_autocast_cache()  # it has weights that were cast without gradients
+        y = self.autoencoder.encode(lr_up).float()
+        features = self.autoencoder.features(lr_up)
         settings = torch.stack([restore, torch.full_like(restore, fidelity)], dim=1)
         z = self._sample(y, resize_condition(lr, y), settings, 1 - fidelity, timesteps)
         out = self.autoencoder.decode(z, features, fidelity, restore=restore).float()
@@ -187,10 +195,9 @@ class Unrolled(Task):
             return out, out.new_zeros(())
         height, width = (side // 2 for side in y.shape[-2:])
         factor = self.model.autoencoder.factor
-        part = lr_up[..., : height * factor, : width * factor]
-        with torch.no_grad():
-            features = self.autoencoder.features(part)
-        return out, F.l1_loss(self.autoencoder.decode(y[..., :height, :width], features, 0.0).float(), part)
+        part = lr_up[..., : height * factor, : width * factor].detach()
+        latent = y[..., :height, :width].detach()
+        return out, F.l1_loss(self.autoencoder.decode(latent, self.autoencoder.features(part), 0.0).float(), part)
 
     def _sample(self, y: Tensor, lr: Tensor, settings: Tensor, noise_scale: float, timesteps: list[int]) -> Tensor:
         bank = ExpertBank(self.model.stages, All(list(self.experts)))

@@ -1,0 +1,44 @@
+"""Training of the network that cleans LR images, which comes before all that is given what it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..images.resize import resize
+from ..networks.lr_cleaner import LRCleaner
+from ..networks.restore_estimator import RestoreEstimator
+from . import weight_files
+from .engine import Engine
+from .loop import Batch, LoopConfig, Losses, Task, autocast
+
+
+class CleanerTask(Task):
+    """L1 to the HR image, reduced and nothing else. Batches hold hr, lr and restore.
+
+    Half of the images come with the true restore, half with that of the estimator, which stays as it is.
+    """
+
+    def __init__(self, loop: LoopConfig, engine: Engine, channels: int, estimator: Mapping[str, Tensor]) -> None:
+        torch.manual_seed(loop.seed)
+        self.estimator = RestoreEstimator().requires_grad_(False)
+        self.estimator.load_state_dict(dict(estimator))
+        super().__init__(loop, engine, LRCleaner(channels), ema=0.998, measures=[self.estimator])
+
+    def step(self, batch: Batch, index: int) -> Losses:
+        self.set_rate(index)
+        lr, truth = batch["lr"], batch["restore"].float()
+        restore = torch.where(torch.rand_like(truth) < 0.5, truth, self.estimator(lr))
+        with autocast(self.loop, lr.device):
+            cleaned = self.network(lr, restore)
+        error = F.l1_loss(cleaned.float(), resize(batch["hr"], (lr.shape[-2], lr.shape[-1])))
+        self.engine.backward(error)
+        self.finish()
+        return {"l1": error.detach()}
+
+    def export(self, folder: Path) -> None:
+        weight_files.save(self.ema.weights(self.network), folder / "cleaner.safetensors")
