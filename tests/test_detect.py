@@ -75,10 +75,6 @@ def write_stages(folder: Path, names: list[str], **widths: Any) -> list[Path]:
     return paths
 
 
-def order_of(paths: list[Path]) -> list[str]:
-    return [p.stem for p in open_model(paths, 4).paths if p.suffix == ".ckpt"]
-
-
 @pytest.mark.parametrize(
     ("names", "wanted"),
     [
@@ -96,9 +92,10 @@ def order_of(paths: list[Path]) -> list[str]:
 )
 def test_order_of_stages(tmp_path: Path, names: list[str], wanted: list[int]) -> None:
     paths = write_stages(tmp_path, names)
-    assert order_of(paths) == [names[i] for i in wanted]
+    found = open_model(paths, 4)
+    assert [p.stem for p in found.paths if p.suffix == ".ckpt"] == [names[i] for i in wanted]
     guessed = names[0] in ("stage4", "high", "0_1", "stage0_a")
-    assert any("order" in note for note in open_model(paths, 4).notes) == guessed
+    assert any("order" in note for note in found.notes) == guessed
 
 
 @pytest.mark.parametrize(

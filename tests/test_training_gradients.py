@@ -44,11 +44,6 @@ def adversary_of(task: Task) -> nn.Module:
     return task.adversary
 
 
-def opponent_of(task: Task) -> torch.optim.Optimizer:
-    assert task.opponent is not None
-    return task.opponent
-
-
 def held(optimiser: torch.optim.Optimizer) -> set[int]:
     return {id(p) for group in optimiser.param_groups for p in group["params"]}
 
@@ -93,7 +88,8 @@ def test_the_first_stage_trains_all_but_its_measures(kind: str, metrics: Path) -
     for index in (1, 2, 3):
         task.step(batch(kind), index)
     assert held(task.optimiser) == {id(p) for p in task.network.parameters()}
-    assert held(opponent_of(task)) == {id(p) for p in adversary_of(task).parameters()}
+    assert task.opponent is not None
+    assert held(task.opponent) == {id(p) for p in adversary_of(task).parameters()}
     assert weights_of(task.network, "") - find_changed(task.network, network) == set()
     assert weights_of(adversary_of(task), "") - find_changed(adversary_of(task), adversary) == set()
     assert find_changed(task.distance, distance) == set()

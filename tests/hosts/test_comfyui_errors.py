@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +13,9 @@ from tests.hosts.comfyui import Comfy
 from tests.hosts.prompts import Prompt, three_nodes, upscale
 
 
-def write_model_file(comfy: Comfy, name: str, content: bytes) -> Path:
-    path = comfy.base / "models" / "moesr" / name
-    path.write_bytes(content)
-    return path
-
-
 def test_a_bad_file_is_a_clear_node_error(comfy: Comfy) -> None:
-    path = write_model_file(comfy, "broken.safetensors", b"not a model")
+    path = comfy.base / "models" / "moesr" / "broken.safetensors"
+    path.write_bytes(b"not a model")
     prompt, _ = three_nodes(name="broken")
     error = comfy.failure(prompt)
     path.unlink()
