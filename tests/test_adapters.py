@@ -85,6 +85,8 @@ def test_images_are_cleaned_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch
         around = clean_in_parts(cleaner, image[..., :100, :], strength, wrap=True)
         moved = clean_in_parts(cleaner, image[..., :100, :].roll((20, 30), (2, 3)), strength, wrap=True)
         assert torch.allclose(around.roll((20, 30), (2, 3)), moved, atol=1e-5)
+        flat = torch.full((1, 3, 50, 40), 0.3)
+        assert abs((clean_in_parts(cleaner, flat, strength) - flat).mean().item()) < 0.01  # colours do not drift
         monkeypatch.setattr(lr_cleaner, "_PART", 32)
         assert torch.allclose(clean_in_parts(cleaner, image, strength), whole, atol=1e-5)
         for wrap in (False, True):

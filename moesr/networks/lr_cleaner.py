@@ -10,8 +10,10 @@ from .layers import prefers_channels_last
 
 #: Residual blocks at the size of the image, on either side of those at half of it.
 _OUTER, _INNER = 2, 5
+#: Side of the squares whose mean colour stays what it is.
+_SQUARE = 33
 #: Pixels that a result depends on, in every direction, at most; a multiple of 2.
-REACH = 32
+REACH = 32 + _SQUARE // 2
 #: Side of the parts in which large images are cleaned.
 _PART = 384
 
@@ -30,7 +32,8 @@ class LRCleaner(nn.Module):
     """Convolutions at full and half size that predict what is to be added to an LR image.
 
     forward(lr [B, 3, H, W] in [-1, 1], restore [B]) -> [B, 3, H, W] in [-1, 1], sides even. restore says how degraded
-    the images are; who calls this leaves images of restore 0 as they are. A new network changes nothing.
+    the images are; who calls this leaves images of restore 0 as they are. What is added has no mean over any square of
+    _SQUARE pixels: noise and JPEG leave that alone, and flat colours must not drift. A new network changes nothing.
     """
 
     def __init__(self, channels: int) -> None:
@@ -52,23 +55,25 @@ class LRCleaner(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         h = self.before(self.start(x))
         h = h + F.pixel_shuffle(self.up(self.inner(self.down(h))), 2)
-        return (lr + self.end(self.after(h))).clamp(-1, 1)
+        change = self.end(self.after(h))
+        mean = F.avg_pool2d(change, _SQUARE, stride=1, padding=_SQUARE // 2, count_include_pad=False)
+        return (lr + change - mean).clamp(-1, 1)
 
 
 def clean_in_parts(cleaner: LRCleaner, lr: Tensor, restore: Tensor, wrap: bool = False) -> Tensor:
     """cleaner(lr, restore) of images [B, 3, H, W] of any size, in parts that overlap: the result is that of the whole.
 
-    wrap: the images continue at their opposite borders. Otherwise odd sides are continued by their last pixels.
+    Borders are continued by their last pixels; with `wrap` by those of the opposite border.
     """
     height, width = lr.shape[-2:]
-    edge = min(REACH, height // 2 * 2, width // 2 * 2) if wrap else 0
+    edge = min(REACH, height, width) if wrap else 0
     whole = F.pad(lr, (edge,) * 4, mode="circular") if edge else lr
-    whole = F.pad(whole, (0, width % 2, 0, height % 2), mode="replicate")
+    left, top = REACH - edge, REACH - edge
+    whole = F.pad(whole, (left, left + width % 2, top, top + height % 2), mode="replicate")
     out = torch.empty_like(lr)
-    for top in range(edge, height + edge, _PART):
-        for left in range(edge, width + edge, _PART):
-            y, x = max(0, top - REACH), max(0, left - REACH)
-            part = cleaner(whole[..., y : top + _PART + REACH, x : left + _PART + REACH], restore)
-            target = out[..., top - edge : top - edge + _PART, left - edge : left - edge + _PART]
-            target.copy_(part[..., top - y :, left - x :][..., : target.shape[-2], : target.shape[-1]])
+    for y in range(0, height, _PART):
+        for x in range(0, width, _PART):
+            part = cleaner(whole[..., y : y + _PART + 2 * REACH, x : x + _PART + 2 * REACH], restore)
+            target = out[..., y : y + _PART, x : x + _PART]
+            target.copy_(part[..., REACH : REACH + target.shape[-2], REACH : REACH + target.shape[-1]])
     return out

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 #: How much fine detail is amplified before the first convolution; noise of few levels would be lost beside the colours.
 GAIN = 8.0
+#: A window with less detail than that everywhere (three quarters of a grey level) is flat, hence clean.
+_FLAT = 0.75 / 127.5
 #: Side of the windows that an image is judged by, and how many of them there are along a side at most.
 WINDOW, WINDOWS = 64, 4
 
@@ -39,7 +41,9 @@ class RestoreEstimator(nn.Module):
         features = self.layers(detail).float().flatten(2)
         spread = (features.var(dim=2, unbiased=False) + 1e-5).sqrt()
         pooled = torch.log(torch.cat([features.mean(dim=2), spread], dim=1) + 1e-3).to(self.out.weight.dtype)
-        return torch.sigmoid(self.out(F.relu(self.hidden(pooled))).float()).view(len(places), len(lr)).mean(dim=0)
+        found = torch.sigmoid(self.out(F.relu(self.hidden(pooled))).float())[:, 0]
+        flat = detail.float().abs().amax(dim=(1, 2, 3)) < GAIN * _FLAT
+        return found.masked_fill(flat, 0.0).view(len(places), len(lr)).mean(dim=0)
 
 
 def _plan_starts(length: int, window: int) -> list[int]:
