@@ -90,7 +90,7 @@ class Run:
             return self.lr
         strengths = torch.tensor(self.restore, device=self.model.device)
         with self.model.decoder() as autoencoder:
-            clean = partial(autoencoder.clean, wrap=self.wrap)
+            clean = partial(autoencoder.clean, wrap=self.wrap, check=self.model.runtime.check)
             images = [clean(lr[None].to(self.model.dtype), r[None]) for lr, r in zip(self.lr, strengths)]
         return torch.cat(images).to(self.lr)
 

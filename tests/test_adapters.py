@@ -88,7 +88,11 @@ def test_images_are_cleaned_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch
         flat = torch.full((1, 3, 50, 40), 0.3)
         assert abs((clean_in_parts(cleaner, flat, strength) - flat).mean().item()) < 0.01  # colours do not drift
         monkeypatch.setattr(lr_cleaner, "_PART", 32)
-        assert torch.allclose(clean_in_parts(cleaner, image, strength), whole, atol=1e-5)
+        parts: list[None] = []
+        assert torch.allclose(
+            clean_in_parts(cleaner, image, strength, check=lambda: parts.append(None)), whole, atol=1e-5
+        )
+        assert len(parts) == 12  # where a user may cancel
         for wrap in (False, True):
             assert clean_in_parts(cleaner, image[..., :1, :3], strength, wrap).shape == (1, 3, 1, 3)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,10 +62,13 @@ class LRCleaner(nn.Module):
         return (lr + change - mean).clamp(-1, 1)
 
 
-def clean_in_parts(cleaner: LRCleaner, lr: Tensor, restore: Tensor, wrap: bool = False) -> Tensor:
+def clean_in_parts(
+    cleaner: LRCleaner, lr: Tensor, restore: Tensor, wrap: bool = False, check: Callable[[], object] = lambda: None
+) -> Tensor:
     """cleaner(lr, restore) of images [B, 3, H, W] of any size, in parts that overlap: the result is that of the whole.
 
-    Borders are continued by their last pixels; with `wrap` by those of the opposite border.
+    Borders are continued by their last pixels; with `wrap` by those of the opposite border. check is called before each
+    part, and may end this by an exception.
     """
     height, width = lr.shape[-2:]
     edge = min(REACH, height, width) if wrap else 0
@@ -73,6 +78,7 @@ def clean_in_parts(cleaner: LRCleaner, lr: Tensor, restore: Tensor, wrap: bool =
     out = torch.empty_like(lr)
     for y in range(0, height, _PART):
         for x in range(0, width, _PART):
+            check()
             part = cleaner(whole[..., y : y + _PART + 2 * REACH, x : x + _PART + 2 * REACH], restore)
             target = out[..., y : y + _PART, x : x + _PART]
             target.copy_(part[..., REACH : REACH + target.shape[-2], REACH : REACH + target.shape[-1]])
