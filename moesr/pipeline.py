@@ -198,6 +198,7 @@ class Batch:
             self.plan.reporter.start_group(first, len(run), self.images)
             first += len(run)
             yield run
+            self.plan.reporter.end_group()
             del run  # as its user did, before the next group is on the device
 
     def _prepare(self, first: int, count: int) -> Run:

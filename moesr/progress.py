@@ -103,6 +103,10 @@ class Reporter:
         share = count / images
         self.event = replace(self.event, image=first + 1, images=images, done=first / images, share=share)
 
+    def end_group(self) -> None:
+        """Forget the preview, and with it all that the group has on the device."""
+        self.event = replace(self.event, preview=None)
+
     def advance(self, tiles: int) -> None:
         """So many tiles are next."""
         self.event = replace(self.event, tile=self.event.tile + tiles)

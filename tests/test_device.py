@@ -160,6 +160,14 @@ def test_frames_stream(monkeypatch: pytest.MonkeyPatch) -> None:
             assert torch.equal(moesr.decode_latents(model, latents, frames[:count]), out)
             peaks.append(device.peak)
             assert out.shape == (count, 32, 32, 3)
+        gc.collect()
+        gc.disable()  # nothing waits for the collector of cycles
+        try:
+            before = device.live
+            moesr.upscale(model, frames[:3], steps=1, callback=lambda _: None)
+            assert device.live == before
+        finally:
+            gc.enable()
     assert peaks[0] == peaks[1]
 
 
