@@ -86,13 +86,19 @@ class Run:
 
     def _clean(self) -> Tensor:
         """The LR images without what restore takes away; as they are in models without a cleaner."""
-        if not self.model.config.autoencoder.cleaner_channels or not any(self.restore):
+        if not self.model.config.autoencoder.cleaner_channels:
             return self.lr
-        strengths = torch.tensor(self.restore, device=self.model.device)
-        with self.model.decoder() as autoencoder:
-            clean = partial(autoencoder.clean, wrap=self.wrap, check=self.model.runtime.check)
-            images = [clean(lr[None].to(self.model.dtype), r[None]) for lr, r in zip(self.lr, strengths)]
-        return torch.cat(images).to(self.lr)
+
+        def attempt(side: int) -> Tensor:
+            strengths = torch.tensor(self.restore, device=self.model.device)
+            if not any(self.restore):
+                return self.lr
+            with self.model.decoder() as autoencoder:
+                clean = partial(autoencoder.clean, wrap=self.wrap, check=self.model.runtime.check, side=side)
+                images = [clean(lr[None].to(self.model.dtype), r[None]) for lr, r in zip(self.lr, strengths)]
+            return torch.cat(images).to(self.lr)
+
+        return self.plan.tiles.attempt(attempt)
 
     def sample(self, settings: Resolved) -> Tensor:
         """Clean latents [B, C, h, w].

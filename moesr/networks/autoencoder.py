@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -223,17 +222,14 @@ class Autoencoder(nn.Module):
         """How degraded LR images [B, 3, h, w] in [-1, 1] are, from 0 to 1: float32 [B]; 0 without an estimator."""
         return self.estimator(lr) if self.config.estimator else lr.new_zeros(len(lr), dtype=torch.float32)
 
-    def clean(
-        self, lr: Tensor, restore: Tensor, wrap: bool = False, check: Callable[[], object] = lambda: None
-    ) -> Tensor:
+    def clean(self, lr: Tensor, restore: Tensor, **parts: Any) -> Tensor:
         """LR images [B, 3, h, w] in [-1, 1] as experts and decoder are given them; those of restore 0 as they are.
 
-        restore: [B]. wrap: the images continue at their opposite borders. check: called often; may end this by an
-        exception. Without a cleaner all stay as they are.
+        restore: [B]. parts: more of `clean_in_parts`. Without a cleaner all stay as they are.
         """
         if not self.config.cleaner_channels:
             return lr
-        cleaned = clean_in_parts(self.cleaner, lr, restore, wrap, check)
+        cleaned = clean_in_parts(self.cleaner, lr, restore, **parts)
         return torch.where(restore.view(-1, 1, 1, 1) > 0, cleaned, lr)
 
     def encode(self, image: Tensor) -> Tensor:

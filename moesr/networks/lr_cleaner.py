@@ -63,12 +63,13 @@ class LRCleaner(nn.Module):
 
 
 def clean_in_parts(
-    cleaner: LRCleaner, lr: Tensor, restore: Tensor, wrap: bool = False, check: Callable[[], object] = lambda: None
-) -> Tensor:
+    cleaner: LRCleaner, lr: Tensor, restore: Tensor, wrap: bool = False, check: Callable[[], object] = lambda: None,
+    side: int = 1024,
+) -> Tensor:  # fmt: skip
     """cleaner(lr, restore) of images [B, 3, H, W] of any size, in parts that overlap: the result is that of the whole.
 
     Borders are continued by their last pixels; with `wrap` by those of the opposite border. check is called before each
-    part, and may end this by an exception.
+    part, and may end this by an exception. side: of a part in pixels, at most; never above _PART.
     """
     height, width = lr.shape[-2:]
     edge = min(REACH, height, width) if wrap else 0
@@ -76,10 +77,11 @@ def clean_in_parts(
     left, top = REACH - edge, REACH - edge
     whole = F.pad(whole, (left, left + width % 2, top, top + height % 2), mode="replicate")
     out = torch.empty_like(lr)
-    for y in range(0, height, _PART):
-        for x in range(0, width, _PART):
+    side = max(2, min(side, _PART) // 2 * 2)
+    for y in range(0, height, side):
+        for x in range(0, width, side):
             check()
-            part = cleaner(whole[..., y : y + _PART + 2 * REACH, x : x + _PART + 2 * REACH], restore)
-            target = out[..., y : y + _PART, x : x + _PART]
+            part = cleaner(whole[..., y : y + side + 2 * REACH, x : x + side + 2 * REACH], restore)
+            target = out[..., y : y + side, x : x + side]
             target.copy_(part[..., REACH : REACH + target.shape[-2], REACH : REACH + target.shape[-1]])
     return out
