@@ -37,10 +37,10 @@ def work(client: Any, job: dict[str, Any]) -> dict[str, Any]:
     """One job from beginning to end."""
     done: dict[str, Any] = {"info": None, "error": ""}
     try:
-        called = submit(client, job)
-        for _, info in called:
+        called, picture = submit(client, job), None
+        for picture, info in called:
             done["info"] = json.loads(Path(info).read_text()) if isinstance(info, str) else info
-        if done["info"] is None:
+        if picture is None:
             called.result()  # raises what the loop has kept to itself
     except Exception as error:  # its words are what the caller wants to see
         done["error"] = str(error)

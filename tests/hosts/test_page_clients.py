@@ -130,7 +130,6 @@ def test_nothing_is_told_to_anybody(nano: Path, served: Served, called: list[str
     assert "connect-src 'self'" in headers["content-security-policy"]
 
 
-@pytest.mark.xfail(reason="the job of 250 steps ends without an error: not understood yet")
 def test_limits_of_a_public_page_are_said_with_the_way_out(nano: Path, site: Path, tmp_path: Path) -> None:
     options = ["--listen", "127.0.0.1", "--auth", "ann:secret pass", "--max-size", "1", "--max-input", "1",
                "--max-output", "4", "--max-files", "2", "--max-queue", "1", "--max-seconds", "4"]  # fmt: skip
