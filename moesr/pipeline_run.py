@@ -23,6 +23,7 @@ from .images.preview import decode_preview, draw_preview
 from .images.row_bands import Store
 from .images.tile_windows import Window, crop
 from .networks.autoencoder import Autoencoder
+from .networks.lr_cleaner import clean_in_parts
 from .run_plan import Plan
 from .runtime import trim_memory
 from .settings import Resolved
@@ -90,13 +91,16 @@ class Run:
             return self.lr
 
         def attempt(side: int) -> Tensor:
-            strengths = torch.tensor(self.restore, device=self.model.device)
-            if not any(self.restore):
-                return self.lr
+            images = list(self.lr.split(1))
             with self.model.decoder() as autoencoder:
-                clean = partial(autoencoder.clean, wrap=self.wrap, check=self.model.runtime.check, side=side)
-                images = [clean(lr[None].to(self.model.dtype), r[None]) for lr, r in zip(self.lr, strengths)]
-            return torch.cat(images).to(self.lr)
+                for i, restore in enumerate(self.restore):
+                    if restore:
+                        strength = torch.tensor([restore], device=self.model.device)
+                        images[i] = clean_in_parts(
+                            autoencoder.cleaner, images[i].to(self.model.dtype), strength, side=side, wrap=self.wrap,
+                            check=self.model.runtime.check,
+                        ).to(self.lr)  # fmt: skip
+            return torch.cat(images)
 
         return self.plan.tiles.attempt(attempt)
 

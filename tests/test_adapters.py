@@ -14,7 +14,6 @@ import moesr
 from moesr.checkpoints.model_files import open_model, save_model
 from moesr.errors import CheckpointError
 from moesr.model import SRModel
-from moesr.networks import lr_cleaner
 from moesr.networks.adapters import Adapter, spread
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.lr_cleaner import LRCleaner, clean_in_parts
@@ -72,7 +71,7 @@ def test_at_0_the_model_is_the_one_without_adapters_to_the_byte(model: SRModel, 
         assert np.abs(moved - expected).mean() > 1
 
 
-def test_images_are_cleaned_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_cleaned_in_parts_of_any_size() -> None:
     """The parts do not show; of a seamless image neither do its borders."""
     torch.manual_seed(0)
     cleaner, image, strength = LRCleaner(4), torch.rand(1, 3, 101, 70) * 2 - 1, torch.tensor([0.5])
@@ -87,14 +86,12 @@ def test_images_are_cleaned_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch
         assert torch.allclose(around.roll((20, 30), (2, 3)), moved, atol=1e-5)
         flat = torch.full((1, 3, 50, 40), 0.3)
         assert abs((clean_in_parts(cleaner, flat, strength) - flat).mean().item()) < 0.01  # colours do not drift
-        monkeypatch.setattr(lr_cleaner, "_PART", 32)
         parts: list[None] = []
-        assert torch.allclose(
-            clean_in_parts(cleaner, image, strength, check=lambda: parts.append(None)), whole, atol=1e-5
-        )
+        in_parts = clean_in_parts(cleaner, image, strength, side=32, check=lambda: parts.append(None))
+        assert torch.allclose(in_parts, whole, atol=1e-5)
         assert len(parts) == 12  # where a user may cancel
         for wrap in (False, True):
-            assert clean_in_parts(cleaner, image[..., :1, :3], strength, wrap).shape == (1, 3, 1, 3)
+            assert clean_in_parts(cleaner, image[..., :1, :3], strength, wrap=wrap).shape == (1, 3, 1, 3)
 
 
 def test_every_image_of_a_batch_has_its_own_estimate(model: SRModel) -> None:

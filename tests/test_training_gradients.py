@@ -173,7 +173,7 @@ def make_unrolled(metrics: Path) -> Unrolled:
     state = average_experts(expert.state_dict())
     return Unrolled(
         model, UnrolledConfig(lpips={"alex": 1.0}), Engine(torch.device("cpu")), experts=[state, state],
-        autoencoder=Autoencoder(model.autoencoder).state_dict(), estimator=None, metrics=metrics,
+        autoencoder=Autoencoder(model.autoencoder).state_dict(), metrics=metrics,
     )  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 
 from moesr.cli import main
 from moesr.errors import ImageError, SettingError
-from moesr.training.data import BatchSource, Pack
+from moesr.training.data import BatchSource, Pack, PreparedBatches
 from moesr.training.data.pack import find_sharp_size, write_pack
 from moesr.training.data.photos import open_photos
 
@@ -111,6 +113,20 @@ def test_batches_are_a_function_of_seed_and_step(pack: Pack) -> None:
         batches(pack, crop=30)
     with pytest.raises(ImageError, match="smaller than the crop 512"):
         batches(pack, crop=512)
+
+
+def test_batches_that_are_made_ahead_are_the_same(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any order of steps. Streams are the GPU's own, here they do nothing."""
+    for name in ("stream", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *_, **__: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    source = batches(pack, crop=32, batch=2)
+    ahead = PreparedBatches(source)
+    for step in (0, 0, 1, 5, 6):
+        (batch,), expected = ahead(step), source.next(step)
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
 
 
 def test_crops_are_the_images_pixels_in_all_positions() -> None:

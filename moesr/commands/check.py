@@ -57,5 +57,6 @@ def _record(source: str) -> int:
     from ..pipeline import upscale
 
     model = load(source, dtype="fp32", device="cpu")
-    recorded_result.write_record(upscale(model, recorded_result.read_input()), model.paths[0])
+    result = upscale(model, recorded_result.read_input(), restore=recorded_result.RESTORE)
+    recorded_result.write_record(result, model.paths[0])
     return 0

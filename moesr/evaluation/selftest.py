@@ -117,7 +117,8 @@ class SelfTest:
         model = self._load("fp32")
         pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         if model.config.name == recorded_result.NAME:
-            pairs["recorded"] = upscale(model, recorded_result.read_input()), recorded_result.read_expected()
+            result = upscale(model, recorded_result.read_input(), restore=recorded_result.RESTORE)
+            pairs["recorded"] = result, recorded_result.read_expected()
         if not self.is_cpu and not (pairs and self.quick):
             picture = synthetic_picture(32 if self.quick else 128)
             on_cpu = load(self.source, dtype="fp32", device="cpu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from .adapters import spread
 from .frequency import AFFUNet
 from .fusion import LRFusion
 from .layers import NormResBlock, Upsample, add_residual, arrange_channels, attention, full_precision, group_norm, silu
-from .lr_cleaner import LRCleaner, clean_in_parts
+from .lr_cleaner import LRCleaner
 from .restore_estimator import RestoreEstimator
 
 #: Distances to codes that exist at a time (64 MiB of float32), whatever the size of the latent.
@@ -221,16 +221,6 @@ class Autoencoder(nn.Module):
     def estimate_restore(self, lr: Tensor) -> Tensor:
         """How degraded LR images [B, 3, h, w] in [-1, 1] are, from 0 to 1: float32 [B]; 0 without an estimator."""
         return self.estimator(lr) if self.config.estimator else lr.new_zeros(len(lr), dtype=torch.float32)
-
-    def clean(self, lr: Tensor, restore: Tensor, **parts: Any) -> Tensor:
-        """LR images [B, 3, h, w] in [-1, 1] as experts and decoder are given them; those of restore 0 as they are.
-
-        restore: [B]. parts: more of `clean_in_parts`. Without a cleaner all stay as they are.
-        """
-        if not self.config.cleaner_channels:
-            return lr
-        cleaned = clean_in_parts(self.cleaner, lr, restore, **parts)
-        return torch.where(restore.view(-1, 1, 1, 1) > 0, cleaned, lr)
 
     def encode(self, image: Tensor) -> Tensor:
         """Latent of an image, not quantised; of a KL stage, the mode of its posterior."""

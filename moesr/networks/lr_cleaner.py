@@ -12,12 +12,12 @@ from .layers import prefers_channels_last
 
 #: Residual blocks at the size of the image, on either side of those at half of it.
 _OUTER, _INNER = 2, 5
-#: Side of the squares whose mean colour stays what it is.
+#: Side in pixels of the squares whose mean colour stays what it was.
 _SQUARE = 33
 #: Pixels that a result depends on, in every direction, at most; a multiple of 2.
 REACH = 32 + _SQUARE // 2
-#: Side of the parts in which large images are cleaned.
-_PART = 384
+#: Side in pixels of the parts in which large images are cleaned, at most.
+LARGEST_PART = 384
 
 
 class _Block(nn.Module):
@@ -34,8 +34,8 @@ class LRCleaner(nn.Module):
     """Convolutions at full and half size that predict what is to be added to an LR image.
 
     forward(lr [B, 3, H, W] in [-1, 1], restore [B]) -> [B, 3, H, W] in [-1, 1], sides even. restore says how degraded
-    the images are; who calls this leaves images of restore 0 as they are. What is added has no mean over any square of
-    _SQUARE pixels: noise and JPEG leave that alone, and flat colours must not drift. A new network changes nothing.
+    the images are; who calls this leaves images of restore 0 as they are. So that colours do not drift, what is added
+    loses its mean over the _SQUARE pixels around. A new network changes nothing.
     """
 
     def __init__(self, channels: int) -> None:
@@ -63,21 +63,21 @@ class LRCleaner(nn.Module):
 
 
 def clean_in_parts(
-    cleaner: LRCleaner, lr: Tensor, restore: Tensor, wrap: bool = False, check: Callable[[], object] = lambda: None,
-    side: int = 1024,
+    cleaner: LRCleaner, lr: Tensor, restore: Tensor, *, side: int = LARGEST_PART, wrap: bool = False,
+    check: Callable[[], object] = lambda: None,
 ) -> Tensor:  # fmt: skip
     """cleaner(lr, restore) of images [B, 3, H, W] of any size, in parts that overlap: the result is that of the whole.
 
-    Borders are continued by their last pixels; with `wrap` by those of the opposite border. check is called before each
-    part, and may end this by an exception. side: of a part in pixels, at most; never above _PART.
+    side: of a part in pixels, at most. wrap: borders are continued by those opposite, not by their last pixels. check
+    is called before each part, and may end this by an exception.
     """
     height, width = lr.shape[-2:]
     edge = min(REACH, height, width) if wrap else 0
     whole = F.pad(lr, (edge,) * 4, mode="circular") if edge else lr
-    left, top = REACH - edge, REACH - edge
-    whole = F.pad(whole, (left, left + width % 2, top, top + height % 2), mode="replicate")
+    rest = REACH - edge
+    whole = F.pad(whole, (rest, rest + width % 2, rest, rest + height % 2), mode="replicate")
     out = torch.empty_like(lr)
-    side = max(2, min(side, _PART) // 2 * 2)
+    side = max(2, min(side, LARGEST_PART) // 2 * 2)
     for y in range(0, height, side):
         for x in range(0, width, side):
             check()

@@ -21,7 +21,7 @@ from . import weight_files
 from .config import TrainingConfig
 from .engine import Engine
 from .file_parts import PARTS, find_parts, join_parts, split_file
-from .loop import Budget, Done, LoopConfig
+from .loop import Budget, Done, LoopConfig, Task
 from .lr_cleaner import CleanerTask
 from .restore_estimator import EstimatorTask
 from .stages import TRUNK, Stages, write_model
@@ -65,28 +65,33 @@ class Recipe(Stages):
 
     def train(self) -> Path:
         """Train and export. Returns the model's file; parts of at most 15 MiB are in the folder `parts` beside it."""
-        stage, estimator, cleaner, share = self.config.unrolled, None, None, 1.0
+        stage, wanted, share = self.config.unrolled, self.config.model.autoencoder, 1.0
         model, experts, autoencoder = self._open_start(self.start) if self.start else (None, [], {})
-        if self.config.model.autoencoder.estimator and not _select(autoencoder, "estimator."):
+        if wanted.estimator and not _select(autoencoder, "estimator."):
             share -= stage.estimator_share
-            estimator = self._train_estimator(self._budget(stage.estimator_share))
-        if self.config.model.autoencoder.cleaner_channels and not _select(autoencoder, "cleaner."):
+            loop = self.adapt_loop(stage.estimator, stage.estimator.batch)
+            task: Task = EstimatorTask(loop, self.make_engine(loop))
+            autoencoder |= self._train_part("estimator", task, self.expert_crop, stage.estimator_share)
+        if wanted.cleaner_channels and not _select(autoencoder, "cleaner."):
             share -= stage.cleaner_share
-            judge = estimator or _select(autoencoder, "estimator.")
-            cleaner = self._train_cleaner(self._budget(stage.cleaner_share), judge)
+            loop = self.adapt_loop(stage.cleaner, stage.cleaner.batch)
+            estimator = _select(autoencoder, "estimator.")
+            task = CleanerTask(loop, self.make_engine(loop), wanted.cleaner_channels, estimator)
+            autoencoder |= self._train_part("cleaner", task, _CLEANER_CROP, stage.cleaner_share)
         if model is None:
             share -= stage.first_stage_share + stage.experts_share
             self.train_first_stage(self._budget(stage.first_stage_share))
             self.train_expert(TRUNK, self._budget(stage.experts_share))
-            model, autoencoder = self.model, weight_files.load(self.out / "first_stage" / "first_stage.safetensors")
+            model = self.model
+            autoencoder |= weight_files.load(self.out / "first_stage" / "first_stage.safetensors")
             experts = [weight_files.load(self.out / TRUNK / f"{TRUNK}.safetensors")] * len(model.stages)
         loop = self.adapt_loop(stage.loop, stage.batch_gpu)
-        task = Unrolled(
+        last = Unrolled(
             model, replace(stage, loop=loop), self.make_engine(loop), experts=experts, autoencoder=autoencoder,
-            estimator=estimator, cleaner=cleaner, metrics=self.metrics, on_export=lambda: self._export(task, model),
+            metrics=self.metrics, on_export=lambda: self._export(last, model),
         )  # fmt: skip
-        done = self.run(task, self.open_batches(self.expert_crop, task), "unrolled", self._budget(share))
-        return self._export(task, model, done)
+        done = self.run(last, self.open_batches(self.expert_crop, last), "unrolled", self._budget(share))
+        return self._export(last, model, done)
 
     def adapt_loop(self, loop: LoopConfig, batch_gpu: int = 64) -> LoopConfig:
         """The loop with the run's seed. On a GPU also `batch_gpu`, with a learning rate that grows with its root."""
@@ -99,22 +104,12 @@ class Recipe(Stages):
     def expert_crop(self) -> int:
         return self.config.unrolled.crop if self.device.type == "cpu" else self.config.unrolled.crop_gpu
 
-    def _train_estimator(self, budget: Budget) -> dict[str, Tensor]:
-        loop = self.config.unrolled.estimator
-        loop = self.adapt_loop(loop, loop.batch)
-        task = EstimatorTask(loop, self.make_engine(loop))
-        self.run(task, self.open_batches(self.expert_crop, task), "estimator", budget)
-        return weight_files.load(self.out / "estimator" / "estimator.safetensors")
+    def _train_part(self, name: str, task: Task, crop: int, share: float) -> dict[str, Tensor]:
+        """Train a part of the autoencoder in the folder of its name. Returns its weights, by their keys there."""
+        self.run(task, self.open_batches(crop, task), name, self._budget(share))
+        return {f"{name}.{k}": v for k, v in weight_files.load(self.out / name / f"{name}.safetensors").items()}
 
-    def _train_cleaner(self, budget: Budget, estimator: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        loop = self.config.unrolled.cleaner
-        loop = self.adapt_loop(loop, loop.batch)
-        channels = self.config.model.autoencoder.cleaner_channels
-        task = CleanerTask(loop, self.make_engine(loop), channels, estimator)
-        self.run(task, self.open_batches(_CLEANER_CROP, task), "cleaner", budget)
-        return weight_files.load(self.out / "cleaner" / "cleaner.safetensors")
-
-    def _open_start(self, start: str) -> tuple[ModelConfig, list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
+    def _open_start(self, start: str) -> tuple[ModelConfig, list[Mapping[str, Tensor]], dict[str, Tensor]]:
         """The model's config with the scale factor of `start`, and the weights of its experts and autoencoder."""
         path = Path(start)
         parts = find_parts(path) if path.is_dir() else []
@@ -128,7 +123,7 @@ class Recipe(Stages):
         factor = files.config.autoencoder.scale_factor
         autoencoder = replace(self.config.model.autoencoder, scale_factor=factor)
         experts: list[Mapping[str, Tensor]] = list(files.experts)
-        return replace(self.config.model, autoencoder=autoencoder), experts, files.decoder
+        return replace(self.config.model, autoencoder=autoencoder), experts, dict(files.decoder)
 
     def _export(self, task: Unrolled, model: ModelConfig, done: Done | None = None) -> Path:
         """Write the model in fp16, whole and in parts."""

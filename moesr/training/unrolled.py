@@ -94,8 +94,7 @@ class Unrolled(Task):
     """Trains every expert and the decoder. Batches hold hr, lr and restore.
 
     experts, autoencoder: averaged weights to start from. Parts that an older model lacks (adapters, LR fusion,
-    refinement) start as new. estimator, cleaner: trained ones, if those of the autoencoder are not; they stay as they
-    are. Raises SettingError for weights of another model.
+    refinement) start as new. Encoder and estimator stay as they are. Raises SettingError for weights of another model.
     """
 
     def __init__(
@@ -106,8 +105,6 @@ class Unrolled(Task):
         *,
         experts: Sequence[Mapping[str, Tensor]],
         autoencoder: Mapping[str, Tensor],
-        estimator: Mapping[str, Tensor] | None,
-        cleaner: Mapping[str, Tensor] | None = None,
         metrics: str | Path | None,
         on_export: Callable[[], object] = lambda: None,
     ) -> None:
@@ -115,16 +112,12 @@ class Unrolled(Task):
         self.model, self.config = model, config
         self.process = from_config(model.process)
         self.autoencoder = Autoencoder(model.autoencoder)
-        _load(self.autoencoder, autoencoder, ("estimator.", "cleaner.", "decoder.fusion_layer_1.", "decoder.unet_1."))
+        _load(self.autoencoder, autoencoder, ("decoder.fusion_layer_1.", "decoder.unet_1."))
         grouped = with_space_experts(model.unet, config.space_experts)
         self.experts = nn.ModuleList([denoiser(grouped) for _ in model.stages])
         for network, state in zip(self.experts, experts, strict=True):
             _load(network, repeat_expert(state, config.space_experts), ())
         self.autoencoder.requires_grad_(False)
-        if estimator is not None:
-            self.autoencoder.estimator.load_state_dict(dict(estimator))
-        if cleaner is not None:
-            self.autoencoder.cleaner.load_state_dict(dict(cleaner))
         for module in (self.autoencoder.decoder, self.autoencoder.post_quant_conv):
             module.requires_grad_(True)
         networks = nn.ModuleDict({"autoencoder": self.autoencoder, "experts": self.experts})
@@ -184,7 +177,7 @@ class Unrolled(Task):
         The L1 is 0 at fidelity 1, where the decoder may make detail from the LR image, and where only adapters learn.
         restore: [B]. All noise is multiplied by 1 - fidelity, as in `upscale`.
         """
-        lr = self.autoencoder.clean(batch["lr"], restore)
+        lr = self._clean(batch["lr"], restore)
         lr_up = enlarge(lr, batch["hr"])
         y = self.autoencoder.encode(lr_up).float()
         features = self.autoencoder.features(lr_up)
@@ -198,6 +191,12 @@ class Unrolled(Task):
         part = lr_up[..., : height * factor, : width * factor].detach()
         latent = y[..., :height, :width].detach()
         return out, F.l1_loss(self.autoencoder.decode(latent, self.autoencoder.features(part), 0.0).float(), part)
+
+    def _clean(self, lr: Tensor, restore: Tensor) -> Tensor:
+        """LR images [B, 3, h, w] as all else is given them; those of restore [B] 0 as they are."""
+        if not self.model.autoencoder.cleaner_channels:
+            return lr
+        return torch.where(restore.view(-1, 1, 1, 1) > 0, self.autoencoder.cleaner(lr, restore), lr)
 
     def _sample(self, y: Tensor, lr: Tensor, settings: Tensor, noise_scale: float, timesteps: list[int]) -> Tensor:
         bank = ExpertBank(self.model.stages, All(list(self.experts)))
@@ -259,12 +258,12 @@ class Unrolled(Task):
 
     def pictures(self, batch: Batch) -> Tensor:
         """LR images, results at fidelity 0 and 1, HR images: [B, 3, H, 4 W]."""
-        with self._uncompiled(), autocast(self.config.loop, batch["hr"].device):
+        with self._avoid_compiling(), autocast(self.config.loop, batch["hr"].device):
             restore, timesteps = self.autoencoder.estimate_restore(batch["lr"]), self._choose_timesteps(False)
             results = [self.predict(batch, restore, w, timesteps)[0] for w in (0.0, 1.0)]
         return join_images(batch, *results)
 
-    def _uncompiled(self) -> AbstractContextManager[object]:
+    def _avoid_compiling(self) -> AbstractContextManager[object]:
         """Inside the block nothing is compiled: other shapes and no gradients would take a minute each."""
         return torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
 

@@ -37,10 +37,11 @@ def work(client: Any, job: dict[str, Any]) -> dict[str, Any]:
     """One job from beginning to end."""
     done: dict[str, Any] = {"info": None, "error": ""}
     try:
-        called, picture = submit(client, job), None
-        for picture, info in called:
+        called, result = submit(client, job), None
+        for reported in called:
+            result, info = reported
             done["info"] = json.loads(Path(info).read_text()) if isinstance(info, str) else info
-        if picture is None:
+        if result is None:
             called.result()  # raises what the loop has kept to itself
     except Exception as error:  # its words are what the caller wants to see
         done["error"] = str(error)
