@@ -56,6 +56,7 @@ class Handlers:
 
         choice, value: see result_sizes.read_size. client: who asks; see JobQueue.cancel_jobs_of. output: see Job.
         """
+        on, off = update(interactive=True), update(interactive=False)
         try:
             size, settings = read_size(choice, value), read_controls(values)
             uploads = find_uploads()
@@ -63,22 +64,15 @@ class Handlers:
             job = Job(uploads, model, settings, size=size, format=format, client=client, output=output, protect=protect)
             self.queue.submit(job)
         except MoESRError as error:
-            yield (
-                html.draw_message(str(error)),
-                update(),
-                update(interactive=True),
-                update(interactive=False),
-                "",
-                update(),
-            )
+            yield html.draw_message(str(error)), update(), on, off, "", update()
             return
         try:
-            yield html.draw_waiting(0, None), "", update(interactive=False), update(interactive=True), job.id, ""
+            yield html.draw_waiting(0, None), "", off, on, job.id, ""
             yield from ((*parts, *[update()] * 4) for parts in self._follow(job))
         finally:
             job.cancel()  # if the client went away; a finished job does not mind
         results = html.draw_results(job, self.host.url)
-        yield html.draw_outcome(job), results, update(interactive=True), update(interactive=False), "", update()
+        yield html.draw_outcome(job), results, on, off, "", update()
 
     def find_invented(self, address: str, client: str = "") -> Iterator[tuple[Any, ...]]:
         """What was invented in the result at an address of the page.
