@@ -223,17 +223,18 @@ def run(task: Task, next_batch: NextBatch, loop: LoopConfig, folder: Path, budge
     def find_position() -> int:
         return step if budget.minutes is None else int(count_seconds() / (60 * budget.minutes) * loop.steps)
 
-    def read_totals() -> None:
-        for name, (total, count) in totals.items():
-            totals[name] = float(total), count
-            if not math.isfinite(float(total)):
-                raise NumericsError(f"step {step - 1}: loss {name} is {float(total)}; last good state is {path}")
+    def read_totals() -> None:  # of all processes, so that all stop together
+        sums = engine.average_numbers({name: float(total) for name, (total, _) in totals.items()})
+        for name, total in sums.items():
+            totals[name] = total, totals[name][1]
+            if not math.isfinite(total):
+                raise NumericsError(f"step {step - 1}: loss {name} is {total}; last good state is {path}")
 
     def write_row() -> None:
         read_totals()
         row = {"step": step, "seconds": round(count_seconds(), 2), "lr": learning_rate(loop, at)}
         row["images_per_second"] = round((step - first) * loop.batch / (time.monotonic() - start), 3)
-        row |= engine.average_numbers({name: float(total) / count for name, (total, count) in totals.items()})
+        row |= {name: float(total) / count for name, (total, count) in totals.items()}
         totals.clear()
         if board is not None:
             board.write_row(row, step)
