@@ -22,7 +22,7 @@ from .common import Bar, add_model_options, add_settings, fail, open_model, say
 #: Settings that have an option each.
 SETTINGS_OF_A_RUN = (
     "model", "scale", "fidelity", "restore", "seed", "steps", "color_fix", "wrap", "sampler", "spacing", "eta", "tile",
-    "tile_batch",
+    "tile_overlap", "tile_batch",
 )  # fmt: skip
 #: Settings that may be grey pictures.
 _MAPS = ("protect", "mask", "fidelity")
