@@ -75,4 +75,6 @@ def _make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for module in (upscale, batch, demo, models, data, train, evaluate, invention, ablate, bench, check):
         module.add(commands)
+    for command in commands.choices.values():
+        command.add_argument("-v", "--verbose", action="store_true", help="say more")
     return parser

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import SettingError
 from ..input_files import Source
-from .common import Bar, add_model_options, add_overwrite, add_settings, open_model, positive, verbose
+from .common import Bar, add_model_options, add_overwrite, add_settings, open_model, positive
 
 _SETTINGS = ("scale", "fidelity", "restore", "seed", "steps", "tile")
 
@@ -23,7 +23,6 @@ def add(commands: Any) -> None:
     add_settings(parser, "model", *_SETTINGS, "dtype", "device", "residency")
     add_model_options(parser)
     add_overwrite(parser)
-    verbose(parser)
     parser.set_defaults(run=_measure)
 
 
