@@ -45,6 +45,7 @@ def sample_latents(
     restore: float | str = "auto",
     tile: int | str = "auto",
     tile_batch: int | str = "auto",
+    tile_overlap: int | str = "auto",
     wrap: bool = False,
     mask: Any = None,
     callback: Callback | None = None,
@@ -56,7 +57,7 @@ def sample_latents(
     """
     batch = Batch(
         model, image, fidelity=fidelity, protect=protect, wrap=wrap, mask=mask,
-        tile=tile, tile_batch=tile_batch, callback=callback,
+        tile=tile, tile_batch=tile_batch, tile_overlap=tile_overlap, callback=callback,
         steps=steps, sampler=sampler, spacing=spacing, eta=eta, seed=seed, batch_seed=batch_seed, restore=restore,
     )  # fmt: skip
     latents: Tensor | None = None
@@ -85,6 +86,7 @@ def decode_latents(
     color_fix: str = "adain",
     tile: int | str = "auto",
     tile_batch: int | str = "auto",
+    tile_overlap: int | str = "auto",
     wrap: bool = False,
     mask: Any = None,
     callback: Callback | None = None,
@@ -96,7 +98,8 @@ def decode_latents(
     """
     batch = Batch(
         model, image, fidelity=fidelity, protect=protect, wrap=wrap, mask=mask,
-        tile=tile, tile_batch=tile_batch, callback=callback, scale=scale, restore=restore, color_fix=color_fix,
+        tile=tile, tile_batch=tile_batch, tile_overlap=tile_overlap, callback=callback, scale=scale, restore=restore,
+        color_fix=color_fix,
     )  # fmt: skip
     out = batch.allocate_result()
     with torch.inference_mode():
@@ -125,6 +128,7 @@ def upscale(
     color_fix: str = "adain",
     tile: int | str = "auto",
     tile_batch: int | str = "auto",
+    tile_overlap: int | str = "auto",
     wrap: bool = False,
     mask: Any = None,
     first_index: int = 0,
@@ -144,8 +148,9 @@ def upscale(
     """
     batch = Batch(
         model, image, fidelity=fidelity, protect=protect, wrap=wrap, mask=mask,
-        tile=tile, tile_batch=tile_batch, callback=callback, scale=scale, steps=steps, sampler=sampler, spacing=spacing,
-        eta=eta, seed=seed, batch_seed=batch_seed, restore=restore, color_fix=color_fix, first_index=first_index,
+        tile=tile, tile_batch=tile_batch, tile_overlap=tile_overlap, callback=callback, scale=scale, steps=steps,
+        sampler=sampler, spacing=spacing, eta=eta, seed=seed, batch_seed=batch_seed, restore=restore,
+        color_fix=color_fix, first_index=first_index,
     )  # fmt: skip
     out = batch.allocate_result()
     with torch.inference_mode():
@@ -160,7 +165,8 @@ class Batch:
 
     def __init__(
         self, model: SRModel, image: Any, *, fidelity: Any, protect: Any, wrap: bool, mask: Any, tile: int | str,
-        tile_batch: int | str, callback: Callback | None, first_index: int = 0, **settings: Any,
+        tile_batch: int | str, tile_overlap: int | str, callback: Callback | None, first_index: int = 0,
+        **settings: Any,
     ) -> None:  # fmt: skip
         """Arguments are those of `upscale`. Raises SettingError and ImageError."""
         if not isinstance(first_index, int) or first_index < 0:
@@ -170,8 +176,9 @@ class Batch:
         self.canvas, self._first_index = as_canvas(image), first_index
         self.images, _, self.height, self.width = self.canvas.rgb.shape
         self.plan = plan_run(
-            model, self.height, self.width, tile=tile, tile_batch=tile_batch, wrap=wrap, callback=callback
-        )
+            model, self.height, self.width, tile=tile, tile_batch=tile_batch, tile_overlap=tile_overlap, wrap=wrap,
+            callback=callback,
+        )  # fmt: skip
         fidelity = fidelity if has_map else self.settings.fidelity
         size, networks = (self.height, self.width), model.config
         self._fidelity = read_fidelity(fidelity, protect, self.images, size=size, wrap=wrap)

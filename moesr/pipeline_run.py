@@ -32,6 +32,7 @@ from .tiling import Layout, decode_in_tiles, find_masked_cells, predict_in_tiles
 #: An estimate of restore below this counts as 0: the input is clean, and adapters need not work.
 _CLEAN = 0.1
 
+
 class Run:
     """Images that work together: their condition, what is computed of it in tiles, and what the callback is told.
 
@@ -58,7 +59,7 @@ class Run:
         )
         cells = self.condition.cells
         inside = None if mask is None else find_masked_cells(mask, self.condition.size, self.condition.filled, cells)
-        self.layout = Layout(cells, unet, plan.wrap, inside=inside)
+        self.layout = Layout(cells, unet, plan.wrap, inside, plan.overlap)
         self._latest: Tensor | None = None  # predicted x0 of the whole canvas
         self._fidelity, self._shares = fidelity.levels.expand(-1, len(self)), None
         if fidelity.shares is not None:  # per latent cell, [B, 1, h, w]

@@ -12,7 +12,7 @@ from .images.condition import compute_latent_size
 from .model import SRModel
 from .progress import Callback, Reporter
 from .settings import check_settings
-from .tiling import LARGEST_BATCH, SMALLEST_TILE, TileSize
+from .tiling import LARGEST_BATCH, SMALLEST_TILE, TileSize, to_overlap
 
 #: Most images that work together, and bytes that they may take on the device beside tiles and networks. Constants, so
 #: that the same images work together wherever they run, and the device holds no more of a long batch.
@@ -28,6 +28,8 @@ class Plan:
     wrap: bool
     #: Side of the tiles; shared, since a tile that was too large is too large for all.
     tiles: TileSize
+    #: Latent cells by which tiles overlap; None is an eighth of the tile.
+    overlap: int | None
     #: Tiles at a time.
     tile_batch: int
     #: Images that are on the device together.
@@ -39,10 +41,10 @@ class Plan:
 
 def plan_run(
     model: SRModel, height: int, width: int, *, tile: int | str = "auto", tile_batch: int | str = "auto",
-    wrap: bool = False, callback: Callback | None = None,
+    tile_overlap: int | str = "auto", wrap: bool = False, callback: Callback | None = None,
 ) -> Plan:  # fmt: skip
     """The plan for LR images of that size; the settings are those of `upscale`. Raises SettingError."""
-    check_settings(tile=tile, tile_batch=tile_batch, wrap=wrap)
+    check_settings(tile=tile, tile_batch=tile_batch, tile_overlap=tile_overlap, wrap=wrap)
     config, unet, reporter = model.config.autoencoder, model.config.unet, Reporter(callback)
     free = model.runtime.free_memory(model.device)
     cells = compute_latent_size(height, width, scale=model.scale, factor=config.factor, multiple=unet.multiple)
@@ -58,4 +60,5 @@ def plan_run(
         group * image + 12 * height * width * model.scale**2, model.device, free
     )
     batch = tiles.batch() if tile_batch == "auto" else int(tile_batch)
-    return Plan(model, wrap, tiles, batch, group, canvas_device, reporter)
+    overlap = to_overlap(tile_overlap, config.factor)
+    return Plan(model, wrap, tiles, overlap, batch, group, canvas_device, reporter)

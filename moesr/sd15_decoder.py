@@ -25,7 +25,7 @@ from .pipeline_run import is_finite
 from .progress import Callback, Reporter
 from .runtime import Runtime
 from .settings import check_settings
-from .tiling import SMALLEST_TILE, TileSize, decode_in_tiles
+from .tiling import SMALLEST_TILE, TileSize, count_overlap_cells, decode_in_tiles, to_overlap
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +75,15 @@ class LatentDecoder:
             return nullcontext(self.autoencoder)
         return cast("AbstractContextManager[Autoencoder]", self.keeper.use(0))
 
-    def decode(self, latents: Tensor, *, tile: int | str = "auto", callback: Callback | None = None) -> Tensor:
+    def decode(
+        self, latents: Tensor, *, tile: int | str = "auto", tile_overlap: int | str = "auto",
+        callback: Callback | None = None,
+    ) -> Tensor:  # fmt: skip
         """Pictures, float32 [B, H, W, 3] in [0, 1], of latents [B, C, h, w]; H and W are `factor` times h and w.
 
-        tile: largest side of a window of the picture in pixels, 0 for none. callback(Event) is called before every
-        tile; what it raises stops the run. Raises SettingError for latents of another kind, NumericsError for NaN.
+        tile: largest side of a window of the picture in pixels, 0 for none. tile_overlap: see settings.py.
+        callback(Event) is called before every tile; what it raises stops the run. Raises SettingError for latents of
+        another kind, NumericsError for NaN.
         """
         config = self.autoencoder.config
         if latents.ndim != 4 or latents.shape[1] != config.embed_dim:
@@ -87,14 +91,14 @@ class LatentDecoder:
                 f"latents of shape {list(latents.shape)}: this decoder draws latents of {config.embed_dim} channels, "
                 "those of Stable Diffusion 1.5; connect a sampler of such a model"
             )
-        check_settings(tile=tile)
+        check_settings(tile=tile, tile_overlap=tile_overlap)
         height, width = latents.shape[2:]
         reporter, free = Reporter(callback), self.runtime.free_memory(self.device)
         tiles = TileSize(
             tile, whole=max(height, width), smallest=SMALLEST_TILE // config.factor, multiple=1, config=config,
             device=self.device, runtime=self.runtime, free=free, reporter=reporter,
         )  # fmt: skip
-        batch = tiles.batch()
+        batch, overlap = tiles.batch(), to_overlap(tile_overlap, config.factor)
         out = torch.empty(len(latents), 3, height * config.factor, width * config.factor)
         canvas_device = place_canvases(4 * out[0].numel(), self.device, free)
 
@@ -105,7 +109,7 @@ class LatentDecoder:
             return network.decode(z.to(self.device, self.dtype))
 
         def attempt(side: int, image: int) -> None:
-            windows = plan_windows(height, width, side, max(2, side // 8))
+            windows = plan_windows(height, width, side, count_overlap_cells(side, overlap, 2))
             reporter.begin("decode", tile=image * len(windows), tiles=len(windows) * len(latents))
             with self.decoder() as network:
                 for start, rows in decode_in_tiles(

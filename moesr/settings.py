@@ -171,6 +171,11 @@ SETTINGS = _index_by_name(
         "network sees around a place changes with it, and so do details.",
     ),
     Setting(
+        "tile_overlap", "int", "auto", 8, 4096, 8, ("auto",), unit="pixels", advanced=True,
+        sentence="By how many pixels of the result tiles overlap, at least; auto is an eighth of the tile. More takes "
+        "longer and makes neighbours more alike; at most half a tile counts.",
+    ),
+    Setting(
         "tile_batch", "int", "auto", 1, 256, 1, ("auto",), unit="tiles", advanced=True,
         sentence="Tiles at a time; auto takes as many as the device has memory for.",
     ),

@@ -5,6 +5,7 @@ Geometry and blending are in images/tile_windows.py. Sides are in output pixels 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -67,6 +68,16 @@ def retry_smaller(
         # Outside of the handler, so that the failed attempt's tensors are gone when memory is counted again.
         runtime.release()
         size = max(smallest, size // 2)
+
+
+def to_overlap(tile_overlap: int | str, factor: int) -> int | None:
+    """The overlap in cells of `factor` pixels, None for auto."""
+    return None if tile_overlap == "auto" else math.ceil(int(tile_overlap) / factor)
+
+
+def count_overlap_cells(side: int, overlap: int | None, least: int) -> int:
+    """Cells by which tiles of `side` cells overlap. overlap: as asked; None is an eighth of the tile."""
+    return max(least, side // 8 if overlap is None else min(overlap, side // 2))
 
 
 class TileSize:
@@ -183,11 +194,14 @@ class Layout:
     """Where the tiles of a run are: a grid over the latent, or, with a mask, over the part of it that the mask shows.
 
     cells: height and width of the latent. inside: the cells that a mask shows, see `find_masked_cells`; None for all.
-    Tiles that show nothing are left out.
+    Tiles that show nothing are left out. overlap: see `count_overlap_cells`.
     """
 
-    def __init__(self, cells: tuple[int, int], unet: NetworkConfig, wrap: bool, inside: Tensor | None = None) -> None:
-        self._cells, self._unet, self._wrap, self._inside = cells, unet, wrap, inside
+    def __init__(
+        self, cells: tuple[int, int], unet: NetworkConfig, wrap: bool, inside: Tensor | None = None,
+        overlap: int | None = None,
+    ) -> None:  # fmt: skip
+        self._cells, self._unet, self._wrap, self._inside, self._overlap = cells, unet, wrap, inside, overlap
         self._made: dict[int, tuple[list[Window], list[Window]]] = {}
         self._blenders: dict[int, Blender] = {}  # by pixels per cell
 
@@ -220,7 +234,7 @@ class Layout:
 
     def _cut(self, side: int) -> list[Window]:
         unet = self._unet
-        overlap = max(unet.alignment, side // 8)
+        overlap = count_overlap_cells(side, self._overlap, unet.alignment)
         rest = (side, overlap, unet.multiple, self._wrap, unet.alignment)
         windows = plan_windows(*self._cells, *rest)
         if self._inside is None or self._wrap or len(windows) == 1 or not bool(self._inside.any()):

@@ -38,6 +38,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
                 io.Mask.Input("protect", optional=True),
                 widgets.automatic("restore", optional=True),
                 widgets.number("steady", optional=True),
+                widgets.automatic("tile_overlap", optional=True),
             ],
             outputs=[io.Image.Output("image_out")],
         )
@@ -45,11 +46,12 @@ class FrequencyCompensatedDecode(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls, color_fix: Any, fidelity: Any = None, tile: Any = None, scale: Any = None, tile_batch: Any = None,
-        restore: Any = None,
+        restore: Any = None, tile_overlap: Any = None,
     ) -> bool | str:  # fmt: skip
         return widgets.check(
-            color_fix=color_fix, fidelity=fidelity, tile=tile, scale=scale, tile_batch=tile_batch, restore=restore
-        )
+            color_fix=color_fix, fidelity=fidelity, tile=tile, scale=scale, tile_batch=tile_batch, restore=restore,
+            tile_overlap=tile_overlap,
+        )  # fmt: skip
 
     @classmethod
     def execute(
@@ -67,19 +69,22 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         protect: Any = None,
         restore: Any = "auto",
         steady: float = 0.0,
+        tile_overlap: Any = "auto",
     ) -> Any:
         """The pictures, float [B, H, W, C]."""
         from ..moesr.frames import steady_frames
         from ..moesr.pipeline import decode_latents
 
         latents, tile, steady = samples["samples"], widgets.read("tile", tile), widgets.read("steady", steady)
+        overlap = widgets.read("tile_overlap", tile_overlap)
         progress = Progress(*PHASES["decode"])
         if model.hosted.decoder is not None:
             if steady:
                 raise SettingError("steady: a KL f8 decoder has no source to find the motion in; leave it at 0")
             factor = model.hosted.decoder.autoencoder.config.factor
             model.hosted.begin_run(latents.shape[-1] * factor, latents.shape[-2] * factor, tile)
-            picture = to_output(model.hosted.decoder.decode(latents, tile=tile, callback=progress))
+            decoded = model.hosted.decoder.decode(latents, tile=tile, tile_overlap=overlap, callback=progress)
+            picture = to_output(decoded)
             progress.finish(picture)
             return io.NodeOutput(picture)
         if image is None:
@@ -98,6 +103,7 @@ class FrequencyCompensatedDecode(io.ComfyNode):
             color_fix=color_fix,
             tile=tile,
             tile_batch=widgets.read("tile_batch", tile_batch),
+            tile_overlap=overlap,
             wrap=wrap,
             mask=samples.get("noise_mask") if mask is None else mask,
             callback=narrow_callback(progress, 0, DECODED) if steady else progress,

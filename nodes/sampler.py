@@ -34,6 +34,7 @@ class MoESRSampler(io.ComfyNode):
                 widgets.automatic("fidelity", optional=True),
                 widgets.automatic("restore", optional=True),
                 io.Mask.Input("protect", optional=True),
+                widgets.automatic("tile_overlap", optional=True),
             ],
             advanced=(*ADVANCED, "fidelity", "restore"),
             outputs=[io.Latent.Output("samples"), io.String.Output("plan")],
@@ -41,9 +42,12 @@ class MoESRSampler(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, steps: Any = None, tile: Any = None, tile_batch: Any = None, fidelity: Any = None, restore: Any = None
-    ) -> bool | str:
-        return widgets.check(steps=steps, tile=tile, tile_batch=tile_batch, fidelity=fidelity, restore=restore)
+        cls, steps: Any = None, tile: Any = None, tile_batch: Any = None, fidelity: Any = None, restore: Any = None,
+        tile_overlap: Any = None,
+    ) -> bool | str:  # fmt: skip
+        return widgets.check(
+            steps=steps, tile=tile, tile_batch=tile_batch, tile_overlap=tile_overlap, fidelity=fidelity, restore=restore
+        )
 
     @classmethod
     def execute(
@@ -62,6 +66,7 @@ class MoESRSampler(io.ComfyNode):
         fidelity: Any = "auto",
         restore: Any = "auto",
         protect: Any = None,
+        tile_overlap: Any = "auto",
     ) -> Any:
         """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
         from ..moesr.hosting.model_facts import plan_steps
@@ -86,6 +91,7 @@ class MoESRSampler(io.ComfyNode):
             batch_seed=widgets.BATCH_SEED_WORDS[batch_seed],
             tile=tile,
             tile_batch=widgets.read("tile_batch", tile_batch),
+            tile_overlap=widgets.read("tile_overlap", tile_overlap),
             fidelity=widgets.read("fidelity", fidelity),
             protect=protect,
             restore=widgets.read("restore", restore),

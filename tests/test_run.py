@@ -76,6 +76,27 @@ def test_a_partial_blender_sums_to_one_wherever_a_window_is() -> None:
     assert torch.allclose(canvas, torch.where(covered, picture, 0), atol=1e-5)
 
 
+def test_tiles_overlap_by_what_is_asked_and_at_most_by_half(model: SRModel) -> None:
+    factor, found = model.config.autoencoder.factor, {}
+    for asked in ("auto", 8, 32, 4096):
+        plan = plan_run(model, 100, 100, tile=128, tile_overlap=asked)
+        windows = Layout((104, 104), model.config.unet, False, None, plan.overlap).windows(plan.tiles.side)
+        first, second = sorted({w.y0 for w in windows})[:2]
+        found[asked] = (first + windows[0].h - second) * factor
+    assert 8 <= found[8] <= found["auto"] <= found[32] <= found[4096] <= 64 + 8 * factor
+    assert found[8] < 32 <= found[32] < found[4096]
+
+    def stop(event: Event) -> None:
+        counts.append(event.tiles)
+        raise StopIteration
+
+    counts: list[int] = []
+    for asked in ("auto", 4096):
+        with pytest.raises(StopIteration):
+            moesr.upscale(model, photo(40, 50), tile=64, tile_overlap=asked, callback=stop)
+    assert counts[0] < counts[1]
+
+
 @pytest.mark.parametrize("unet", [UNetConfig(), SwinUNetConfig(latent_size=32)])
 def test_tiles_lie_around_the_mask(unet: Any) -> None:
     """A square of a tenth of the picture anywhere takes less than .35 of the work, and all of it is in a tile."""

@@ -8,7 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 #: What an installed pack consists of, as .comfyignore has it.
-SHIPPED = ("__init__.py", "pyproject.toml", "requirements.txt", "moesr", "nodes", "locales", "web", "example_workflows")
+SHIPPED = (
+    "__init__.py", "pyproject.toml", "requirements.txt", "moesr", "nodes", "locales", "web", "example_workflows",
+    "subgraphs",
+)  # fmt: skip
 
 #: Packs with packages of the names that ours has, or that hosts have; they come before ours on the path.
 NEIGHBOURS = {

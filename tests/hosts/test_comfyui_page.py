@@ -85,6 +85,18 @@ def test_templates_run_to_a_saved_image_of_exact_size(page: Window, twice: Comfy
     assert found == kinds.get(path.stem, [(96, 144, 3)])
 
 
+def test_blueprints_are_offered_and_their_widgets_reach_the_nodes(page: Window, twice: Comfy) -> None:
+    paths = sorted((ROOT / "subgraphs").glob("*.json"))
+    offered = [e for e in twice.get("/global_subgraphs").values() if e["info"]["node_pack"].endswith("ComfyUI-MoESR")]
+    assert sorted(entry["name"] for entry in offered) == [path.stem for path in paths]
+    for path in paths:
+        assert page.open(read(path), path.stem) == []
+        page.run("() => window.app.graph.nodes[0].widgets.find(w => w.name === 'fidelity').value = '0.5'")
+        inputs = {node["class_type"]: node["inputs"] for node in page.prompt().values()}
+        assert {put["fidelity"] for put in inputs.values() if "fidelity" in put} == {"0.5"}
+    assert inputs["MoESRUpscale"]["steady"] == 0.4
+
+
 def test_a_click_on_run_makes_the_image(page: Window, twice: Comfy) -> None:
     workflow = read(ROOT / "example_workflows" / "MoESR three nodes.json")
     sampler = next(node for node in workflow["nodes"] if node["type"] == "MoESRSampler")

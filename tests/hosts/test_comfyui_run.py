@@ -103,12 +103,17 @@ def test_steady_frames_are_those_of_the_library_and_are_counted(comfy: Comfy) ->
     assert values == sorted(values)
 
 
-@pytest.mark.parametrize("where", ["sample", "decode"])
+@pytest.mark.parametrize("where", ["sample", "decode", "steady"])
 def test_interrupt_stops_within_two_seconds_and_the_next_prompt_works(comfy: Comfy, where: str) -> None:
     rng = np.random.default_rng(0)
     comfy.put("large.png", rng.integers(0, 255, (160, 160, 3), np.uint8))
     prompt, _ = three_nodes("large.png", steps=400 if where == "sample" else 1, seed=5)
     prompt["4"]["inputs"]["tile"] = 128
+    if where == "steady":
+        comfy.put("frame.png", rng.integers(0, 255, (24, 24, 3), np.uint8))
+        prompt = Prompt()
+        frames = prompt.add("RepeatImageBatch", image=prompt.load("frame.png"), amount=40)
+        prompt.save(prompt.add("MoESRUpscale", image=frames, model="nano_ddpm", scale=32.0, steady=0.5))
     with comfy.listening() as socket:
         prompt_id = comfy.queue(prompt)
         while True:
