@@ -98,9 +98,7 @@ class Options:
     column: str = _option("path", "of Parquet files, with paths", "files")
     job_folder: str | None = _option(None, "local folder for manifest and journal (default: OUT/.moesr-batch)", "files")
     report: str | None = _option(None, "Parquet file to write: the journal, sorted by source", "files")
-    address: str | None = _option(
-        None, "of a Ray cluster; auto: that of this machine (default: starts one)", "Ray"
-    )
+    address: str | None = _option(None, "of a Ray cluster; auto: that of this machine (default: starts one)", "Ray")
     cpus_per_worker: int = _option(1, "also its threads on a CPU, without Ray too", "Ray")
     gpus_per_worker: float = _option(0.0, "may be a fraction", "Ray")
     in_flight: int = _option(2, "blocks of pictures that wait at each worker", "Ray")

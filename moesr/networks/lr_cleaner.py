@@ -14,8 +14,10 @@ from .layers import prefers_channels_last
 _OUTER, _INNER = 2, 5
 #: Side in pixels of the squares whose mean colour stays what it was.
 _SQUARE = 33
+#: Non-local means: pixels around that are compared, those around each that are compared with it, and two noise levels.
+_SEARCH, _PATCH, _NOISE_LEVELS = 4, 2, (4 / 127.5, 10 / 127.5)
 #: Pixels that a result depends on, in every direction, at most; a multiple of 2.
-REACH = 32 + _SQUARE // 2
+REACH = 32 + _SEARCH + _PATCH + _SQUARE // 2
 #: Side in pixels of the parts in which large images are cleaned, at most.
 LARGEST_PART = 384
 
@@ -33,6 +35,7 @@ class _Block(nn.Module):
 class LRCleaner(nn.Module):
     """Convolutions at full and half size that predict what is to be added to an LR image.
 
+    They see the image and what non-local means make of it, so that they tell noise from texture by few weights.
     forward(lr [B, 3, H, W] in [-1, 1], restore [B]) -> [B, 3, H, W] in [-1, 1], sides even. restore says how degraded
     the images are; who calls this leaves images of restore 0 as they are. So that colours do not drift, what is added
     loses its mean over the _SQUARE pixels around. A new network changes nothing.
@@ -41,12 +44,14 @@ class LRCleaner(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.start = nn.Conv2d(4, channels, 3, padding=1)
+        self.smoothed = nn.Conv2d(3 * len(_NOISE_LEVELS), channels, 3, padding=1, bias=False)
         self.before = nn.Sequential(*(_Block(channels) for _ in range(_OUTER)))
         self.down = nn.Conv2d(channels, 2 * channels, 2, stride=2)
         self.inner = nn.Sequential(*(_Block(2 * channels) for _ in range(_INNER)))
         self.up = nn.Conv2d(2 * channels, 4 * channels, 1)
         self.after = nn.Sequential(*(_Block(channels) for _ in range(_OUTER)))
         self.end = nn.Conv2d(channels, 3, 3, padding=1)
+        nn.init.zeros_(self.smoothed.weight)
         nn.init.zeros_(self.end.weight)
         self.end.bias = nn.Parameter(torch.zeros(3))
 
@@ -55,11 +60,33 @@ class LRCleaner(nn.Module):
         x = torch.cat([lr, level], dim=1)
         if prefers_channels_last(x.device, x.dtype):
             x = x.contiguous(memory_format=torch.channels_last)
-        h = self.before(self.start(x))
+        smoothed = (average_similar(lr, noise) - lr for noise in _NOISE_LEVELS)
+        h = self.before(self.start(x) + self.smoothed(torch.cat(list(smoothed), dim=1)))
         h = h + F.pixel_shuffle(self.up(self.inner(self.down(h))), 2)
         change = self.end(self.after(h))
         mean = F.avg_pool2d(change, _SQUARE, stride=1, padding=_SQUARE // 2, count_include_pad=False)
         return (lr + change - mean).clamp(-1, 1)
+
+
+@torch.no_grad()
+def average_similar(images: Tensor, noise: float) -> Tensor:
+    """Non-local means: each pixel of [B, 3, H, W] becomes the mean of those around it whose surroundings look alike.
+
+    noise: standard deviation by which pixels may differ and still look alike.
+    """
+    height, width = images.shape[-2:]
+    x = images.float()
+    around = F.pad(x, (_SEARCH,) * 4, mode="replicate")
+    total, weights = torch.zeros_like(x), torch.zeros_like(x[:, :1])
+    for top in range(2 * _SEARCH + 1):
+        for left in range(2 * _SEARCH + 1):
+            other = around[..., top : top + height, left : left + width]
+            distance = (x - other).square().mean(dim=1, keepdim=True)
+            distance = F.avg_pool2d(distance, 2 * _PATCH + 1, stride=1, padding=_PATCH, count_include_pad=False)
+            weight = torch.exp(1.0 - (distance / noise**2).clamp(min=2.0) / 2.0)
+            total.addcmul_(weight, other)
+            weights.add_(weight)
+    return (total / weights).to(images.dtype)
 
 
 def clean_in_parts(

@@ -20,14 +20,24 @@ from .loop import Batch, LoopConfig, Losses, Task, autocast
 class CleanerTask(Task):
     """L1 to the HR image, reduced and nothing else. Batches hold hr, lr and restore.
 
-    Half of the images come with the true restore, half with that of the estimator, which stays as it is.
+    Half of the images come with the true restore, half with that of the estimator, which stays as it is. start:
+    weights to go on from; those that it lacks are new.
     """
 
-    def __init__(self, loop: LoopConfig, engine: Engine, channels: int, estimator: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        loop: LoopConfig,
+        engine: Engine,
+        channels: int,
+        estimator: Mapping[str, Tensor],
+        start: Mapping[str, Tensor],
+    ) -> None:
         torch.manual_seed(loop.seed)
         self.estimator = RestoreEstimator().requires_grad_(False)
         self.estimator.load_state_dict(dict(estimator))
-        super().__init__(loop, engine, LRCleaner(channels), ema=0.998, measures=[self.estimator])
+        cleaner = LRCleaner(channels)
+        cleaner.load_state_dict(dict(start), strict=False)
+        super().__init__(loop, engine, cleaner, ema=0.998, measures=[self.estimator])
 
     def step(self, batch: Batch, index: int) -> Losses:
         self.set_rate(index)

@@ -17,6 +17,7 @@ from ..config import ModelConfig
 from ..errors import SettingError
 from ..library import find
 from ..model import find_device
+from ..networks.lr_cleaner import LRCleaner
 from . import weight_files
 from .config import TrainingConfig
 from .engine import Engine
@@ -72,11 +73,12 @@ class Recipe(Stages):
             loop = self.adapt_loop(stage.estimator, stage.estimator.batch)
             task: Task = EstimatorTask(loop, self.make_engine(loop))
             autoencoder |= self._train_part("estimator", task, self.expert_crop, stage.estimator_share)
-        if wanted.cleaner_channels and not _select(autoencoder, "cleaner."):
+        cleaner = _select(autoencoder, "cleaner.")
+        if wanted.cleaner_channels and set(LRCleaner(wanted.cleaner_channels).state_dict()) - set(cleaner):
             share -= stage.cleaner_share
             loop = self.adapt_loop(stage.cleaner, stage.cleaner.batch)
             estimator = _select(autoencoder, "estimator.")
-            task = CleanerTask(loop, self.make_engine(loop), wanted.cleaner_channels, estimator)
+            task = CleanerTask(loop, self.make_engine(loop), wanted.cleaner_channels, estimator, cleaner)
             autoencoder |= self._train_part("cleaner", task, _CLEANER_CROP, stage.cleaner_share)
         if model is None:
             share -= stage.first_stage_share + stage.experts_share
