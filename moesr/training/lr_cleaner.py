@@ -21,7 +21,7 @@ class CleanerTask(Task):
     """L1 to the HR image, reduced and nothing else. Batches hold hr, lr and restore.
 
     Half of the images come with the true restore, half with that of the estimator, which stays as it is. start:
-    weights to go on from; those that it lacks are new.
+    weights to go on from; empty for new ones.
     """
 
     def __init__(
@@ -36,7 +36,8 @@ class CleanerTask(Task):
         self.estimator = RestoreEstimator().requires_grad_(False)
         self.estimator.load_state_dict(dict(estimator))
         cleaner = LRCleaner(channels)
-        cleaner.load_state_dict(dict(start), strict=False)
+        if start:
+            cleaner.load_state_dict(dict(start))
         super().__init__(loop, engine, cleaner, ema=0.998, measures=[self.estimator])
 
     def step(self, batch: Batch, index: int) -> Losses:

@@ -17,7 +17,6 @@ from ..config import ModelConfig
 from ..errors import SettingError
 from ..library import find
 from ..model import find_device
-from ..networks.lr_cleaner import LRCleaner
 from . import weight_files
 from .config import TrainingConfig
 from .engine import Engine
@@ -74,7 +73,7 @@ class Recipe(Stages):
             task: Task = EstimatorTask(loop, self.make_engine(loop))
             autoencoder |= self._train_part("estimator", task, self.expert_crop, stage.estimator_share)
         cleaner = _select(autoencoder, "cleaner.")
-        if wanted.cleaner_channels and set(LRCleaner(wanted.cleaner_channels).state_dict()) - set(cleaner):
+        if wanted.cleaner_channels and (stage.cleaner_share > 0 or not cleaner):
             share -= stage.cleaner_share
             loop = self.adapt_loop(stage.cleaner, stage.cleaner.batch)
             estimator = _select(autoencoder, "estimator.")
