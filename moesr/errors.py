@@ -5,6 +5,9 @@ Hosts show the full name of an error's class; `moesr.SettingError` is what users
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MoESRError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -42,6 +45,17 @@ def format_size(count: float) -> str:
         if count >= factor:
             return f"{count / factor:.{digits}f} {unit}"
     return f"{count:.0f} bytes"
+
+
+@contextmanager
+def explain(kind: type[MoESRError], what: str, way_out: str, *, errors: type[Exception] = OSError) -> Iterator[None]:
+    """Errors of a type that the block raises become one of ours, on one line: "{what} ({reason}); {way_out}"."""
+    try:
+        yield
+    except MoESRError:
+        raise
+    except errors as error:
+        raise kind(f"{what} ({find_reason(error)}); {way_out}") from error
 
 
 def find_reason(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from .images.postprocess import hide_masked
 from .images.preview import decode_preview, draw_preview
 from .images.row_bands import Store
 from .images.tile_windows import Window, crop
+from .model import SRModel
 from .networks.autoencoder import Autoencoder
 from .networks.lr_cleaner import clean_in_parts
 from .run_plan import Plan
@@ -316,13 +317,18 @@ class Run:
         """How degraded each image is, 0 to 1: what was set, or an estimate. 0 for networks that do not ask."""
         if self._given_restore != "auto" or not self.model.config.unet.takes_settings:
             return [0.0 if self._given_restore == "auto" else float(self._given_restore)] * len(self)
-        with self.model.decoder() as autoencoder:
-            found = torch.cat([autoencoder.estimate_restore(lr[None, :3].to(self.model.dtype)) for lr in self.lr])
-        values = [value if value >= _CLEAN else 0.0 for value in found.tolist()]
+        values = estimate_restore(self.model, self.lr[:, :3])
         if any(values):
             span = " to ".join(f"{value:.2f}" for value in dict.fromkeys((min(values), max(values))))
             self.plan.reporter.note(f"restore {span}: estimated, since the input is not clean; 0 turns it off")
         return values
+
+
+def estimate_restore(model: SRModel, lr: Tensor) -> list[float]:
+    """How degraded each LR image [B, 3, H, W] in [-1, 1] is, 0 to 1: 0 if it is nearly clean."""
+    with model.decoder() as autoencoder:
+        found = torch.cat([autoencoder.estimate_restore(x[None].to(model.device, model.dtype)) for x in lr])
+    return [value if value >= _CLEAN else 0.0 for value in found.tolist()]
 
 
 _NOT_FINITE = "{} is not a number everywhere: use --dtype fp32 or bf16, or check the model's files"

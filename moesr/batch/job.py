@@ -72,45 +72,38 @@ class Estimate:
     passed_over: str = ""
 
 
+def _option(default: Any, sentence: str, group: str = "job", **argument: Any) -> Any:
+    """A field of Options with what `batch --help` says of it. argument: more for argparse."""
+    return field(default=default, metadata={"help": sentence, "group": group, **argument})
+
+
 @dataclass(frozen=True)
 class Options:
-    """How a job is done. Raises SettingError for values that do not work."""
+    """How a job is done: the options of the command. Raises SettingError for values that do not work."""
 
-    #: "local" (processes of this machine) or "ray" (Ray Data, with the extra `cluster`).
-    engine: str = "local"
-    #: How many work at a time, or "MIN:MAX" with Ray; by default one per GPU or core, and one with Ray.
-    workers: int | str | None = None
-    #: "i/n" does every n-th picture from i (0, 1, ...) on.
-    shard: str = "0/1"
-    #: Go on with the job in OUT, which is an error otherwise; and also with what failed.
-    resume: bool = False
-    retry_failed: bool = False
-    #: "fail" ends the job at the first failure; `max_errors` after so many.
-    on_error: str = "skip"
-    max_errors: int | None = None
-    #: How often a picture is tried whose worker dies.
-    attempts: int = 3
-    #: Of results: png, jpg, webp, tiff, or same (as the input).
-    format: str = "png"
-    #: Of JPEG and WebP, 1 to 100; None is 95.
-    quality: int | None = None
-    #: False strips all but the colours.
-    metadata: bool = True
-    allow_truncated: bool = False
-    #: Of Parquet files, with paths.
-    column: str = "path"
-    #: For manifest and journal, a local folder; by default in OUT.
-    job_folder: str | None = None
-    #: A Parquet file to write: the journal, sorted by source.
-    report: str | None = None
-    #: Of a Ray cluster; "auto" for the one of this machine, None to start one.
-    address: str | None = None
-    #: Of each worker; also its threads on a CPU.
-    cpus_per_worker: int = 1
-    #: Of each worker with Ray.
-    gpus_per_worker: float = 0
-    #: Blocks of rows that wait at each worker with Ray.
-    in_flight: int = 2
+    engine: str = _option("local", "processes of this machine, or Ray Data (extra `cluster`)", choices=ENGINES)
+    workers: int | str | None = _option(
+        None, "how many work at a time (default: one per GPU or core); MIN:MAX with Ray"
+    )
+    shard: str = _option("0/1", "every n-th picture from i on; i is 0 to n - 1", metavar="i/n")
+    resume: bool = _option(False, "go on with the job in OUT, which is an error otherwise")
+    retry_failed: bool = _option(False, "with --resume: also what failed before")
+    on_error: str = _option("skip", "what a failure does to the job: fail ends it", "faults", choices=ON_ERROR)
+    max_errors: int | None = _option(None, "end the job after so many failures", "faults", type=int)
+    attempts: int = _option(3, "how often a picture is tried whose worker dies", "faults")
+    format: str = _option("png", "of results; same is that of the input", "files", choices=tuple(result_files.FORMATS))
+    quality: int | None = _option(None, "of JPEG and WebP results, 1 to 100 (default: 95)", "files", type=int)
+    metadata: bool = _option(True, "write pixels and colours only", "files", flag="--strip-metadata")
+    allow_truncated: bool = _option(False, "read files that are cut short", "files")
+    column: str = _option("path", "of Parquet files, with paths", "files")
+    job_folder: str | None = _option(None, "local folder for manifest and journal (default: OUT/.moesr-batch)", "files")
+    report: str | None = _option(None, "Parquet file to write: the journal, sorted by source", "files")
+    address: str | None = _option(
+        None, "of a Ray cluster; auto: that of this machine (default: starts one)", "Ray"
+    )
+    cpus_per_worker: int = _option(1, "also its threads on a CPU, without Ray too", "Ray")
+    gpus_per_worker: float = _option(0.0, "may be a fraction", "Ray")
+    in_flight: int = _option(2, "blocks of pictures that wait at each worker", "Ray")
     #: Arguments of `moesr.load`.
     model: str = "tiny"
     dtype: str = "auto"
@@ -120,12 +113,12 @@ class Options:
     model_timesteps: int | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("engine", ENGINES), ("on_error", ON_ERROR), ("format", tuple(result_files.FORMATS))):
-            if getattr(self, name) not in choices:
-                raise SettingError(f"{name} {getattr(self, name)}: choose one of {', '.join(choices)}")
-        for name in ("attempts", "cpus_per_worker", "in_flight"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} {getattr(self, name)}: give a whole number above 0")
+        for name in ("engine", "on_error", "format", "max_errors", "attempts", "cpus_per_worker", "in_flight"):
+            value, choices = getattr(self, name), type(self).__dataclass_fields__[name].metadata.get("choices")
+            if choices and value not in choices:
+                raise SettingError(f"{name} {value}: choose one of {', '.join(choices)}")
+            if not choices and value is not None and value < 1:
+                raise SettingError(f"{name} {value}: give a whole number above 0")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise SettingError(f"quality {self.quality}: give 1 to 100")
         _ = self.cut, self.pool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,21 +13,17 @@ import torch
 from torch import Tensor
 
 from ..config import SwinUNetConfig
-from ..errors import CheckpointError, SettingError
+from ..errors import CheckpointError, SettingError, explain
 from ..library import find
 from .detect import FIRST_STAGE
-from .header import LICENCE, LICENCE_NOTE, NOTES, Source, make_header, read_sources
+from .header import LICENCE, LICENCE_NOTE, Source, make_header, read_sources
 from .model_files import ModelFiles, open_model
 from .resshift import make_published_process
-from .unknown_files import one_line
 from .weight_reading import DTYPES, View
 from .weight_writing import Entry, write
 
 #: progress(bytes done, bytes in all, what is being done)
 Progress = Callable[[int, int, str], None]
-
-#: Weights that are not numbers are named in the header up to this many.
-NAMED = 8
 
 
 def convert(
@@ -40,8 +37,8 @@ def convert(
     they are complete, FFN experts averaged (arXiv 2310.12004, section 3.2), and no training state; its header has the
     config, the scale, the sha256 of each source, a note on the licence, and whatever had to be assumed. One tensor is
     in memory at a time. Interrupted at any time, it leaves `out` as it was. Raises SettingError for options that do
-    not work, CheckpointError for sources that are damaged or no model, for weights too large for `dtype`, and for a
-    full disk.
+    not work, CheckpointError for sources that are damaged or no model, for weights that are no numbers or too large for
+    `dtype`, and for a full disk.
     """
     target = Path(out)
     if dtype not in DTYPES:
@@ -75,9 +72,8 @@ def _correct(files: ModelFiles, scale: int | None, timesteps: int | None) -> Mod
 
 
 def _convert(files: ModelFiles, target: Path, dtype: torch.dtype, progress: Progress) -> Path:
-    ledger = _Ledger(dtype)
     entries = [
-        ledger.entry(prefix + name, view, name)
+        _make_entry(prefix + name, view, name, dtype)
         for prefix, view in (*((f"experts.{i}.", e) for i, e in enumerate(files.experts)), (FIRST_STAGE, files.decoder))
         for name in view
     ]
@@ -97,57 +93,33 @@ def _convert(files: ModelFiles, target: Path, dtype: torch.dtype, progress: Prog
     config = replace(files.config, name=name)
     licence = f"{LICENCE_NOTE} {files.licence}".strip()
     licence = files.converted.metadata.get(LICENCE, licence) if files.converted else licence
-
-    def late() -> dict[str, str]:
-        return {k: v for k, v in make_header(config, notes=[*files.notes, *ledger.notes()]).items() if k == NOTES}
-
     header = make_header(config, made_from, licence, files.notes)
-    write(target, entries, header, late=late, written=lambda entry: advance(entry.size, f"writing {target.name}"))
+    write(target, entries, header, written=lambda entry: advance(entry.size, f"writing {target.name}"))
     return target
 
 
-class _Ledger:
-    """Entries of the file to be, and which of them are not finite numbers."""
+def _make_entry(name: str, view: View, key: str, dtype: torch.dtype) -> Entry:
+    """The tensor `key` of a view under its name in the new file, read and cast when its turn comes."""
+    wanted = dtype if view.dtype(key).is_floating_point else view.dtype(key)
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.broken: list[str] = []
+    def read() -> Tensor:
+        tensor = view[key]
+        cast = tensor.to(wanted)
+        if wanted.is_floating_point and not bool(torch.isfinite(cast).all()):
+            largest = tensor.double().abs().max().item()
+            way_out = "convert with --dtype bf16" if math.isfinite(largest) else "take an earlier state of its training"
+            raise CheckpointError(f"{view.weights.path}: {key} goes up to {largest:.3g}; {way_out}")
+        return cast
 
-    def entry(self, name: str, view: View, key: str) -> Entry:
-        """The tensor `key` of a view under its name in the new file, read and cast when its turn comes."""
-        dtype = view.dtype(key)
-        wanted = self.dtype if dtype.is_floating_point else dtype
-
-        def read() -> Tensor:
-            tensor = view[key]
-            cast = tensor.to(wanted)
-            if not wanted.is_floating_point or bool(torch.isfinite(cast).all()):
-                return cast
-            if bool(torch.isfinite(tensor.double()).all()):
-                largest = tensor.double().abs().max().item()
-                raise CheckpointError(f"{view.weights.path}: {key} goes up to {largest:.3g}; convert with --dtype bf16")
-            self.broken.append(name)
-            return cast
-
-        return Entry(name, view.shape(key), wanted, read)
-
-    def notes(self) -> list[str]:
-        """A line on weights that are not numbers, if there are any."""
-        if not self.broken:
-            return []
-        more = f" and {len(self.broken) - NAMED} more" if len(self.broken) > NAMED else ""
-        return [f"NaN or infinite weights, pictures will be broken: {', '.join(self.broken[:NAMED])}{more}"]
+    return Entry(name, view.shape(key), wanted, read)
 
 
 def _hash_source(path: Path, advance: Callable[[int], None]) -> Source:
     """Name, size and sha256 of a file."""
     digest, size = hashlib.sha256(), 0
-    try:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-                size += len(block)
-                advance(len(block))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
+    with explain(CheckpointError, f"{path}: cannot be read", "check the file"), path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+            size += len(block)
+            advance(len(block))
     return Source(path.name, size, digest.hexdigest())

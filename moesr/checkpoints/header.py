@@ -58,15 +58,12 @@ def make_header(
 def read_model_config(weights: Weights) -> ModelConfig:
     """The config of a converted file. Raises CheckpointError for values of a wrong type or outside of all reason."""
     try:
-        values = weights.header(HEADER)
-        if values is None:
-            raise CheckpointError("its header has no config; convert the model again")
-        config = ModelConfig.from_dict(values)
+        config = ModelConfig.from_dict(json.loads(weights.metadata[HEADER]))
         _check_types(config, ModelConfig(), "model")
         _check_values(config)
     except MoESRError as error:
         raise CheckpointError(f"{weights.path}: {str(error).removeprefix(f'{weights.path}: ')}") from error
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{weights.path}: its config is damaged ({one_line(error)}); convert it again") from error
     return config
 

@@ -6,7 +6,6 @@ files that torch wrote before version 1.6, which it reads whole.
 
 from __future__ import annotations
 
-import json
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -132,18 +131,6 @@ class Weights(Mapping[str, Tensor]):
     def dtype(self, key: str) -> torch.dtype:
         """The dtype of a tensor, without reading it; uint8 for one that this torch lacks."""
         return SAFETENSORS.get(self._describe(key)[1], torch.uint8) if self._safe else self[key].dtype
-
-    def header(self, name: str) -> dict[str, object] | None:
-        """A JSON object that `metadata` holds under that name, or None."""
-        if name not in self.metadata:
-            return None
-        try:
-            value = json.loads(self.metadata[name])
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{self.path}: its header entry {name!r} is damaged ({one_line(error)}); download it again"
-            ) from error
-        return value if isinstance(value, dict) else None
 
     def verify(self) -> None:
         """Raise CheckpointError if a checksum in the file says that it is damaged. Reads a zip file whole."""

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ..atomic_files import open_new, remove_abandoned_parts
-from ..errors import CheckpointError
-from .unknown_files import one_line
+from ..errors import CheckpointError, explain
 from .weight_reading import SAFETENSORS
 
 _NAMES = {dtype: code for code, dtype in SAFETENSORS.items()}
@@ -37,37 +36,27 @@ class Entry:
 
 
 def write(
-    path: Path, entries: Sequence[Entry], metadata: dict[str, str], *,
-    late: Callable[[], dict[str, str]] | None = None, written: Callable[[Entry], None] | None = None,
-) -> None:  # fmt: skip
+    path: Path, entries: Sequence[Entry], metadata: dict[str, str], *, written: Callable[[Entry], None] | None = None
+) -> None:
     """Write the entries as one safetensors file, with one tensor in memory at a time.
 
-    Whatever interrupts it, `path` is either as before or the whole new file. late: more of the header, asked for when
-    all tensors have been read; 4 KiB are kept for it. written: called after each tensor. Raises CheckpointError
-    if the disk is full or the file cannot be written.
+    Whatever interrupts it, `path` is either as before or the whole new file. written: called after each tensor. Raises
+    CheckpointError if the disk is full or the file cannot be written.
     """
     path = Path(os.path.realpath(path))  # a link keeps pointing to the file it names
     ordered = sorted(entries, key=lambda e: -e.dtype.itemsize)  # so that every tensor is aligned to its numbers
-    room = 4096 if late else 0
-    length = -(-(8 + len(_make_header(ordered, metadata)) + room) // 64) * 64 - 8  # tensors begin at a multiple of 64
-    try:
+    header = _make_header(ordered, metadata)
+    length = -(-(8 + len(header)) // 64) * 64 - 8  # tensors begin at a multiple of 64
+    with explain(CheckpointError, f"{path}: cannot be written", "check the folder and its space"):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned_parts(path.parent)
         _check_room(path.parent, sum(e.size for e in entries) + length)
         with open_new(path, replaces=True) as file:
-            file.write(b"\0" * (8 + length))
+            file.write(length.to_bytes(8, "little") + header.ljust(length))
             for entry in ordered:
                 _write_tensor(file, entry)
                 if written:
                     written(entry)
-            header = _make_header(ordered, {**metadata, **(late() if late else {})})
-            if len(header) > length:
-                raise ValueError("the notes of the file do not fit into its header")
-            file.seek(0)
-            file.write(length.to_bytes(8, "little") + header.ljust(length))
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise CheckpointError(f"{path}: cannot be written ({reason}); check the folder and its space") from error
 
 
 def _make_header(entries: Sequence[Entry], metadata: dict[str, str]) -> bytes:

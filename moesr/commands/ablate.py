@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
-from .common import verbose
 
 
 def add(commands: Any) -> None:
@@ -24,7 +23,6 @@ def add(commands: Any) -> None:
     ablate.add_argument("--override", action="append", metavar="KEY=VALUE", help="of every variant, as for train")
     ablate.add_argument("--threads", type=int, help="CPU threads")
     ablate.set_defaults(run=_ablate)
-    verbose(ablate)
 
 
 def _ablate(options: argparse.Namespace) -> int:

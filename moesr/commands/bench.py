@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from .common import choose_parts, positive, verbose
+from .common import choose_parts, positive
 
 _HEAD = ("", "seconds", "TMAC", "of matrix rate", "x reference", "peak MiB", "GB/s")
 
@@ -23,7 +23,6 @@ def add(commands: Any) -> None:
     bench.add_argument("--threads", type=positive, help="threads of torch (default: as torch has them)")
     bench.add_argument("--clock", default="wall", choices=("wall", "cpu"), help="cpu: CPU time, for busy machines")
     bench.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: cpu)")
-    verbose(bench)
     bench.set_defaults(run=_bench)
 
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from .common import choose_parts, verbose
+from .common import choose_parts
 
 
 def add(commands: Any) -> None:
@@ -19,7 +19,6 @@ def add(commands: Any) -> None:
     check.add_argument("--model", default="tiny", help="name or file (default: tiny)")
     check.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     check.add_argument("--record", action="store_true", help=argparse.SUPPRESS)  # for who changes the embedded model
-    verbose(check)
     check.set_defaults(run=_check)
 
 

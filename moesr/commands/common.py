@@ -13,11 +13,6 @@ from ..progress import Event
 from ..settings import LOADING, SETTINGS
 
 
-def verbose(parser: argparse.ArgumentParser) -> None:
-    """The option that every command has."""
-    parser.add_argument("-v", "--verbose", action="store_true", help="say more")
-
-
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """What released files do not say of themselves."""
     parser.add_argument("--model-scale", type=int, help="scale of released MoESR files, which do not say it (8)")

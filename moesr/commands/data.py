@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .common import positive, verbose
+from .common import positive
 
 
 def add(commands: Any) -> None:
@@ -34,7 +34,6 @@ def add(commands: Any) -> None:
     data.add_argument("--device", default="cpu", help="where --bench computes (default: cpu)")
     data.add_argument("--batch", type=positive, default=16, help="crops per batch of --bench (default: 16)")
     data.set_defaults(run=_data)
-    verbose(data)
 
 
 def _data(options: argparse.Namespace) -> int:

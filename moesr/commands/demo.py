@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import SettingError
-from .common import positive, verbose
+from .common import positive
 
 ANYWHERE = "0.0.0.0"
 
@@ -41,7 +41,6 @@ def add(commands: Any) -> None:
     demo.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16")
     demo.add_argument("--no-browser", action="store_true", help="do not open a browser")
     demo.set_defaults(run=_demo)
-    verbose(demo)
 
 
 def _demo(options: argparse.Namespace) -> int:

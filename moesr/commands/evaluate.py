@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .common import Bar, add_model_options, add_overwrite, add_settings, check_new, fail, open_model, positive, verbose
+from .common import Bar, add_model_options, add_overwrite, add_settings, check_new, fail, open_model, positive
 
 #: Settings of `upscale` that figures depend on.
 _SETTINGS = ("steps", "sampler", "seed", "fidelity", "restore", "tile")
@@ -30,7 +30,6 @@ def add(commands: Any) -> None:
     test.add_argument("--json", action="store_true", help="print JSON and nothing else")
     test.add_argument("--html", metavar="FILE", help="write a report with the images side by side")
     add_overwrite(test)
-    verbose(test)
     add_model_options(test)
     test.set_defaults(run=_evaluate, residency="auto")
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from ..errors import format_size
-from .common import Bar, add_model_options, add_overwrite, check_new, say, verbose
+from .common import Bar, add_model_options, add_overwrite, check_new, say
 
 
 def add(commands: Any) -> None:
@@ -37,9 +37,6 @@ def add(commands: Any) -> None:
     conv.add_argument("--timesteps", type=int, help="15 or 4: of ResShift's files, where their name lacks it")
     add_overwrite(conv)
     conv.set_defaults(run=_convert)
-
-    for command in (info, download, models, conv):
-        verbose(command)
 
 
 def _info(options: argparse.Namespace) -> int:

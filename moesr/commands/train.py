@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
-from .common import add_overwrite, check_new, positive_number, verbose
+from .common import add_overwrite, check_new, positive_number
 
 STAGES = ("first-stage", "experts", "decoder", "export")
 
@@ -39,7 +39,6 @@ def add(commands: Any) -> None:
     single.add_argument("--to", help="for export: the file to write")
     add_overwrite(train)
     train.set_defaults(run=_train)
-    verbose(train)
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from .. import input_files, result_files
 from ..errors import ImageError, MoESRError, SettingError, find_reason
 from ..result_files import Target
 from ..settings import SETTINGS
-from .common import Bar, add_model_options, add_settings, fail, open_model, say, verbose
+from .common import Bar, add_model_options, add_settings, fail, open_model, say
 
 #: Settings that have an option each.
 SETTINGS_OF_A_RUN = (
@@ -64,7 +64,6 @@ def add(commands: Any) -> None:
         files.add_argument(option, action="store_true", help=sentence)
     up.set_defaults(run=_upscale)
     add_model_options(up)
-    verbose(up)
 
 
 def _read_fidelity(text: str) -> Any:
