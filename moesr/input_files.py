@@ -30,7 +30,6 @@ class Source:
 
     @property
     def is_stream(self) -> bool:
-        """True for standard input."""
         return str(self.path) == STREAM
 
 

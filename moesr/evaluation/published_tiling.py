@@ -97,13 +97,11 @@ class Average:
         self.count = torch.zeros(height, width, device=device)
 
     def add(self, tile: Tensor, window: Window) -> None:
-        """Add a tile [C, h, w]."""
         place = (..., slice(window.y0, window.y0 + window.h), slice(window.x0, window.x0 + window.w))
         self.total[place] += tile
         self.count[place] += 1
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows of the mean."""
         return self.total[:, start:stop] / self.count[start:stop]
 
 
