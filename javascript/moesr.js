@@ -1,9 +1,11 @@
-// The MoESR tab in A1111 and Forge: the comparison element, and the way of pictures to and from other tabs.
+// The MoESR tab in A1111 and Forge: the page's own scripts, and the way of pictures to and from other tabs.
 (function() {
     const here = document.currentScript.src;
-    const script = document.createElement("script");
-    script.src = new URL("../moesr/page/compare.js", here).href + new URL(here).search;
-    document.head.appendChild(script);
+    for (const name of ["compare.js", "page.js"]) {
+        const script = document.createElement("script");
+        script.src = new URL("../moesr/page/" + name, here).href + new URL(here).search;
+        document.head.appendChild(script);
+    }
 })();
 
 // The host calls it after a picture was sent to the tab.

@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   python -m moesr convert stages/ -o model.safetensors      released checkpoints as one small file
   python -m moesr data photos/ --preview sheet.png          what a training run would see of them
   python -m moesr evaluate --hr photos/ --html report.html  figures and pictures
-  python -m moesr invention photo.jpg -o map.png            what the result owes to the seed
+  python -m moesr invention photo.jpg -o map.png            what the result invents
   python -m moesr check --quick                             is this device right? a report for an issue
   python -m moesr bench                                     how fast this machine is
 """

@@ -1,4 +1,4 @@
-"""MoESR Invented Detail: a map of what a result owes to the seed."""
+"""MoESR Invented Detail: a map of what differs from try to try."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .comfyui import Progress, io, make_schema, to_output
 
 
 class MoESRInventedDetail(io.ComfyNode):
-    """An image in, the map of the spread between seeds and two numbers out."""
+    """An image in, the map of the spread between tries and two numbers out."""
 
     @classmethod
     def define_schema(cls) -> Any:

@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter
 
 import moesr
 from moesr.errors import ImageError, SettingError
+from moesr.evaluation.invented_detail import correlate_ranks
 from moesr.evaluation.nano_models import assemble, build_autoencoder, build_denoiser, nano_config
 from moesr.model import SRModel
 from moesr.progress import Event
@@ -115,24 +116,34 @@ def test_more_fidelity_is_nearer_to_fidelity_1(model: SRModel) -> None:
     assert distances[-1] == 0
 
 
-@pytest.mark.parametrize("model", ["settings"], indirect=True)
-def test_what_is_invented_is_what_seeds_differ_in(model: SRModel) -> None:
+def test_what_is_invented_is_what_tries_differ_in(model: SRModel) -> None:
     picture, options = photo(16, 16), {"steps": 1, "color_fix": "none"}
+    floats = torch.from_numpy(picture)[None].float() / 255
     protect = np.zeros((16, 16))
     protect[:, :10] = 1
-    found = moesr.invention(model, picture, 3, fidelity=0, protect=protect, **options)
-    floats = torch.from_numpy(picture)[None].float() / 255
-    settings: dict[str, Any] = {"fidelity": 0, "protect": protect, **options}
-    results = np.stack([moesr.upscale(model, floats, seed=k, **settings)[0].numpy() for k in range(3)]).astype(float)
+    settings: dict[str, Any] = {"fidelity": 0, "protect": protect}
+    found = moesr.invention(model, picture, 3, **settings, **options)
+
+    def run(way: int, **changes: Any) -> np.ndarray:
+        turned = {**settings, **changes}
+        if way and turned["protect"] is not None:
+            turned["protect"] = turned["protect"][::-1, ::-1].copy()
+        result = moesr.upscale(model, floats.flip(1, 2) if way else floats, **turned, **options)
+        return (result.flip(1, 2) if way else result)[0].numpy().astype(float)
+
+    results = np.stack([run(k % 2, seed=k) for k in range(3)])
+    added = results
+    if model.config.unet.takes_settings:
+        added = results - np.stack([run(k % 2, fidelity=1, protect=None) for k in range(3)])
+        assert found.spread[0, :, :24].mean() < 0.5 * found.spread[0, :, 48:].mean()
+        assert moesr.invention(model, picture, 2, fidelity=1, **options).spread.max() == 0
     spread = found.spread[0]
-    assert np.allclose(spread, 255 * np.sqrt(results.var(axis=0, ddof=1).mean(axis=2)), atol=1e-3)
+    assert np.allclose(spread, 255 * np.sqrt(added.var(axis=0, ddof=1).mean(axis=2)), atol=1e-3)
     assert found.share == (spread > 8).mean()
-    assert spread[:, :24].mean() < 0.5 * spread[:, 48:].mean()
-    assert moesr.invention(model, picture, 2, fidelity=1, **options).spread.max() == 0
     assert found.draw().shape == (1, 64 + 28, 64, 3)
     hr = photo(64, 64, 1).astype(np.float32) / 255
-    error = np.sqrt(((results - hr) ** 2).mean(axis=(0, 3)))
+    error = np.sqrt(((results[0] - hr) ** 2).mean(axis=2))
     ranks = [plane.reshape(8, 8, 8, 8).mean(axis=(1, 3)).ravel().argsort().argsort() for plane in (spread, error)]
-    assert found.correlate_error(hr[None]) == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-3)
+    assert correlate_ranks(found.compare_error(hr[None])) == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-3)
     with pytest.raises(SettingError, match="1 seeds"):
         moesr.invention(model, picture, 1)

@@ -1,4 +1,4 @@
-"""`invention`: a map of what a result owes to the seed."""
+"""`invention`: a map of what a result invents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SETTINGS = ("scale", "fidelity", "restore", "seed", "steps", "tile")
 
 def add(commands: Any) -> None:
     """Add the command to the parser's."""
-    parser = commands.add_parser("invention", help="a map of what a result owes to the seed")
+    parser = commands.add_parser("invention", help="a map of what a result invents")
     parser.add_argument("input", metavar="IN", help="a picture")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the map, a PNG file")
     parser.add_argument("--seeds", type=positive, default=4, metavar="N", help="results that are compared (default: 4)")
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
 def _measure(options: argparse.Namespace) -> int:
     from PIL import Image
 
-    from ..evaluation.invented_detail import invention
+    from ..evaluation.invented_detail import correlate_ranks, invention
     from ..images.files import read_image
     from ..result_files import Target, check_targets, save_new
 
@@ -42,7 +42,9 @@ def _measure(options: argparse.Namespace) -> int:
     settings = {name: getattr(options, name) for name in _SETTINGS}
     with Bar("invention") as bar:
         found = invention(model, picture, options.seeds, callback=bar.show, **settings)
-    follows = f"; rank correlation with the error {found.correlate_error(hr):.2f}" if hr is not None else ""
+    follows = ""
+    if hr is not None:
+        follows = f"; rank correlation with the error {correlate_ranks(found.compare_error(hr)):.2f}"
     drawn = Image.fromarray(found.draw()[0])
     saved = save_new(output, lambda file: drawn.save(file, "PNG"), replaces=options.overwrite)
     print(f"{saved}: {found.describe()}{follows}")

@@ -42,7 +42,7 @@ if (!customElements.get("moesr-compare")) {
     .bar button:hover, .strip button:hover { border-color: var(--color-accent, #6366f1); }
     button:focus-visible { outline: 2px solid var(--color-accent, #6366f1); outline-offset: 2px; }
     .bar button[aria-pressed="true"] { border-color: var(--color-accent, #6366f1); border-width: 2px; }
-    .bar output { flex: 1 1 15em; text-align: right; color: var(--body-text-color-subdued, #777);
+    .bar output { flex: 1 1 15em; text-align: right; color: var(--moesr-quiet, #777);
       font-size: 13px; font-variant-numeric: tabular-nums; }
     .strip { display: flex; gap: 6px; margin-top: 8px; padding: 3px; overflow-x: auto; }
     .strip button { flex: none; width: 64px; height: 64px; padding: 0; overflow: hidden; }

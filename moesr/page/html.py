@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from ..evaluation.invented_detail import BRIGHTEST, VISIBLE
+from ..evaluation.invented_detail import TICKS, VISIBLE, place_on_scale
 from ..hosting.model_facts import Plan
 from ..images.expert_timeline import palette
 from ..library.download import format_size
@@ -153,13 +153,11 @@ def draw_invented(found: InventedDetail, url: Url) -> str:
         words = f"Almost nothing in {name} looks different from try to try."
     else:
         words = f"{found.share:.1%} of the pixels of {name} look different from try to try."
-    labels = "".join(
-        f'<span style="left:{100 * level / BRIGHTEST:g}%">{level}</span>' for level in (0, VISIBLE, 16, BRIGHTEST)
-    )
+    labels = "".join(f'<span style="left:{100 * place_on_scale(level):.3g}%">{level}</span>' for level in TICKS)
     return (
         f'<figure class="moesr-invented"><figcaption><strong>{words}</strong> The map compares {found.seeds} tries '
-        f"that differ in the seed only. Where it is bright, detail is invented: a change of more than {VISIBLE} of 255 "
-        "grey levels is seen.</figcaption>"
+        "with other seeds, every second one of the picture turned by 180 degrees. Where it is bright, detail is "
+        f"invented: a change of more than {VISIBLE} of 255 grey levels is seen.</figcaption>"
         f'<img alt="Map of what was invented: bright places change from try to try" src="{escape(url(found.path))}">'
         f'<div class="moesr-scale" aria-hidden="true"><i></i>{labels}</div>'
         '<p class="moesr-unit">grey levels by which a pixel changes (standard deviation)</p>'

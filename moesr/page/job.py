@@ -40,7 +40,7 @@ class JobProgress:
 
 @dataclass(frozen=True)
 class InventedDetail:
-    """What differs between results of several seeds."""
+    """What differs between results of several tries."""
 
     #: The map, a PNG of the size of the result: see evaluation.invented_detail.
     path: Path

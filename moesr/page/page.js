@@ -1,4 +1,4 @@
-// What the page itself does: results in sight, pictures by paste, names of examples.
+// What page and tab do by themselves: results in sight, pictures by paste, names of examples.
 if (!window.moesrPage) {
   window.moesrPage = true;
 
@@ -36,11 +36,11 @@ if (!window.moesrPage) {
     const zone = document.querySelector("#moesr-files .upload-container");
     if (zone?.textContent.trim()) zone.removeAttribute("aria-label"); // its text is its name
   };
-  new MutationObserver(() => { showRun(); nameButtons(); }).observe(document.body, { childList: true, subtree: true });
+  new MutationObserver(() => { showRun(); nameButtons(); }).observe(document.documentElement, { childList: true, subtree: true });
 
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files || [])];
-    if (!files.length) return;
+    if (!files.length || !document.querySelector("#moesr-files")?.offsetParent) return; // another tab of a host
     event.preventDefault();
     document.querySelector("#moesr-files button[aria-label=Clear], #moesr-files button[title=Clear]")?.click();
     setTimeout(() => {

@@ -14,12 +14,13 @@ from typing import Any
 
 from ..errors import MoESRError, SettingError
 from ..hosting.model_runner import Stopped
+from ..page.controls import describe_control
 from ..page.handlers import describe_result
 from ..page.job import Job
 from ..page.job_queue import JobQueue, QueueFullError
 from ..page.protection import read_map
 from ..page.uploads import Upload, accept
-from ..settings import LOADING, RUN_SETTINGS, SETTINGS, read_settings
+from ..settings import ANY_SEED, LOADING, RUN_SETTINGS, SETTINGS, read_settings
 from . import webui_api
 from .opened_models import engine, list_models
 from .tab import job_queue
@@ -140,6 +141,7 @@ def describe_request() -> dict[str, Any]:
     protect = {**image, "default": None, "description": f"Such a picture too. {SETTINGS['protect'].sentence}"}
     model = {"type": "string", "description": "A name in the library.", "default": LOADING["model"].default}
     settings = {name: SETTINGS[name].describe() for name in RUN_SETTINGS}
+    settings["seed"] |= {"minimum": ANY_SEED, "description": describe_control("seed")[1]["info"]}
     return {
         "title": "MoESR", "type": "object", "required": ["image"], "additionalProperties": False,
         "properties": {"image": image, "model": model, "protect": protect, **settings},

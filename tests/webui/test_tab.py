@@ -276,6 +276,7 @@ def test_the_api_describes_its_fields_and_is_there_with_the_flag_only(host: Host
     fields = import_ours("http_api").describe_request()["properties"]
     scale = {"type": "number", "minimum": 0.1, "maximum": 64, "default": None}
     assert fields["scale"] == {**scale, "description": SETTINGS["scale"].sentence}
+    assert fields["seed"]["minimum"] == -1, "a client that was made from the schema can ask for any seed"
     assert set(fields) == {"image", "model", "protect", *RUN_SETTINGS}
     host.flags.api = False
     host.call("app_started", None, None)  # touches no app
