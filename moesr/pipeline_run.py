@@ -72,7 +72,6 @@ class Run:
 
     @property
     def canvas(self) -> Canvas:
-        """The caller's images."""
         assert self._canvas is not None
         return self._canvas
 

@@ -55,7 +55,6 @@ class Invention:
         return np.stack([np.concatenate([_colour(place_on_scale(plane)), strip]) for plane in self.spread])
 
     def describe(self) -> str:
-        """The two numbers as a line."""
         return (
             f"{self.share:.1%} of the pixels differ by more than {VISIBLE} grey levels from try to try; "
             f"reduced, the result is the input to {self.lr_consistency:.1f} dB"

@@ -89,6 +89,12 @@ def test_settings(host: Host, loaded: ModuleType) -> None:
     assert all(info.section == ("moesr", "MoESR") for info in labels.values())
     choices: Any = labels["moesr_model"].component_args
     assert choices()["choices"] == ["tiny", "nano"]
+    # A1111 updates all settings at once when its page is loaded; Gradio 3 takes no other options there.
+    arguments = [
+        info.component_args() if callable(info.component_args) else info.component_args or {}
+        for info in labels.values()
+    ]
+    assert {name for given in arguments for name in given} <= {"choices", "minimum", "maximum", "step", "precision"}
 
 
 # The upscaler
