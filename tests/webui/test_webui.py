@@ -8,7 +8,7 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def test_settings(host: Host, loaded: ModuleType) -> None:
     choices: Any = labels["moesr_model"].component_args
     assert choices()["choices"] == ["tiny", "nano"]
     # A1111 updates all settings at once when its page is loaded; Gradio 3 takes no other options there.
-    for arguments in (info.component_args for info in labels.values()):
+    for arguments in [cast(Any, info.component_args) for info in labels.values()]:
         given = arguments() if callable(arguments) else arguments or {}
         assert set(given) <= {"choices", "minimum", "maximum", "step", "precision"}
 
