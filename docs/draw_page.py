@@ -17,7 +17,7 @@ from tests.hosts.visitor import visiting
 IMAGES = Path(__file__).with_name("images")
 FACE = Path(__file__).parents[1] / "moesr" / "page" / "examples" / "face.png"
 #: Width and height of the windows in pixels, and the part of its size at which a picture is kept.
-WINDOWS = {"page": (1280, 1000, 0.7), "page-phone": (390, 1560, 1.0)}
+WINDOWS = {"page": (1280, 1000, 0.7), "page-phone": (390, 1560, 0.75)}
 GAP = 20
 
 
@@ -39,7 +39,7 @@ def main(url: str) -> None:
             both = Image.new("RGB", (2 * wide + GAP, high), "#888")
             for i, look in enumerate(looks):
                 both.paste(look, (i * (wide + GAP), 0))
-            both.save(IMAGES / f"{name}.jpg", quality=80, optimize=True)
+            both.save(IMAGES / f"{name}.jpg", quality=75, optimize=True)
 
 
 if __name__ == "__main__":
