@@ -90,8 +90,8 @@ def test_settings(host: Host, loaded: ModuleType) -> None:
     choices: Any = labels["moesr_model"].component_args
     assert choices()["choices"] == ["tiny", "nano"]
     # A1111 updates all settings at once when its page is loaded; Gradio 3 takes no other options there.
-    for arguments in [cast(Any, info.component_args) for info in labels.values()]:
-        given = arguments() if callable(arguments) else arguments or {}
+    for arguments in (info.component_args for info in labels.values()):
+        given = cast(Any, arguments() if callable(arguments) else arguments or {})
         assert set(given) <= {"choices", "minimum", "maximum", "step", "precision"}
 
 
