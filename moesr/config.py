@@ -41,7 +41,6 @@ class UNetConfig:
 
     @property
     def takes_settings(self) -> bool:
-        """Whether the network takes restore and fidelity."""
         return bool(self.adapter_ranks)
 
     @property
@@ -103,7 +102,6 @@ class SwinUNetConfig:
 
     @property
     def alignment(self) -> int:
-        """Tiles of a latent should start at multiples of this."""
         return 2 ** (len(self.channel_mult) - 1)
 
     def window_of(self, level: int) -> tuple[int, int]:

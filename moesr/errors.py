@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+Kinds = type[Exception] | tuple[type[Exception], ...]
+
 
 class MoESRError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -48,8 +50,8 @@ def format_size(count: float) -> str:
 
 
 @contextmanager
-def explain(kind: type[MoESRError], what: str, way_out: str, *, errors: type[Exception] = OSError) -> Iterator[None]:
-    """Errors of a type that the block raises become one of ours, on one line: "{what} ({reason}); {way_out}"."""
+def explain(kind: type[MoESRError], what: str, way_out: str, *, errors: Kinds = OSError) -> Iterator[None]:
+    """Errors of these kinds that the block raises become one of ours, on one line: "{what} ({reason}); {way_out}"."""
     try:
         yield
     except MoESRError:
@@ -61,4 +63,4 @@ def explain(kind: type[MoESRError], what: str, way_out: str, *, errors: type[Exc
 def find_reason(error: BaseException) -> str:
     """What went wrong, on one line: the system's words for it, else the error's own, else its kind."""
     text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return " ".join(text.split())[:400] or type(error).__name__

@@ -30,7 +30,6 @@ class Source:
 
     @property
     def is_stream(self) -> bool:
-        """True for standard input."""
         return str(self.path) == STREAM
 
 
@@ -49,14 +48,13 @@ class PassedOver:
         """One line that names everything, empty if nothing was passed over."""
         kinds = [f"{count} {suffix or 'without suffix'}" for suffix, count in self.kinds.most_common(8)]
         others = sum(self.kinds.values()) - sum(count for _, count in self.kinds.most_common(8))
-        parts = [
-            *kinds,
-            *([f"{others} of other kinds"] if others else []),
-            *([f"{_count(self.links, 'link')} to folders"] if self.links else []),
-            *([f"{_count(self.outputs, 'picture')} in OUT"] if self.outputs else []),
-            *([f"{_count(self.results, 'result')} of earlier runs"] if self.results else []),
-            *([f"{_count(self.folders, 'folder')} (--recursive reads what is in there)"] if self.folders else []),
-        ]
+        counts = (
+            (self.links, "link", "to folders"), (self.outputs, "picture", "in OUT"),
+            (self.results, "result", "of earlier runs"),
+            (self.folders, "folder", "(--recursive reads what is in there)"),
+        )  # fmt: skip
+        parts = [*kinds, *([f"{others} of other kinds"] if others else [])]
+        parts += [f"{count} {noun}{'s' * (count > 1)} {where}" for count, noun, where in counts if count]
         return f"passed over: {', '.join(parts)}" if parts else ""
 
 
@@ -137,7 +135,3 @@ def _split_numbers(name: str) -> tuple[list[str | int], str]:
 
 def _is_below(path: str, folder: str) -> bool:
     return Path(path).is_relative_to(folder)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number > 1)}"

@@ -24,6 +24,7 @@ from .networks.autoencoder import Autoencoder
 from .networks.denoiser import denoiser
 from .networks.layers import prefers_channels_last
 from .runtime import PlainRuntime, Runtime
+from .settings import LOADING
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +62,7 @@ class SRModel:
 
     def decoder(self) -> AbstractContextManager[Autoencoder]:
         """The autoencoder, on the device inside the block."""
-        if self.keeper is None:
-            return nullcontext(self.autoencoder)
-        return cast("AbstractContextManager[Autoencoder]", self.keeper.use(0))
+        return hold_decoder(self.autoencoder, self.keeper)
 
     def close(self) -> None:
         """Let go of the experts; the model is of no use after that."""
@@ -116,10 +115,15 @@ def load(
     new size comes; that pays for many tiles or pictures on a GPU. Raises CheckpointError for files that are not a whole
     model, SettingError for an option that does not exist.
     """
+    for name, value in (("dtype", dtype), ("residency", residency)):
+        LOADING[name].check(value)
     runtime = runtime or PlainRuntime()
     where = find_device(device)
-    parts = Parts(open_model(_locate(source), scale, timesteps), _dtype(dtype, where))
-    keeper = _choose_residency(residency, parts.files, parts.dtype, where, runtime)
+    usual = torch.float16 if where.type == "cuda" else torch.float32
+    parts = Parts(open_model(_locate(source), scale, timesteps), DTYPES.get(dtype, usual))
+    keeper = residency
+    if residency == "auto":
+        keeper = _choose_residency(parts.files, parts.dtype, where, runtime)
     experts = range(len(parts.files.config.stages))
 
     def expert(i: int) -> nn.Module:
@@ -129,10 +133,15 @@ def load(
 
     resident = All([expert(i) for i in experts]) if keeper == "all" else Stream(expert)
     model = parts.assemble(resident, parts.autoencoder(where), where, runtime)
-    log.info(
-        "%s: %d experts, x%d, %s on %s, %s", _label(parts.files), len(experts), model.scale, parts.dtype, where, keeper
-    )
+    facts = f"{len(experts)} experts, x{model.scale}, {parts.dtype} on {where}, {keeper}"
+    for line in (*model.notes, facts):
+        log.info("%s: %s", _label(parts.files), line)
     return model
+
+
+def hold_decoder(autoencoder: Autoencoder, keeper: Residency | None) -> AbstractContextManager[Autoencoder]:
+    """The autoencoder, on its device inside the block; keeper: who moves it there, None if it stays there."""
+    return cast(Any, nullcontext(autoencoder) if keeper is None else keeper.use(0))
 
 
 def _lay_out(network: M, device: torch.device) -> M:
@@ -178,19 +187,7 @@ def find_device(device: str | torch.device) -> torch.device:
     return torch.device("cpu")
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
-        raise SettingError(f"dtype {name!r} is unknown: choose auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def _choose_residency(name: str, files: ModelFiles, dtype: torch.dtype, device: torch.device, runtime: Runtime) -> str:
-    if name not in ("auto", "all", "stream"):
-        raise SettingError(f"residency {name!r} is unknown: choose auto, all, stream")
-    if name != "auto":
-        return name
+def _choose_residency(files: ModelFiles, dtype: torch.dtype, device: torch.device, runtime: Runtime) -> str:
     with torch.device("meta"):
         parameters = sum(p.numel() for p in denoiser(files.config.unet).parameters())
     needed = parameters * dtype.itemsize * len(files.config.stages)

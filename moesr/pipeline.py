@@ -193,7 +193,6 @@ class Batch:
             self.plan.reporter.note("the mask is empty: it acts as none")
 
     def allocate_result(self) -> Any:
-        """The array that the results are written into."""
         return self.canvas.empty(*result_size(self.height, self.width, self.settings.scale))
 
     def runs(self) -> Iterator[Run]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import canvas_memory
 from .diffusion.noise import draw_noise, make_generators
-from .diffusion.samplers import Noise, sample
+from .diffusion.samplers import Noise, Predict, sample
 from .errors import NumericsError
 from .images.canvas import Canvas
 from .images.condition import Condition
@@ -22,6 +22,7 @@ from .images.postprocess import hide_masked
 from .images.preview import decode_preview, draw_preview
 from .images.row_bands import Store
 from .images.tile_windows import Window, crop
+from .model import SRModel
 from .networks.autoencoder import Autoencoder
 from .networks.lr_cleaner import clean_in_parts
 from .run_plan import Plan
@@ -71,7 +72,6 @@ class Run:
 
     @property
     def canvas(self) -> Canvas:
-        """The caller's images."""
         assert self._canvas is not None
         return self._canvas
 
@@ -115,13 +115,17 @@ class Run:
         draw, y = self.noise(make_generators(settings.seed, settings.batch_seed, indices)), self.encode()
         if not self.model.config.unet.takes_settings:
             return self.denoise(y, settings, noise=draw)
-        levels, fidelity = len(self._levels), self._levels.flatten().clamp(max=1).to(self.model.device)
-        pairs = torch.stack([torch.tensor(self.restore).repeat(levels), fidelity.cpu()], dim=1)
-        self._settings = pairs.to(self.model.device) if bool(pairs.any()) else None
+        levels, fidelity = len(self._levels), self._levels.flatten().clamp(max=1)
+        self.give_settings(fidelity)
         strength = (1 - fidelity).view(-1, 1, 1, 1).to(self.canvas_device)
         y = y if y is None else _repeat(y, levels)
         z = self.denoise(y, settings, noise=lambda i: _repeat(draw(i), levels).mul_(strength))
         return z if self._shares is None else z[: len(self)].lerp(z[len(self) :], self._shares.to(z))
+
+    def give_settings(self, fidelity: Tensor) -> None:
+        """Has networks that take settings told `restore` and a fidelity, [levels x B], 0 to 1."""
+        pairs = torch.stack([torch.tensor(self.restore).repeat(len(fidelity) // len(self)), fidelity], dim=1)
+        self._settings = pairs.to(self.model.device) if bool(pairs.any()) else None
 
     def encode(self) -> Tensor | None:
         """y: the latent of the LR image at output size (ResShift, section 3.1), [B, C, h, w]; None if it has no use."""
@@ -156,8 +160,22 @@ class Run:
 
         noise(-1) is what the start is made of, noise(i) that of step i.
         """
-        process, bank, plan = self.model.process, self.model.bank, self.plan
+        process = self.model.process
         timesteps = process.timesteps(settings.steps, settings.spacing)
+        predict = self.make_predictor(y, timesteps)
+        start = noise(-1)
+        z = process.prior(start, y, timesteps[0], out=None if y is None else canvas_memory.zeros_like(start))
+        z = sample(
+            settings.sampler, predict, process, timesteps, z, eta=settings.eta, noise=noise, y=y,
+            allocate=canvas_memory.zeros_like, last=process.last(settings.steps, settings.spacing),
+        )  # fmt: skip
+        if not is_finite(z):
+            raise NumericsError(_NOT_FINITE.format("the sampled latent"))
+        return z
+
+    def make_predictor(self, y: Tensor | None, timesteps: Sequence[int]) -> Predict:
+        """Canvas z [B, C, h, w] and one of the timesteps, which are visited in this order -> predicted x0, in tiles."""
+        process, bank, plan = self.model.process, self.model.bank, self.plan
         bank.start(timesteps)
         trim_memory()  # encoding took memory in other pieces, which this phase could not use
         times = torch.tensor(timesteps, device=self.model.device)
@@ -178,7 +196,7 @@ class Run:
                 if not windows:
                     return canvas_memory.zeros_like(z)
                 plan.reporter.begin(
-                    "sample", step=timesteps.index(t) + 1, steps=settings.steps, t=t, expert=bank.index(t),
+                    "sample", step=timesteps.index(t) + 1, steps=len(timesteps), t=t, expert=bank.index(t),
                     tiles=len(windows) * len(z), preview=self._preview,
                 )  # fmt: skip
                 blender = self.layout.blender(side)
@@ -187,15 +205,7 @@ class Run:
             self._latest = plan.tiles.attempt(attempt)
             return self._latest
 
-        start = noise(-1)
-        z = process.prior(start, y, timesteps[0], out=None if y is None else canvas_memory.zeros_like(start))
-        z = sample(
-            settings.sampler, predict, process, timesteps, z, eta=settings.eta, noise=noise, y=y,
-            allocate=canvas_memory.zeros_like, last=process.last(settings.steps, settings.spacing),
-        )  # fmt: skip
-        if not is_finite(z):
-            raise NumericsError(_NOT_FINITE.format("the sampled latent"))
-        return z
+        return predict
 
     # ---- from latents to pictures
 
@@ -306,13 +316,18 @@ class Run:
         """How degraded each image is, 0 to 1: what was set, or an estimate. 0 for networks that do not ask."""
         if self._given_restore != "auto" or not self.model.config.unet.takes_settings:
             return [0.0 if self._given_restore == "auto" else float(self._given_restore)] * len(self)
-        with self.model.decoder() as autoencoder:
-            found = torch.cat([autoencoder.estimate_restore(lr[None, :3].to(self.model.dtype)) for lr in self.lr])
-        values = [value if value >= _CLEAN else 0.0 for value in found.tolist()]
+        values = estimate_restore(self.model, self.lr[:, :3])
         if any(values):
             span = " to ".join(f"{value:.2f}" for value in dict.fromkeys((min(values), max(values))))
             self.plan.reporter.note(f"restore {span}: estimated, since the input is not clean; 0 turns it off")
         return values
+
+
+def estimate_restore(model: SRModel, lr: Tensor) -> list[float]:
+    """How degraded each LR image [B, 3, H, W] in [-1, 1] is, 0 to 1: 0 if it is nearly clean."""
+    with model.decoder() as autoencoder:
+        found = torch.cat([autoencoder.estimate_restore(x[None].to(model.device, model.dtype)) for x in lr])
+    return [value if value >= _CLEAN else 0.0 for value in found.tolist()]
 
 
 _NOT_FINITE = "{} is not a number everywhere: use --dtype fp32 or bf16, or check the model's files"

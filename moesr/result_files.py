@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .atomic_files import create_part, open_new, remove_abandoned_parts
-from .errors import ImageError, SettingError, format_size
+from .errors import ImageError, SettingError, explain, format_size
 from .input_files import Source
 
 #: Names for `--format`, with the suffix that they stand for. `same` is the input's own, where it can be written.
@@ -148,15 +148,11 @@ def check_writable(folder: Path) -> None:
     """Raises SettingError if no file can be written to the folder. One that is missing is made, and removed again."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path, file = create_part(folder)
-        file.close()
-        path.unlink()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise SettingError(
-            f"{folder}: cannot be written ({reason}); check its permissions, or give another OUT"
-        ) from error
+        with explain(SettingError, f"{folder}: cannot be written", "check its permissions, or give another OUT"):
+            folder.mkdir(parents=True, exist_ok=True)
+            path, file = create_part(folder)
+            file.close()
+            path.unlink()
     finally:
         for place in missing:
             with contextlib.suppress(OSError):  # was not made, or is in use by now

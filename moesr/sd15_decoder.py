@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,6 +18,7 @@ from .config import AutoencoderConfig
 from .diffusion.experts import Residency
 from .errors import CheckpointError, NumericsError, SettingError
 from .images.tile_windows import Window, crop, plan_windows
+from .model import hold_decoder
 from .networks.autoencoder import Autoencoder
 from .pipeline_run import is_finite
 from .progress import Callback, Reporter
@@ -37,7 +36,6 @@ class DecoderParts:
 
     @property
     def path(self) -> Path:
-        """The file."""
         return self.weights.weights.path
 
     def autoencoder(self, dtype: torch.dtype, device: torch.device) -> Autoencoder:
@@ -68,12 +66,6 @@ class LatentDecoder:
     dtype: torch.dtype
     runtime: Runtime
     keeper: Residency | None = None
-
-    def decoder(self) -> AbstractContextManager[Autoencoder]:
-        """The network, on the device inside the block."""
-        if self.keeper is None:
-            return nullcontext(self.autoencoder)
-        return cast("AbstractContextManager[Autoencoder]", self.keeper.use(0))
 
     def decode(
         self, latents: Tensor, *, tile: int | str = "auto", tile_overlap: int | str = "auto",
@@ -111,7 +103,7 @@ class LatentDecoder:
         def attempt(side: int, image: int) -> None:
             windows = plan_windows(height, width, side, count_overlap_cells(side, overlap, 2))
             reporter.begin("decode", tile=image * len(windows), tiles=len(windows) * len(latents))
-            with self.decoder() as network:
+            with hold_decoder(self.autoencoder, self.keeper) as network:
                 for start, rows in decode_in_tiles(
                     partial(decode, network, image), windows, height=height, width=width, factor=config.factor,
                     tile_batch=batch, canvas_device=canvas_device,

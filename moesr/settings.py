@@ -90,14 +90,19 @@ class Setting:
         return {**schema, "default": self.default, "description": self.sentence}
 
     @property
+    def span(self) -> str:
+        """The values that it takes: "0 to 1, or auto", "adain|wavelet|none"; empty for texts and images."""
+        if self.kind in ("int", "float"):
+            return ", or ".join([f"{self._low} to {self._high}", *self.choices])
+        return "|".join(self.choices)
+
+    @property
     def wanted(self) -> str:
         """What to give instead of a wrong value."""
         if self.kind == "choice":
             return f"choose one of {', '.join(self.choices)}"
         if self.kind in ("int", "float"):
-            kind = "a whole number" if self.kind == "int" else "a number"
-            words = "".join(f", or {word}" for word in self.choices)
-            return f"give {kind} from {self._low} to {self._high}{words}"
+            return f"give {'a whole number' if self.kind == 'int' else 'a number'} from {self.span}"
         return "give true or false" if self.kind == "flag" else "give its name"
 
     @property

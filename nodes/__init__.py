@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .as_model import MoESRAsModel
 from .as_upscale_model import MoESRAsUpscaleModel
 from .as_vae import MoESRFCDAsVAE
 from .comfyui import ComfyExtension
@@ -21,6 +22,7 @@ NODES = [
     FrequencyCompensatedDecode,
     MoESRAsUpscaleModel,
     MoESRFCDAsVAE,
+    MoESRAsModel,
     MoESRExpertTimeline,
     MoESRInventedDetail,
 ]

@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import comfy.model_base
 import comfy.model_management as memory
 import comfy.model_patcher
 import comfy.ops
+import comfy.patcher_extension
 import comfy.sd
+import comfy.supported_models_base
 import comfy.utils
 import comfy_api.latest
 import comfy_execution.graph_utils
@@ -29,10 +32,14 @@ from PIL import Image
 from server import PromptServer
 from torch import nn
 
+from ..moesr.errors import SettingError
 from ..moesr.hosting.model_facts import Plan
 from ..moesr.hosting.networks import Keeper
 from ..moesr.progress import Event
 from ..moesr.settings import LOADING, SETTINGS
+
+if TYPE_CHECKING:
+    from ..moesr.hosting.sigma_model import SigmaModel
 
 ComfyExtension: Any = comfy_api.latest.ComfyExtension
 GraphBuilder: Any = comfy_execution.graph_utils.GraphBuilder
@@ -152,6 +159,54 @@ def make_vae(
     cells = vae.upscale_ratio**2
     vae.memory_used_decode = lambda shape, dtype: shape[-2] * shape[-1] * cells * pixel(dtype)
     return vae
+
+
+class _NoNetwork(nn.Module):
+    dtype = torch.float32
+
+
+class _HostModel(comfy.model_base.BaseModel):
+    """What the host's samplers ask for x0 of: `denoise`, at sigmas of `SigmaModel`. Its networks are not its own."""
+
+    def __init__(self, images: SigmaModel) -> None:
+        config = comfy.supported_models_base.BASE({"disable_unet_model_creation": True})
+        config.latent_format.latent_channels = images.shape[1]
+        super().__init__(config, comfy.model_base.ModelType.EPS)
+        self.diffusion_model = _NoNetwork()
+        self.model_sampling.set_sigmas(images.sigmas)
+        self.images = images
+
+    def apply_model(self, x: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        shape = self.images.shape
+        if x.shape[1:] != shape[1:] or len(x) % shape[0]:
+            raise SettingError("latent_image: connect the latent of MoESR as Model; another one has another size")
+        # Once for all conditions, since all are empty.
+        return self.images.denoise(x[: shape[0]], t[0].item()).repeat(len(x) // shape[0], 1, 1, 1)
+
+    def process_latent_in(self, latent: torch.Tensor) -> torch.Tensor:
+        return self.images.from_latent(latent)
+
+    def process_latent_out(self, latent: torch.Tensor) -> torch.Tensor:
+        return self.images.to_latent(latent)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        return {}
+
+    def memory_required(self, *args: Any, **kwargs: Any) -> int:
+        return 0
+
+
+def make_model(images: SigmaModel, begin_run: Callable[[], None]) -> Any:
+    """The host's MODEL of images for its own samplers. begin_run: called before each run of one."""
+    device = memory.get_torch_device()
+    patcher = comfy.model_patcher.ModelPatcher(_HostModel(images), device, memory.unet_offload_device())
+
+    def run(sample: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        begin_run()
+        return sample(*args, **kwargs)
+
+    patcher.add_wrapper(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, run)
+    return patcher
 
 
 class Progress:

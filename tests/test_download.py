@@ -18,7 +18,7 @@ from moesr.errors import CheckpointError, SettingError
 from moesr.library import download as downloads
 from moesr.library import model_folders as library
 from moesr.library.catalogue import CATALOGUE, Entry, HubFile, RemoteFile
-from moesr.library.download import Downloaded, download, find_problem
+from moesr.library.download import Downloaded, download
 from tests.local_server import DATA, OTHER, Server, digest, isolate, running, serve, weights
 
 
@@ -250,18 +250,6 @@ def test_cancelling_ends_the_process(server: Server, tmp_path: Path) -> None:
             downloads._fetch(remote(server), tmp_path / "m.safetensors", cancel, 60)
     assert started[0].poll() is not None
     assert held(tmp_path) == {}
-
-
-def test_a_file_that_is_not_the_one(tmp_path: Path) -> None:
-    path = tmp_path / "m.safetensors"
-    unknown = RemoteFile("m.safetensors", "https://example.org/m")
-    path.write_bytes(DATA)
-    assert find_problem(path, unknown) is None
-    assert "instead of 5" in str(find_problem(path, RemoteFile("m", "https://example.org/m", 5)))
-    path.write_bytes(b"<html>quota</html>")
-    assert "a web page" in str(find_problem(path, unknown))
-    path.write_bytes(DATA[:-1])
-    assert "cut off" in str(find_problem(path, unknown))
 
 
 @pytest.fixture

@@ -10,9 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+import moesr
+from moesr.diffusion.noise import draw_noise, make_generators
 from moesr.errors import MoESRError
 from moesr.hosting.model_facts import ModelFacts, plan_steps
 from moesr.hosting.networks import Keeper, Networks, NetworkSource, NetworkView
+from moesr.hosting.sigma_model import SigmaModel
+from tests.small_models import save_nano
 
 SIZE = 100
 
@@ -144,3 +148,29 @@ def test_models_are_looked_into_once_until_they_change(nano: Path, monkeypatch: 
         models.read_config("broken")
     (nano.parent / "broken.safetensors").unlink()
     assert str(nano.parent) not in str(raised.value)
+
+
+@pytest.mark.parametrize("process", ["ddpm", "residual_shift"])
+def test_a_step_of_euler_in_sigmas_is_one_of_ddim(process: str, tmp_path: Path) -> None:
+    model = moesr.load(save_nano(process, tmp_path, restore=True), device="cpu")
+    images = torch.rand(2, 12, 20, 3)
+    waiting = SigmaModel(model, images, steps=3, tile=64, restore=0.5)
+    noise = draw_noise(make_generators(7, "per_image", range(2)), waiting.shape[1:], torch.device("cpu"))
+    first = waiting.schedule[0]
+    x = noise * ((1 + first**2).sqrt() if process == "ddpm" else first)
+    with torch.inference_mode():
+        for sigma, after in zip(waiting.schedule.tolist(), waiting.schedule[1:].tolist()):
+            clean = waiting.denoise(x, sigma)
+            x = clean + (x - clean) * (after / sigma)
+    settings: dict[str, Any] = {
+        "steps": 3,
+        "sampler": "ddim",
+        "eta": 0.0,
+        "seed": 7,
+        "tile": 64,
+        "restore": 0.5,
+        "fidelity": 0,
+    }
+    expected = moesr.sample_latents(model, images, **settings)
+    assert torch.allclose(waiting.to_latent(x), expected, atol=1e-3)
+    assert torch.allclose(waiting.to_latent(waiting.from_latent(expected)), expected, atol=1e-5)

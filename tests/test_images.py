@@ -104,12 +104,6 @@ def test_transparent_pixels_take_colours_of_their_neighbours() -> None:
     assert (result[0, 0].diff(dim=1) <= 1e-6).all()  # from one colour to the other, without a dark hole between
 
 
-def test_one_visible_pixel_colours_everything() -> None:
-    rgb, alpha = random(1, 3, 33, 1), torch.zeros(1, 1, 33, 1)
-    alpha[0, 0, 12, 0] = 1 / 255
-    torch.testing.assert_close(fill_transparent(rgb, alpha), rgb[:, :, 12:13].expand_as(rgb))
-
-
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_constant_alpha_changes_nothing(value: float) -> None:
     rgb = random(1, 3, 5, 5)

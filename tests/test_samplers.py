@@ -210,8 +210,6 @@ def test_unknown_names_and_impossible_counts_are_named(paper: Process) -> None:
             paper.timesteps(steps)
     with pytest.raises(SettingError, match=r"karras.*leading"):
         paper.timesteps(10, "karras")
-    with pytest.raises(SettingError, match=r"karras.*leading"):
-        paper.last(10, "karras")
     with pytest.raises(SettingError, match=r"'v'.*eps"):
         from_config(ProcessConfig(predict="v"))
     with pytest.raises(SettingError, match=r"flow.*ddpm"):

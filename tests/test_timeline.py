@@ -20,6 +20,7 @@ def test_bars_have_the_height_of_the_noise_and_the_colour_of_the_expert() -> Non
         bar = column[:, 3] > 200
         assert abs(bar.sum() - level * (floor - ceiling)) <= 2
         assert np.abs(column[bar][5, :3].astype(int) - palette(4)[expert]).max() <= 1
+    assert len(set(palette(16))) == 16
 
 
 @pytest.mark.parametrize("steps", [1, 2, 50, 1000])
@@ -30,17 +31,7 @@ def test_any_count_of_steps_and_experts(steps: int, experts: int) -> None:
     assert image.getchannel("A").getextrema() == (0, 255)
 
 
-def test_colours_are_told_apart() -> None:
-    assert len(set(palette(16))) == 16
-
-
 def test_old_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     real = ImageFont.load_default
     monkeypatch.setattr(ImageFont, "load_default", lambda: real())
     assert draw_timeline(EXPERTS, NOISE, TIMESTEPS).size == (720, 150)
-
-
-@pytest.mark.parametrize("wrong", [([], [], []), ([0], [1.0], []), ([0], [1.0, 2.0], [3])])
-def test_a_plan_must_be_whole(wrong: tuple[list[int], list[float], list[int]]) -> None:
-    with pytest.raises(ValueError, match="give one per step"):
-        draw_timeline(*wrong)

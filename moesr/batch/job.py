@@ -16,7 +16,7 @@ from typing import Any, Union, cast
 
 from .. import result_files
 from ..atomic_files import open_new
-from ..errors import SettingError
+from ..errors import SettingError, explain
 from ..input_files import PassedOver
 from ..settings import RUN_SETTINGS, SETTINGS, check_settings
 from .journal import Journal, export_report, journal_name
@@ -159,10 +159,8 @@ def batch(
     chosen, work = _prepare_work(options)
     names, out = _read_names(inputs), os.fspath(output)
     folder = _choose_job_folder(out, chosen.job_folder)
-    try:
+    with explain(SettingError, f"{folder}: cannot be made", "give another OUT or job folder"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingError(f"{folder}: cannot be made ({error.strerror}); give another OUT or job folder") from error
     with closing(JobLock(folder, chosen.cut)):
         passed_over = PassedOver()
         count = _prepare_manifest(folder, names, out, work, chosen, passed_over)

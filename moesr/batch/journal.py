@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_files import open_new
-from ..errors import SettingError
+from ..errors import SettingError, explain
+from .storage import CLUSTER
 
 #: Seconds between writes that survive a power cut. What such a cut takes away is repeated.
 _SYNC_SECONDS = 1.0
@@ -49,12 +50,10 @@ class Journal:
         self._index.execute(f"CREATE TABLE states ({columns}) WITHOUT ROWID")
         for row in read_rows(find_journals(folder)):
             self._remember(row)
-        try:
+        with explain(SettingError, f"{self.path}: cannot be written", "check the folder"):
             self._file = self.path.open("ab")
             if self._file.tell() and not _ends_with_newline(self.path):  # a killed run's last line
                 self._file.write(b"\n")
-        except OSError as error:
-            raise SettingError(f"{self.path}: cannot be written ({error.strerror}); check the folder") from error
         self._synced = time.monotonic()
 
     def start(self, row_id: str, *, worker: str, limit: int) -> int:
@@ -76,7 +75,6 @@ class Journal:
             self._append(row)
 
     def find(self, row_id: str) -> State:
-        """What is known of a picture."""
         with self._lock:
             return self._find(row_id)
 
@@ -87,16 +85,12 @@ class Journal:
         self._index.close()
 
     def _append(self, row: Mapping[str, Any]) -> None:
-        try:
+        with explain(SettingError, f"{self.path}: cannot be written", "make room, then --resume"):
             self._file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
             self._file.flush()
             if time.monotonic() - self._synced > _SYNC_SECONDS:
                 os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
-        except OSError as error:
-            raise SettingError(
-                f"{self.path}: cannot be written ({error.strerror}); make room, then --resume"
-            ) from error
         self._remember(row)
 
     def _remember(self, row: Mapping[str, Any]) -> None:
@@ -135,11 +129,9 @@ def read_rows(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 def export_report(folder: Path, path: Path) -> int:
     """The last word on each finished picture of all shards as a Parquet file, sorted by source; how many there are."""
-    try:
+    with explain(SettingError, f"{path}: Parquet needs pyarrow", CLUSTER, errors=ImportError):
         import pyarrow
         from pyarrow import parquet
-    except ImportError as error:
-        raise SettingError(f"{path}: Parquet needs pyarrow; run: pip install 'moesr[cluster]'") from error
     last: dict[str, dict[str, Any]] = {}
     for row in read_rows(find_journals(folder)):
         if row.get("status") in ("done", "failed"):
@@ -149,11 +141,9 @@ def export_report(folder: Path, path: Path) -> int:
     table = pyarrow.Table.from_pylist(sorted(last.values(), key=lambda row: (row["source"], row["id"])), schema)
     buffer = pyarrow.BufferOutputStream()
     parquet.write_table(table, buffer)
-    try:
-        with open_new(path, replaces=True) as file:
-            file.write(buffer.getvalue())
-    except OSError as error:
-        raise SettingError(f"{path}: cannot be written ({error.strerror}); give another file") from error
+    cannot = explain(SettingError, f"{path}: cannot be written", "give another file")
+    with cannot, open_new(path, replaces=True) as file:
+        file.write(buffer.getvalue())
     return len(last)
 
 

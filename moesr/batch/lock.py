@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import SettingError
+from ..errors import SettingError, explain
 
 
 class JobLock:
@@ -29,15 +29,12 @@ class JobLock:
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     def close(self) -> None:
-        """Let others in."""
         self._file.close()
 
 
 def _open_locked(path: Path) -> BinaryIO:
-    try:
+    with explain(SettingError, f"{path}: cannot be written", "check the folder"):
         file = path.open("ab", buffering=0)  # so that closing writes nothing to a full disk
-    except OSError as error:
-        raise SettingError(f"{path}: cannot be written ({error.strerror}); check the folder") from error
     try:
         if sys.platform == "win32":
             import msvcrt

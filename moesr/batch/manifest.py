@@ -35,7 +35,6 @@ class Row:
 
     @property
     def label(self) -> str:
-        """What messages call it."""
         return f"{self.source}!{self.member}" if self.member else self.source
 
 

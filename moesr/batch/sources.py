@@ -10,10 +10,10 @@ from glob import glob, has_magic
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
-from ..errors import ImageError, SettingError
+from ..errors import ImageError, SettingError, explain
 from ..images.files import READ_SUFFIXES
 from ..input_files import PassedOver, Source, list_folder
-from .storage import ask, is_remote, open_file, open_filesystem
+from .storage import CLUSTER, ask, is_remote, open_file, open_filesystem
 
 _LISTS = (".txt", ".lst", ".list")
 _TABLES = (".parquet", ".pq")
@@ -135,32 +135,25 @@ def _read_lines(name: str) -> Iterator[str]:
 
 
 def _read_column(name: str, column: str) -> Iterator[str]:
-    try:
+    with explain(SettingError, f"{name}: Parquet needs pyarrow", CLUSTER, errors=ImportError):
         import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise SettingError(f"{name}: Parquet needs pyarrow; run: pip install 'moesr[cluster]'") from error
-    with open_file(name) as file:
-        try:
-            table = parquet.ParquetFile(file)
-            if column not in table.schema_arrow.names:
-                columns = ", ".join(table.schema_arrow.names)
-                raise SettingError(f"{name}: no column {column}; --column takes one of {columns}")
-            for rows in table.iter_batches(columns=[column], batch_size=10000):
-                yield from (str(value) for value in rows.column(0).to_pylist() if value)
-        except (OSError, ValueError) as error:
-            raise SettingError(f"{name}: not a Parquet file ({error}); check it") from error
+    damaged = explain(SettingError, f"{name}: not a Parquet file", "check it", errors=(OSError, ValueError))
+    with open_file(name) as file, damaged:
+        table = parquet.ParquetFile(file)
+        if column not in table.schema_arrow.names:
+            columns = ", ".join(table.schema_arrow.names)
+            raise SettingError(f"{name}: no column {column}; --column takes one of {columns}")
+        for rows in table.iter_batches(columns=[column], batch_size=10000):
+            yield from (str(value) for value in rows.column(0).to_pylist() if value)
 
 
 def _list_members(name: str) -> Iterator[Address]:
     """The pictures in a tar archive, in its order; their places in it are their addresses."""
-    with open_file(name) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                while member := archive.next():
-                    vars(archive)["members"] = []  # it would keep them all
-                    path = PurePosixPath(*[part for part in _split(member.name) if part not in (".", "..")])
-                    if member.isreg() and not path.name.startswith(".") and path.name.lower().endswith(READ_SUFFIXES):
-                        folder = Path(PurePosixPath(name.replace("\\", "/")).stem, path.parent)
-                        yield Address(Path(path), folder, name, member.offset_data, member.size)
-        except tarfile.TarError as error:
-            raise ImageError(f"{name}: not a whole tar archive ({error}); get it again") from error
+    damaged = explain(ImageError, f"{name}: not a whole tar archive", "get it again", errors=tarfile.TarError)
+    with open_file(name) as file, damaged, tarfile.open(fileobj=file, mode="r:") as archive:
+        while member := archive.next():
+            vars(archive)["members"] = []  # it would keep them all
+            path = PurePosixPath(*[part for part in _split(member.name) if part not in (".", "..")])
+            if member.isreg() and not path.name.startswith(".") and path.name.lower().endswith(READ_SUFFIXES):
+                folder = Path(PurePosixPath(name.replace("\\", "/")).stem, path.parent)
+                yield Address(Path(path), folder, name, member.offset_data, member.size)

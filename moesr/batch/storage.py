@@ -6,15 +6,19 @@ import errno
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..atomic_files import open_new
-from ..errors import ImageError, MoESRError, SettingError, find_reason
+from ..errors import ImageError, MoESRError, SettingError, explain, find_reason
 
 #: Protocols whose files appear whole when their upload ends, so that no temporary name is needed.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oss", "r2", "memory"})
+#: The way out where a package is missing.
+CLUSTER = "run: pip install 'moesr[cluster]'"
+_CHECK_PLACE = "check the place and its room, then --resume"
 #: Errors of one name, not of the whole place.
 _OF_ONE_NAME = frozenset({errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.EILSEQ})
 
@@ -37,39 +41,31 @@ def _open_protocol(protocol: str) -> Any:
 
 def open_filesystem(address: str) -> tuple[Any, str]:
     """The file system of an address, and the path in it. Raises SettingError where a package is missing."""
-    protocol = address.partition("://")[0]
     try:
-        system = _open_protocol(protocol)
+        system = _open_protocol(address.partition("://")[0])
         return system, str(system._strip_protocol(address))
     except ImportError as error:
-        raise SettingError(f"{address}: {find_reason(error)}; run: pip install 'moesr[cluster]'") from error
+        raise SettingError(f"{address}: {find_reason(error)}; {CLUSTER}") from error
     except ValueError as error:
         raise SettingError(f"{address}: {find_reason(error)}; give a path, or an address such as s3://x/y") from error
 
 
 def open_file(address: str) -> BinaryIO:
     """A file open for reading, seekable. Raises ImageError."""
-    try:
+    with _explain_reading(address):
         if not is_remote(address):
             return open(address, "rb")
         system, path = open_filesystem(address)
         return system.open(path, "rb")
-    except MoESRError:
-        raise
-    except Exception as error:  # each file system has errors of its own
-        raise ImageError(f"{address}: cannot be read ({find_reason(error)}); check the address") from error
 
 
 def read_bytes(address: str, offset: int = -1, size: int = 0) -> bytes:
     """The bytes of a file, or `size` of them from `offset` on. Raises ImageError, one line."""
-    with open_file(address) as file:
-        try:
-            if offset < 0:
-                return file.read()
-            file.seek(offset)
-            data = file.read(size)
-        except Exception as error:  # each file system has errors of its own
-            raise ImageError(f"{address}: cannot be read ({find_reason(error)}); check the address") from error
+    with open_file(address) as file, _explain_reading(address):
+        if offset < 0:
+            return file.read()
+        file.seek(offset)
+        data = file.read(size)
     if len(data) < size:
         raise ImageError(f"{address}: ends before its picture does; get the archive again")
     return data
@@ -80,11 +76,9 @@ def exists(address: str) -> bool:
     if not is_remote(address):
         return os.path.lexists(address)
     system, path = open_filesystem(address)
-    try:
+    with explain(PlaceError, f"{address}: cannot be written", _CHECK_PLACE, errors=Exception):
         system.invalidate_cache()
         return bool(system.exists(path))
-    except Exception as error:
-        raise PlaceError(_cannot_write(address, error)) from error
 
 
 def write_new(address: str, data: bytes) -> None:
@@ -107,7 +101,7 @@ def write_new(address: str, data: bytes) -> None:
         raise
     except Exception as error:
         kind = ImageError if getattr(error, "errno", None) in _OF_ONE_NAME else PlaceError
-        raise kind(_cannot_write(address, error)) from error
+        raise kind(f"{address}: cannot be written ({find_reason(error)}); {_CHECK_PLACE}") from error
 
 
 def _upload_new(address: str, data: bytes) -> None:
@@ -148,13 +142,10 @@ def _list_sizes(folder: str) -> dict[str, int]:
 
 def ask(address: str, list_entries: Callable[[], Any]) -> Any:
     """What a file system lists. Raises SettingError, one line, whatever its own error is."""
-    try:
+    with explain(SettingError, f"{address}: cannot be listed", "check it and its permissions", errors=Exception):
         return list_entries()
-    except Exception as error:
-        raise SettingError(
-            f"{address}: cannot be listed ({find_reason(error)}); check it and its permissions"
-        ) from error
 
 
-def _cannot_write(address: str, error: Exception) -> str:
-    return f"{address}: cannot be written ({find_reason(error)}); check the place and its room, then --resume"
+def _explain_reading(address: str) -> AbstractContextManager[None]:
+    # Each file system has errors of its own.
+    return explain(ImageError, f"{address}: cannot be read", "check the address", errors=Exception)

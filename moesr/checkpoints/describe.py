@@ -118,39 +118,32 @@ def _describe_decoder(path: Path) -> Facts:
         note = "give it together with the stage files"
     else:
         note = "a plain first stage"
-    return {
-        "path": str(path),
-        "kind": "frequency-compensated decoder" if config.refine else "first stage",
-        "bytes": path.stat().st_size,
-        "parameters": {"decoder": _count(Autoencoder, config)},
-        "config": {"autoencoder": asdict(config)},
-        "notes": [note],
-    }
+    kind = "frequency-compensated decoder" if config.refine else "first stage"
+    return _describe_file(path, kind, {"decoder": _count(Autoencoder, config)}, [note], autoencoder=asdict(config))
 
 
 def _describe_stage(path: Path, weights: Weights) -> Facts:
     config, view, notes = open_stage(weights)
-    from_ema = any(key.startswith(EMA) for key in view.sources(next(iter(view))))
-    return {
-        "path": str(path),
-        "kind": f"stage {read_stage_number(path)} of a released model",
-        "bytes": path.stat().st_size,
-        "stage": read_stage_number(path),
-        "ema": from_ema,
-        "parameters": {"as trained": _count(UNet, config), "averaged": _count(UNet, averaged(config))},
-        "config": {"unet": unet_values(config)},
-        "notes": [*notes, "one time expert; give the folder with all stages and the decoder"],
-    }
+    number = read_stage_number(path)
+    counts = {"as trained": _count(UNet, config), "averaged": _count(UNet, averaged(config))}
+    notes = [*notes, "one time expert; give the folder with all stages and the decoder"]
+    facts = _describe_file(path, f"stage {number} of a released model", counts, notes, unet=unet_values(config))
+    return {**facts, "stage": number, "ema": any(key.startswith(EMA) for key in view.sources(next(iter(view))))}
 
 
 def _describe_swin(path: Path, weights: Weights, timesteps: int | None, missing: str) -> Facts:
     config, _ = find_network(weights)
     process, notes = schedule(path, config, timesteps)
-    return {
-        "path": str(path), "kind": "ResShift network", "bytes": path.stat().st_size, "timesteps": process.timesteps,
-        "parameters": {"network": _count(denoiser, config)}, "config": {"unet": unet_values(config)},
-        "notes": [*notes, one_line(missing.removeprefix(f"{path}: "), 400)],
-    }  # fmt: skip
+    notes = [*notes, one_line(missing.removeprefix(f"{path}: "), 400)]
+    counts = {"network": _count(denoiser, config)}
+    facts = _describe_file(path, "ResShift network", counts, notes, unet=unet_values(config))
+    return {**facts, "timesteps": process.timesteps}
+
+
+def _describe_file(path: Path, kind: str, parameters: Facts, notes: list[str], **config: Facts) -> Facts:
+    """Of a file that is a part of a model."""
+    size = path.stat().st_size
+    return {"path": str(path), "kind": kind, "bytes": size, "parameters": parameters, "config": config, "notes": notes}
 
 
 def _name_release(config: ModelConfig) -> str:

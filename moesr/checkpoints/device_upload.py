@@ -25,7 +25,6 @@ class CudaLane:
         self._consumer = torch.cuda.default_stream(device)
 
     def buffer(self, entries: int, dtype: torch.dtype) -> Tensor:
-        """Pinned memory."""
         return torch.empty(entries, dtype=dtype, pin_memory=True)
 
     def empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:

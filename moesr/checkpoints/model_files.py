@@ -7,7 +7,6 @@ a network asks for it.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -38,8 +37,6 @@ from .resshift import assemble, holds_swin
 from .stage_files import open_stage, sort_stages
 from .weight_reading import SUFFIXES, View, Weights
 from .weight_writing import Entry, write
-
-log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -197,8 +194,6 @@ def _open_released(
         scale=scale,
         name=experts[0].path.stem if len(experts) == 1 else experts[0].path.parent.name,
     )
-    for note in notes:
-        log.info("%s: %s", where, note)
     paths = [w.path for w in experts] + ([decoder.weights.path] if decoder.weights is not experts[0] else [])
     return ModelFiles(model, tuple(views), decoder, tuple(paths), tuple(notes))
 

@@ -78,8 +78,6 @@ def assemble(
         unet=unet, autoencoder=vae, process=process, stages=(process.timesteps,), scale=own, steps=process.timesteps,
         lr_resize="torch", name=first.path.stem,
     )  # fmt: skip
-    for note in notes:
-        log.info("%s: %s", first.path, note)
     paths = (first.path, decoder.weights.path)
     return ModelFiles(config, (view,), decoder, paths, tuple(notes), licence=LICENCE)
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.serialization import load  # not torch.load: A1111 replaces that with a check of its own
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, explain, find_reason
 from .safe_pickle import LONGEST_PICKLE, Placeholder, make_pickle_module
 from .unknown_files import describe_cut, describe_file, one_line
 
@@ -86,7 +86,7 @@ class Weights(Mapping[str, Tensor]):
             reason = describe_cut(size) if short else f"damaged ({one_line(error)}); download it again"
             raise CheckpointError(f"{path}: {reason}") from error
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
+            raise CheckpointError(f"{path}: cannot be read ({find_reason(error)}); check the file") from error
         except (CheckpointError, KeyboardInterrupt):
             raise
         except Exception as error:  # torch's loader raises errors of many kinds for damaged files
@@ -97,7 +97,6 @@ class Weights(Mapping[str, Tensor]):
 
     @property
     def is_safetensors(self) -> bool:
-        """Whether it is a safetensors file."""
         return self._safe is not None
 
     def __getitem__(self, key: str) -> Tensor:
@@ -106,10 +105,9 @@ class Weights(Mapping[str, Tensor]):
             return self._tensors[name]
         if self._describe(key)[1] not in SAFETENSORS:
             raise CheckpointError(f"{self.path}: {one_line(key)} has a dtype that this torch lacks; update torch")
-        try:
+        damage = (SafetensorError, OSError, RuntimeError)
+        with explain(CheckpointError, f"{self.path}: cannot be read", "download it again", errors=damage):
             return self._safe.get_tensor(name)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path}: cannot be read ({one_line(error)})") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
@@ -262,19 +260,15 @@ class View(Mapping[str, Tensor]):
         return len(self._sources)
 
     def sources(self, name: str) -> tuple[str, ...]:
-        """The keys in the file that a name stands for."""
         return self._sources[name]
 
     def shapes(self) -> Shapes:
-        """The shape of every tensor, without reading it."""
         return {name: self.shape(name) for name in self}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
         return self.weights.shape(self._sources[name][0])
 
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype of a tensor, without reading it."""
         return self.weights.dtype(self._sources[name][0])
 
 

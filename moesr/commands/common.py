@@ -27,8 +27,7 @@ def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
         if setting.kind == "flag":
             parser.add_argument(option, action="store_true", help=sentence)
         else:
-            values = setting.wanted.partition(" from ")[2] or "|".join(setting.choices)
-            sentence += f" [{values}]" if values else ""
+            sentence += f" [{setting.span}]" if setting.span else ""
             metavar = (setting.unit or name).split("_")[-1].upper()
             parser.add_argument(option, type=setting.read, default=setting.default, metavar=metavar, help=sentence)
 
@@ -125,7 +124,6 @@ class Bar:
         self._bar.set_postfix_str(text)
 
     def note(self, line: str) -> None:
-        """A line above the bar."""
         from tqdm import tqdm
 
         tqdm.write(f"note: {line}", file=sys.stderr)

@@ -19,7 +19,6 @@ class TolerantStream:
             stream.reconfigure(errors="backslashreplace")  # names that the console has no characters for
 
     def write(self, text: str) -> int:
-        """Write if possible; the number of characters."""
         try:
             self._stream.write(text)
         except (OSError, ValueError) as error:
@@ -27,7 +26,6 @@ class TolerantStream:
         return len(text)
 
     def flush(self) -> None:
-        """Flush if possible."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:

@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
     add_settings(up, *(name for name in SETTINGS_OF_A_RUN if name != "fidelity"))
     up.add_argument(
         "--fidelity", type=_read_fidelity, metavar="NUMBER|FILE",
-        help=f"{SETTINGS['fidelity'].sentence} [0 to 2] Or a grey picture: black is 0, white is 1.",
+        help=f"{SETTINGS['fidelity'].sentence} [{SETTINGS['fidelity'].span}] Or a grey picture: white is 1.",
     )  # fmt: skip
     for name in ("protect", "mask"):
         up.add_argument(f"--{name}", metavar="FILE", help=f"A grey picture. {SETTINGS[name].sentence}")

@@ -76,7 +76,6 @@ class ExpertBank:
             self._prefetch_after(i)
 
     def close(self) -> None:
-        """Let go of all experts."""
         self.residency.close()
 
     def _prefetch_after(self, i: int) -> None:
@@ -92,7 +91,6 @@ class All:
 
     @contextmanager
     def use(self, i: int) -> Iterator[nn.Module]:
-        """Expert i."""
         yield self._networks[i]
 
     def prefetch(self, i: int) -> None:
@@ -122,7 +120,6 @@ class Stream:
 
     @contextmanager
     def use(self, i: int) -> Iterator[nn.Module]:
-        """Expert i, on the device inside the block."""
         with self._turn:
             network = self._activate(i)
             self._in_use += 1

@@ -16,6 +16,7 @@ from ..images.fidelity_map import is_map
 from ..images.postprocess import read_colours, read_mask
 from ..model import SRModel
 from ..pipeline import upscale
+from ..pipeline_run import estimate_restore
 from ..progress import Callback, Event
 from .metrics import lr_psnr
 
@@ -54,7 +55,6 @@ class Invention:
         return np.stack([np.concatenate([_colour(place_on_scale(plane)), strip]) for plane in self.spread])
 
     def describe(self) -> str:
-        """The two numbers as a line."""
         return (
             f"{self.share:.1%} of the pixels differ by more than {VISIBLE} grey levels from try to try; "
             f"reduced, the result is the input to {self.lr_consistency:.1f} dB"
@@ -85,11 +85,14 @@ def invention(
     """
     if seeds < 2:
         raise SettingError(f"{seeds} seeds: results are compared, so give at least 2")
-    lr = ((read_colours(as_canvas(image), torch.device("cpu")) + 1) / 2).permute(0, 2, 3, 1)
+    colours = read_colours(as_canvas(image), torch.device("cpu"))
+    lr = ((colours + 1) / 2).permute(0, 2, 3, 1)
     for name in ("fidelity", "protect", "mask"):
         if is_map(settings.get(name)):
             settings[name] = read_mask(settings[name], len(lr), name)[:, 0]
     has_zero = model.config.unet.takes_settings
+    if has_zero and settings.get("restore", "auto") == "auto" and len(lr) == 1:
+        settings["restore"] = estimate_restore(model, colours)[0]  # the same whichever way the picture lies
     runs, done = seeds + 2 * has_zero, 0
 
     def run(is_turned: int, **changes: Any) -> torch.Tensor:

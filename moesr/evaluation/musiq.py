@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.weight_reading import Weights
-from .metric_files import bare_keys, fill, find_weights, metrics_folder
+from ..errors import CheckpointError, explain
+from .metric_files import find_weights, metrics_folder
 
 _PATCH, _GRID, _WIDTH, _HEADS, _LAYERS, _MLP = 32, 10, 384, 6, 14, 1152
 #: Longer sides in pixels of the reduced copies that are rated beside the image itself.
@@ -27,9 +28,11 @@ class MUSIQ:
 
     def __init__(self, weights: str | Path | None = None, device: str | torch.device = "cpu") -> None:
         file = Weights(find_weights(metrics_folder(weights), "musiq", "koniq"))
-        rating = bare_keys(file).get("head.0.weight")
-        self.network, self.device = Network(file.shapes()[rating][0] if rating else 1).to(device), device
-        fill(self.network, file, "MUSIQ as pyiqa has it")
+        state = {key.removeprefix("params."): file[key] for key in file}
+        rating = state.get("head.0.weight")
+        self.network, self.device = Network(1 if rating is None else len(rating)).to(device), device
+        with explain(CheckpointError, f"{file.path}: not MUSIQ", "give the file of pyiqa", errors=RuntimeError):
+            self.network.load_state_dict(state)
 
     @torch.inference_mode()
     def __call__(self, image: Tensor) -> Tensor:

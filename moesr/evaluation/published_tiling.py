@@ -6,7 +6,6 @@ Each tile has its own noise and is sampled to the end. Seams are only averaged a
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -62,7 +61,7 @@ def upscale_published(
                 part = crop(lr[i : i + 1], window)
                 plan = plan_run(model, window.h, window.w, tile=0, tile_batch=1)
                 run = Run(plan, part, None if hidden is None else crop(hidden[i : i + 1], window))
-                drawn = run.noise([generator]) if noise is None else partial(_draw_tile_noise, noise, k)
+                drawn = run.noise([generator]) if noise is None else lambda step, k=k: noise(k, step + 1)
                 z = run.denoise(run.encode(), settings, noise=drawn)
                 tile = run.decode(z, 0).rows(0)(0, window.h * model.scale)
                 average.add(tile.clamp(-1, 1), window.scaled(model.scale))
@@ -97,15 +96,9 @@ class Average:
         self.count = torch.zeros(height, width, device=device)
 
     def add(self, tile: Tensor, window: Window) -> None:
-        """Add a tile [C, h, w]."""
         place = (..., slice(window.y0, window.y0 + window.h), slice(window.x0, window.x0 + window.w))
         self.total[place] += tile
         self.count[place] += 1
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows of the mean."""
         return self.total[:, start:stop] / self.count[start:stop]
-
-
-def _draw_tile_noise(noise: TileNoise, tile: int, step: int) -> Tensor:
-    return noise(tile, step + 1)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..atomic_files import open_new
-from ..errors import SettingError
+from ..errors import SettingError, explain
 from .metric_suite import columns_of
 from .quality_benchmark import Benchmark, Row, Trio, format_value
 
@@ -70,11 +70,9 @@ class Report:
             f"<style>{_STYLE}</style></head><body><h1>{html.escape(model)}</h1><p>{html.escape(facts)}</p>"
             f"{_table(benchmark)}<ul>{lines}</ul>{''.join(self._sections)}</body></html>\n"
         )
-        try:
-            with open_new(self.path, replaces=True) as file:
-                file.write(page.encode())
-        except OSError as error:
-            raise SettingError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+        cannot = explain(SettingError, f"{self.path}: cannot be written", "check the folder and its space")
+        with cannot, open_new(self.path, replaces=True) as file:
+            file.write(page.encode())
 
 
 def find_most_different(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:

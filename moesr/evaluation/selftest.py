@@ -313,10 +313,8 @@ class _Stoppable(PlainRuntime):
         self.stopped_at = math.inf
 
     def stop(self) -> None:
-        """Cancel the run."""
         self.stopped_at = time.perf_counter()
 
     def check(self) -> None:
-        """Raise Stopped once the run was cancelled."""
         if self.stopped_at <= time.perf_counter():
             raise Stopped

@@ -46,7 +46,6 @@ class HostedModel:
 
     @cached_property
     def sr(self) -> SRModel:
-        """The super-resolution model. Raises SettingError if there is only a decoder."""
         return self.assemble()
 
     @cached_property

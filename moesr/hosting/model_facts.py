@@ -28,7 +28,6 @@ class Plan:
     timesteps: list[int]
 
     def describe(self) -> str:
-        """One line for each expert: its steps and timesteps."""
         lines = [f"{len(self.timesteps)} steps, {len(set(self.experts))} experts at work"]
         for expert, group in itertools.groupby(range(len(self.experts)), key=self.experts.__getitem__):
             first, *others = group
@@ -84,7 +83,6 @@ class ModelFacts:
         return self._open(name)[1]
 
     def compute_hash(self, name: str) -> str:
-        """The fingerprint of a model's files: see library.compute_fingerprint."""
         path = self.find_path(name)
         key = _file_states(path)
         with self._lock:

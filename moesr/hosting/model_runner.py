@@ -92,7 +92,6 @@ class OpenModel:
     costs: Costs
 
     def start_clock(self, width: int, height: int, settings: Mapping[str, Any]) -> RunClock:
-        """The clock of a picture of that size in pixels."""
         used = resolve(self.model.config, **settings)
         rows, columns = result_size(height, width, used.scale)
         return RunClock(self.costs, self.name, rows * columns, used.steps)

@@ -116,12 +116,10 @@ class Networks(PlainRuntime):
         return self._build(i)[0]
 
     def get_handle(self, i: int) -> Any:
-        """The handle of network i."""
         return self._build(i)[1]
 
     @contextmanager
     def use(self, i: int) -> Iterator[nn.Module]:
-        """Network i, on the device inside the block."""
         if i not in self._loaded:
             together = self._residency == "all" and i != self.decoder
             self._load(range(self.decoder) if together else [i])
@@ -135,7 +133,6 @@ class Networks(PlainRuntime):
             self._load([*self._loaded, i])
 
     def check(self) -> None:
-        """Raise if the host's user has cancelled."""
         self.keeper.check()
 
     def free_memory(self, device: torch.device) -> int:
@@ -144,7 +141,6 @@ class Networks(PlainRuntime):
         return max(0, self.keeper.measure_free_memory() - self._largest)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """What the host takes for it, and what torch does."""
         return self.keeper.is_out_of_memory(error)
 
     def release(self) -> None:
@@ -177,13 +173,10 @@ class NetworkView:
     first: int = 0
 
     def use(self, i: int) -> AbstractContextManager[nn.Module]:
-        """Network i, on the device inside the block."""
         return self.networks.use(self.first + i)
 
     def prefetch(self, i: int) -> None:
-        """Network i comes next."""
         self.networks.prefetch(self.first + i)
 
     def close(self) -> None:
-        """Let go of all networks of the model."""
         self.networks.close()

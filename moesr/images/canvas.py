@@ -35,12 +35,10 @@ class Canvas:
     """Per image: its three channels are equal, as in most black-and-white pictures; so are those of the result."""
 
     def part(self, start: int, stop: int) -> Canvas:
-        """Some of the images."""
         alpha = None if self.alpha is None else self.alpha[start:stop]
         return replace(self, rgb=self.rgb[start:stop], alpha=alpha, neutral=self.neutral[start:stop])
 
     def empty(self, height: int, width: int) -> np.ndarray:
-        """The array for a result of that size."""
         channels = (1 if self.grey else 3) + (self.alpha is not None)
         return np.empty((len(self.rgb), height, width, channels), self.samples)
 

@@ -23,13 +23,11 @@ def draw_timeline(
 ) -> Image.Image:  # fmt: skip
     """An RGBA picture on a transparent ground: a bar for every step, as high as its noise, in its expert's colour.
 
-    experts, noise (0 or more) and timesteps have one entry per step, in the order in which they run. size: in pixels.
-    ink: of the labels, by default a grey that is read on white and on black. zoom: 2 for a picture that is twice as
-    large with all that is in it. Raises ValueError if there are no steps, or if the three differ in length.
+    experts, noise (0 or more) and timesteps have one entry per step, of which there is at least one, in the order in
+    which they run. size: in pixels. ink: of the labels, by default a grey that is read on white and on black. zoom: 2
+    for a picture that is twice as large with all that is in it.
     """
     count = len(experts)
-    if not count or not count == len(noise) == len(timesteps):
-        raise ValueError(f"{count} experts, {len(noise)} noise levels, {len(timesteps)} timesteps: give one per step")
     width, height = (side * _FINE for side in size)
     image = Image.new("RGBA", (width, height))
     draw = ImageDraw.Draw(image)

@@ -37,7 +37,6 @@ class Fidelity:
     shares: Tensor | None = None
 
     def part(self, start: int, stop: int) -> Fidelity:
-        """That of some of the images."""
         if self.levels.shape[1] == 1:
             return self
         return Fidelity(self.levels[:, start:stop], None if self.shares is None else self.shares[start:stop])

@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from PIL import Image
 
-from ..errors import ImageError, MoESRError, find_reason
+from ..errors import ImageError, MoESRError, explain, find_reason
 from . import colour_profile, exif, png
 from .metadata import get_exif, read_metadata
 from .picture import Picture, make_picture, round_samples
@@ -178,10 +178,8 @@ def _contents(source: str | os.PathLike[str] | bytes | BinaryIO, name: str) -> t
         file = cast(BinaryIO, source)
         return getattr(file, "name", name), file.read()
     path = Path(cast("str | os.PathLike[str]", source))
-    try:
+    with explain(ImageError, f"{path}: cannot be read", "check the path", errors=(OSError, ValueError)):
         return path, path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: cannot be read ({find_reason(error)}); check the path") from error
 
 
 def _decode(data: bytes) -> Picture:

@@ -46,7 +46,6 @@ class Store:
         self.moments = [Moments() for _ in range(images)]
 
     def reset(self) -> None:
-        """Forget what was put, before it is put again."""
         self.moments = [Moments() for _ in self.moments]
 
     def put(self, image: int, start: int, rows: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from ..atomic_files import open_new
-from ..errors import ImageError, NumericsError, SettingError, find_reason
+from ..errors import ImageError, NumericsError, SettingError, explain
 from . import colour_profile, png
 from . import metadata as translate
 from .picture import Metadata, Picture, lay_on_white, round_samples
@@ -53,15 +53,15 @@ def write_image(
         raise NumericsError(f"{name}: the picture has NaN or infinite values; it was not written")
     colours = picture.metadata.colour_chunks
     kept = translate.adapt_to_result(picture.metadata, width, height) if metadata else Metadata(colour_chunks=colours)
-    try:
+    with explain(
+        ImageError, f"{name}: cannot be written", "check the folder and its space", errors=(OSError, ValueError)
+    ):
         data, notes = _encode(replace(picture, metadata=kept), kind, quality)
         if file is not None:
             file.write(data)
         elif path is not None:
             with open_new(Path(os.path.realpath(path)), replaces=True) as part:  # a link keeps pointing to its file
                 part.write(data)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{name}: cannot be written ({find_reason(error)}); check the folder and its space") from error
     return tuple(notes)
 
 

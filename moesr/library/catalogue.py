@@ -36,7 +36,6 @@ class RemoteFile:
 
     @property
     def url(self) -> str:
-        """The address to read over HTTP."""
         return self.address if isinstance(self.address, str) else self.address.url
 
 

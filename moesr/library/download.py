@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..checkpoints.weight_reading import Weights
-from ..errors import CheckpointError, SettingError, format_size
+from ..errors import CheckpointError, SettingError, explain, find_reason, format_size
 from . import model_folders as library
 from .catalogue import CATALOGUE, Entry, HubFile, RemoteFile
 
@@ -81,11 +81,8 @@ def download(
         )
     if entry.non_commercial and not (agree and agree(entry)):
         raise SettingError(f"{name}: {entry.licence} ({entry.page}); nothing was fetched, --yes agrees to that licence")
-    try:
+    with explain(CheckpointError, f"{root}: cannot be written", "name another folder with --to"):
         return _fetch_all(entry, root, [] if force else roots, progress)
-    except OSError as error:
-        reason = error.strerror or error
-        raise CheckpointError(f"{root}: cannot be written ({reason}); name another folder with --to") from error
 
 
 def offline() -> bool:
@@ -265,4 +262,4 @@ def find_problem(path: Path, file: RemoteFile) -> str | None:
     except CheckpointError as error:
         return str(error).removeprefix(f"{path}: ").split("; ")[0]
     except OSError as error:
-        return f"it cannot be read ({error.strerror or error})"
+        return f"it cannot be read ({find_reason(error)})"

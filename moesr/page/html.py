@@ -182,7 +182,7 @@ def format_duration(seconds: float) -> str:
     whole = round(seconds)
     if whole < 90:
         return f"{max(whole, 1)} s"
-    minutes = round(seconds / 60)
+    minutes = round(whole / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 

@@ -32,6 +32,11 @@ if (!window.moesrPage) {
     });
     document.querySelectorAll("#moesr-files [title='common.upload']").forEach((button) => {
       button.title = button.ariaLabel = "Add pictures";
+      // Gradio puts a second button into it: one is enough, and it answers keys too.
+      const inner = button.querySelector("button"), field = button.querySelector("input");
+      if (!inner || !field) return;
+      inner.inert = true;
+      button.onclick = (event) => { if (event.target !== field) field.click(); };
     });
     const zone = document.querySelector("#moesr-files .upload-container");
     if (zone?.textContent.trim()) zone.removeAttribute("aria-label"); // its text is its name

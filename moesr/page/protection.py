@@ -38,7 +38,7 @@ SEVERAL = "Several pictures were dropped. Protection is for a single one."
 def make_painter(gr: Any) -> Any:
     """An ImageEditor; where Gradio has none, a field for a map that was made elsewhere."""
     if gradio_version() < (4, 0):
-        return make(gr.File, label="Grey picture: white is protected", height=90, elem_id="moesr-painter")
+        return make(gr.File, label="Grey picture: white is protected", height=150, elem_id="moesr-painter")
     painter = make(
         gr.ImageEditor, type="pil", image_mode="RGBA", sources=(), transforms=(), layers=False, height=340,
         brush=make(gr.Brush, default_size=40, colors=[_PAINT], default_color=_PAINT, color_mode="fixed"),

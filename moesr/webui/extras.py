@@ -16,7 +16,7 @@ from .run_in_job import upscale_now
 log = logging.getLogger(__name__)
 
 #: Controls in rows.
-_ROWS = (("scale",), ("steps", "fidelity"), ("color_fix", "seed", "wrap"), ("restore", "tile"))
+_ROWS = (("scale",), ("steps", "fidelity"), ("color_fix", "seed"), ("restore", "tile"), ("wrap",))
 
 
 class MoESRExtras(webui_api.scripts_postprocessing.ScriptPostprocessing):

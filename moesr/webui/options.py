@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ..page.controls import NUMBERS, describe_control
@@ -31,7 +32,10 @@ def add() -> None:
             kind, options["choices"] = "Dropdown", ["auto", *NUMBERS[name]]
             options = {part: options[part] for part in ("label", "value", "info", "choices")}
         label, _, info = (options.pop(part) for part in ("label", "value", "info"))
-        page[key] = _option(key, f"{label} of the upscalers", getattr(gr, kind), options).info(info)
+        # The host hands these options to Gradio's updates too, and Gradio 3 refuses this one there.
+        fixed = {part: options.pop(part) for part in ("allow_custom_value",) if part in options}
+        component = partial(getattr(gr, kind), **fixed)
+        page[key] = _option(key, f"{label} of the upscalers", component, options).info(info)
     page |= {
         "moesr_dtype": _option(
             "moesr_dtype", "Precision", gr.Radio, {"choices": list(LOADING["dtype"].choices)}

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import moesr
+from moesr.hosting.sigma_model import SigmaModel
 from moesr.settings import SETTINGS
 from tests.hosts.comfyui import Comfy
 from tests.hosts.packs import ROOT
@@ -112,6 +113,36 @@ def test_three_nodes_at_their_defaults_equal_the_library(comfy: Comfy, tiny: moe
     prompt, saved = three_nodes(steps=0)
     (found,) = comfy.images(comfy.run(prompt), saved)
     assert_same(found, moesr.upscale(tiny, photo))
+
+
+@pytest.mark.parametrize("kind", ["KSampler", "SamplerCustom"])
+def test_the_hosts_samplers_drive_the_model(
+    comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray, kind: str
+) -> None:  # fmt: skip
+    prompt = Prompt()
+    image, model = prompt.load(), prompt.model()
+    node, _ = prompt.add("MoESRAsModel", model=model, image=image, steps="auto", tile="64", restore="auto")
+    given: dict[str, Any] = {
+        "model": [node, 0],
+        "positive": [node, 1],
+        "negative": [node, 1],
+        "latent_image": [node, 2],
+    }
+    if kind == "KSampler":
+        given |= {"seed": 3, "steps": 4, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    else:
+        sampler = prompt.add("KSamplerSelect", sampler_name="euler")
+        given |= {"add_noise": True, "noise_seed": 3, "cfg": 1.0, "sampler": sampler, "sigmas": [node, 3]}
+    saved = prompt.save(prompt.decode(model, prompt.add(kind, **given), image, tile=64))
+    (found,) = comfy.images(comfy.run(prompt), saved)
+    waiting = SigmaModel(tiny, photo, tile=64)
+    noise = torch.randn(waiting.shape, generator=torch.manual_seed(3))
+    x = noise * (1 + waiting.schedule[0] ** 2).sqrt()
+    with torch.inference_mode():
+        for sigma, after in zip(waiting.schedule.tolist(), waiting.schedule[1:].tolist()):
+            clean = waiting.denoise(x, sigma)
+            x = clean + (x - clean) * (after / sigma)
+    assert_same(found, moesr.decode_latents(tiny, waiting.to_latent(x), photo, tile=64))
 
 
 def test_every_setting_reaches_the_library(comfy: Comfy, tiny: moesr.SRModel, photo: np.ndarray) -> None:

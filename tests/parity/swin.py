@@ -118,7 +118,7 @@ def block(case: Case) -> None:
 @torch.no_grad()
 def unet(case: Case) -> None:
     """The network at every recorded size, and its inner states (of the first image) at the plain one."""
-    network = load(case, case.meta.get("config"), None if case.stored else case.meta["weights_file"])
+    network = load(case, case.meta.get("config"), case.meta.get("weights_file"))
     for size in case.tags(r"x(|_.+)"):
         z, t, lr = (case.inputs[f"{name}{size}"] for name in ("x", "t", "lq"))
         if f"mask{size}" in case.inputs:

@@ -8,7 +8,7 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -89,6 +89,10 @@ def test_settings(host: Host, loaded: ModuleType) -> None:
     assert all(info.section == ("moesr", "MoESR") for info in labels.values())
     choices: Any = labels["moesr_model"].component_args
     assert choices()["choices"] == ["tiny", "nano"]
+    # A1111 updates all settings at once when its page is loaded; Gradio 3 takes no other options there.
+    for arguments in (info.component_args for info in labels.values()):
+        given = cast(Any, arguments() if callable(arguments) else arguments or {})
+        assert set(given) <= {"choices", "minimum", "maximum", "step", "precision"}
 
 
 # The upscaler
@@ -307,10 +311,7 @@ def decoder(host: Host, tmp_path: Path) -> str:
 
 
 def make_checkpoint(is_sd1: bool) -> Any:
-    def decode_first_stage(latents: torch.Tensor, *_: Any) -> torch.Tensor:
-        return torch.full((len(latents), 3, 16, 16), 7.0)
-
-    return SimpleNamespace(is_sd1=is_sd1, decode_first_stage=decode_first_stage)
+    return SimpleNamespace(is_sd1=is_sd1, decode_first_stage=lambda z, *_: torch.full((len(z), 3, 16, 16), 7.0))
 
 
 @both_hosts

@@ -70,7 +70,6 @@ class Bench:
         self.watch = Stopwatch(plan.device, plan.clock)
 
     def rows(self) -> Iterator[Row]:
-        """All rows."""
         for section in self.plan.sections:
             yield from getattr(self, f"_{section}")()
 
@@ -86,7 +85,6 @@ class Bench:
             yield Row(f"matrix product {side}, {name}", seconds, count, 1.0)
 
     def _side(self, dtype: torch.dtype) -> int:
-        """Side of the yardstick's matrices."""
         if self.device.type != "cpu":
             return DEVICE_MATRIX
         return min(512, MATRIX) if dtype == torch.float16 else MATRIX

@@ -132,7 +132,6 @@ class Peak:
 
     @property
     def mib(self) -> float | None:
-        """In MiB."""
         return None if self.bytes is None else self.bytes / 2**20
 
 
