@@ -167,6 +167,7 @@ def test_the_timeline_shows_the_step_at_work(page: Window, twice: Comfy) -> None
     page.run("e => window.app.api.dispatchCustomEvent('moesr.step', e)", {**event, "node": "1"})
     page.page.wait_for_timeout(300)
     assert page.page.locator('canvas[role="img"]').count() == 1
+    assert page.page.locator('canvas[role="img"]').bounding_box()["x"] > 0, "it lies on its node"  # not over the page
     fit(page)
     page.shot("timeline")
     page.run("() => window.app.api.dispatchCustomEvent('execution_interrupted', {prompt_id: 'x'})")

@@ -135,6 +135,7 @@ function addStatus(node, id) {
     given = room();
     const needed = node.computeSize?.()[1] ?? 0;
     if (needed > node.size[1]) node.setSize([node.size[0], needed]);
+    node.setDirtyCanvas?.(true, true); // until it is drawn the page has the element in its corner
   };
   if (window.ResizeObserver) new ResizeObserver(paint).observe(canvas);
   return paint;
