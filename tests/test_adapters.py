@@ -16,7 +16,7 @@ from moesr.errors import CheckpointError
 from moesr.model import SRModel
 from moesr.networks.adapters import Adapter, spread
 from moesr.networks.autoencoder import Autoencoder
-from moesr.networks.lr_cleaner import LRCleaner, clean_in_parts
+from moesr.networks.lr_cleaner import LRCleaner, average_similar, clean_in_parts
 from moesr.pipeline import decode_latents, sample_latents
 from moesr.progress import Event
 from tests.image_files import photo
@@ -143,3 +143,10 @@ def test_ranks_that_no_file_has_are_one_line(path: Path) -> None:
         save_model(wrong, config, files.experts, files.decoder, torch.float32)
         with pytest.raises(CheckpointError, match="adapter"):
             open_model(wrong)
+
+
+def test_non_local_means_take_noise_away_and_keep_edges() -> None:
+    clean = torch.where(torch.arange(32) < 16, -0.5, 0.5).expand(1, 3, 32, 32)
+    weak, strong = average_similar(clean + 0.05 * torch.randn(clean.shape), (0.005, 0.05)).split(3, dim=1)
+    assert (strong - clean).std() < 0.025 < (weak - clean).std()
+    assert torch.allclose(average_similar(clean, (0.05,)), clean, atol=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,8 +60,8 @@ class LRCleaner(nn.Module):
         x = torch.cat([lr, level], dim=1)
         if prefers_channels_last(x.device, x.dtype):
             x = x.contiguous(memory_format=torch.channels_last)
-        smoothed = (average_similar(lr, noise) - lr for noise in _NOISE_LEVELS)
-        h = self.before(self.start(x) + self.smoothed(torch.cat(list(smoothed), dim=1)))
+        smoothed = average_similar(lr, _NOISE_LEVELS) - lr.repeat(1, len(_NOISE_LEVELS), 1, 1)
+        h = self.before(self.start(x) + self.smoothed(smoothed))
         h = h + F.pixel_shuffle(self.up(self.inner(self.down(h))), 2)
         change = self.end(self.after(h))
         mean = F.avg_pool2d(change, _SQUARE, stride=1, padding=_SQUARE // 2, count_include_pad=False)
@@ -69,24 +69,27 @@ class LRCleaner(nn.Module):
 
 
 @torch.no_grad()
-def average_similar(images: Tensor, noise: float) -> Tensor:
+def average_similar(images: Tensor, noise_levels: Sequence[float]) -> Tensor:
     """Non-local means: each pixel of [B, 3, H, W] becomes the mean of those around it whose surroundings look alike.
 
-    noise: standard deviation by which pixels may differ and still look alike.
+    noise_levels: standard deviations by which pixels may differ and still look alike. Returns one image per level,
+    [B, 3 x levels, H, W].
     """
     height, width = images.shape[-2:]
     x = images.float()
     around = F.pad(x, (_SEARCH,) * 4, mode="replicate")
-    total, weights = torch.zeros_like(x), torch.zeros_like(x[:, :1])
+    totals = [torch.zeros_like(x) for _ in noise_levels]
+    weights = [torch.zeros_like(x[:, :1]) for _ in noise_levels]
     for top in range(2 * _SEARCH + 1):
         for left in range(2 * _SEARCH + 1):
             other = around[..., top : top + height, left : left + width]
             distance = (x - other).square().mean(dim=1, keepdim=True)
             distance = F.avg_pool2d(distance, 2 * _PATCH + 1, stride=1, padding=_PATCH, count_include_pad=False)
-            weight = torch.exp(1.0 - (distance / noise**2).clamp(min=2.0) / 2.0)
-            total.addcmul_(weight, other)
-            weights.add_(weight)
-    return (total / weights).to(images.dtype)
+            for noise, total, sum_of_weights in zip(noise_levels, totals, weights):
+                weight = torch.exp(1.0 - (distance / noise**2).clamp(min=2.0) / 2.0)
+                total.addcmul_(weight, other)
+                sum_of_weights.add_(weight)
+    return torch.cat([total / sum_of_weights for total, sum_of_weights in zip(totals, weights)], dim=1).to(images)
 
 
 def clean_in_parts(
