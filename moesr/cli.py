@@ -7,7 +7,6 @@ import errno
 import logging
 from collections.abc import Sequence
 
-from .commands import ablate, batch, bench, check, data, demo, evaluate, invention, models, train, upscale
 from .commands.common import fail
 from .commands.standard_streams import tolerant_streams
 from .errors import MoESRError
@@ -65,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
+    from .commands import ablate, batch, bench, check, data, demo, evaluate, invention, models, train, upscale
+
     parser = argparse.ArgumentParser(
         prog="python -m moesr",
         description="Diffusion super-resolution with time experts and a frequency-compensated decoder.",

@@ -233,12 +233,6 @@ def test_streams_do_not_decide(tmp_path: Path, redirections: str) -> None:
     assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == sorted(names)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_other_commands_neither(tmp_path: Path) -> None:
-    done = shell(tmp_path, ">/dev/full", "info", "tiny")
-    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
-
-
 def test_standard_input_and_output_carry_pictures(tmp_path: Path) -> None:
     Image.new("RGB", (4, 3), "teal").save(tmp_path / "a.png")
     done = shell(tmp_path, "< a.png", "upscale", "-", "-o", "-", "--format", "webp")

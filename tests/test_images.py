@@ -15,12 +15,20 @@ from moesr.images.alpha import fill_transparent
 from moesr.images.colour import Moments, match_moments
 from moesr.images.condition import Condition, periodic_resize
 from moesr.images.resize import resize, resize_uint8
-from moesr.images.row_bands import Rows, Store, adain_rows, resized_rows, wavelet_rows
+from moesr.images.row_bands import Rows, resized_rows, wavelet_rows
 from moesr.images.tile_windows import Window
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rows_of(image: Tensor) -> Rows:
+    return lambda start, stop: image[:, start:stop]
+
+
+def in_bands(rows: Rows, height: int, band: int) -> Tensor:
+    return torch.cat([rows(y, min(y + band, height)) for y in range(0, height, band)], dim=1)
 
 
 # ---- resize
@@ -62,9 +70,9 @@ def test_colours_move_on_the_device_where_the_rows_are() -> None:
 
 
 def wavelet(content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-    """The colour fix of a whole picture [3, H, W]."""
-    rows = wavelet_rows(lambda a, b: content[:, a:b], lambda a, b: style[:, a:b], content.shape[1])
-    return rows(0, content.shape[1])
+    """The colour fix of a whole picture [3, H, W], in bands."""
+    rows = wavelet_rows(rows_of(content), rows_of(style), content.shape[1])
+    return in_bands(rows, content.shape[1], 11)
 
 
 def test_wavelet_is_the_dilated_pyramid() -> None:
@@ -114,14 +122,6 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1)) / 2
 
 
-def rows_of(image: Tensor) -> Rows:
-    return lambda start, stop: image[:, start:stop]
-
-
-def in_bands(rows: Rows, height: int, band: int) -> Tensor:
-    return torch.cat([rows(y, min(y + band, height)) for y in range(0, height, band)], dim=1)
-
-
 @pytest.mark.parametrize("band", [1, 7, 100])
 @pytest.mark.parametrize("size", [(20, 31), (50, 13), (7, 90), (33, 17)])
 def test_resized_rows(size: tuple[int, int], band: int) -> None:
@@ -134,19 +134,6 @@ def test_resized_rows_of_an_endless_texture() -> None:
     image = noise(3, 12, 10)
     rows = resized_rows(rows_of(image), 12, 10, (21, 16), wrap=True)
     torch.testing.assert_close(in_bands(rows, 21, 5), periodic_resize(image[None], (21, 16))[0])
-
-
-@pytest.mark.parametrize("height", [3, 40, 200])
-def test_colour_fixes(height: int) -> None:
-    content, style = noise(3, height, 9), noise(3, height, 9).flip(1) * 0.5 + 0.1
-    store = Store(1, 3, height, 9, torch.device("cpu"))
-    for y in range(0, height, 13):
-        store.put(0, y, content[:, y : y + 13])
-    fixed = in_bands(adain_rows(store.rows(0), store.moments[0], style), height, 11)
-    torch.testing.assert_close(fixed, match_moments(content, Moments(content), Moments(style)), atol=1e-5, rtol=1e-5)
-    fixed = in_bands(wavelet_rows(rows_of(content), rows_of(style), height), height, 11)
-    whole = wavelet_rows(rows_of(content), rows_of(style), height)(0, height)
-    torch.testing.assert_close(fixed, whole, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{}, {"color_fix": "wavelet", "scale": 3}, {"tile": 64}, {"wrap": True}])

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from moesr.errors import ImageError, SettingError
 from moesr.page.controls import read_form
-from moesr.page.limits import PUBLIC, Limits
+from moesr.page.limits import PUBLIC
 from moesr.page.results import delete_old
 from moesr.page.uploads import Upload, accept, clean_name, open_picture, read_size, safe_stem
 from moesr.result_sizes import read_size as read_target_size
@@ -103,12 +103,6 @@ def test_names(name: str, shown: str, stem: str) -> None:
     assert clean_name(name) == shown
     assert safe_stem(name) == stem
     assert Path(safe_stem(name)).name == safe_stem(name)
-
-
-def test_messages_of_limits_give_the_way_out() -> None:
-    with pytest.raises(ImageError, match="choose a smaller scale"):
-        Limits(output_pixels=100).check_output("a.png", 10, 10, 4)
-    Limits(output_pixels=1600).check_output("a.png", 10, 10, 4)
 
 
 def record_in(folder: Path, text: str) -> Path:

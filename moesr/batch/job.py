@@ -14,6 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Union, cast
 
+from PIL import Image
+
 from .. import result_files
 from ..atomic_files import open_new
 from ..errors import SettingError, explain
@@ -24,8 +26,8 @@ from .local_engine import choose_workers, run_local
 from .lock import JobLock
 from .manifest import Row, read_manifest, write_manifest
 from .sources import list_addresses
-from .storage import find_size, is_remote
-from .worker import Work
+from .storage import find_size, is_remote, open_file
+from .worker import Work, Worker
 
 ENGINES = ("local", "ray")
 ON_ERROR = ("skip", "fail")
@@ -101,7 +103,6 @@ class Options:
     address: str | None = _option(None, "of a Ray cluster; auto: that of this machine (default: starts one)", "Ray")
     cpus_per_worker: int = _option(1, "also its threads on a CPU, without Ray too", "Ray")
     gpus_per_worker: float = _option(0.0, "may be a fraction", "Ray")
-    in_flight: int = _option(2, "blocks of pictures that wait at each worker", "Ray")
     #: Arguments of `moesr.load`.
     model: str = "tiny"
     dtype: str = "auto"
@@ -111,7 +112,7 @@ class Options:
     model_timesteps: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("engine", "on_error", "format", "max_errors", "attempts", "cpus_per_worker", "in_flight"):
+        for name in ("engine", "on_error", "format", "max_errors", "attempts", "cpus_per_worker"):
             value, choices = getattr(self, name), type(self).__dataclass_fields__[name].metadata.get("choices")
             if choices and value not in choices:
                 raise SettingError(f"{name} {value}: choose one of {', '.join(choices)}")
@@ -190,11 +191,6 @@ def estimate(inputs: Inputs, output: str | os.PathLike[str], **options: Any) -> 
 
     options: as of `batch`.
     """
-    from PIL import Image
-
-    from .storage import open_file
-    from .worker import Worker
-
     chosen, work = _prepare_work(options)
     passed_over, out = PassedOver(), os.fspath(output)
     with tempfile.TemporaryDirectory(prefix="moesr-") as folder:
@@ -262,7 +258,9 @@ def _prepare_manifest(
     Raises SettingError if the folder has another job, or this one without `resume`.
     """
     own = {"inputs": names, "column": options.column, "format": options.format, **asdict(work)}
-    before = _read_json(folder / "job.json")
+    before: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        before = json.loads((folder / "job.json").read_bytes())
     if before:
         for name in ("format", "model_hash", "settings", "quality", "metadata", "threads", "settings_hash"):
             if before.get(name) != own[name]:
@@ -315,11 +313,3 @@ def _choose_job_folder(out: str, chosen: str | None) -> Path:
     if chosen is not None or not is_remote(out):
         return Path(chosen or Path(out, JOB_FOLDER))
     return Path(f"{JOB_FOLDER}-{hashlib.blake2b(out.rstrip('/').encode(), digest_size=4).hexdigest()}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -43,7 +43,7 @@ class Journal:
 
     def __init__(self, folder: Path, shard: tuple[int, int] = (0, 1)) -> None:
         self.path = folder / journal_name(shard)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._index = sqlite3.connect("", isolation_level=None, check_same_thread=False)  # in a file without a name
         self._index.execute("PRAGMA journal_mode = OFF")
         columns = "id TEXT PRIMARY KEY, status TEXT, attempts INT, bytes INT, error TEXT"
@@ -51,9 +51,11 @@ class Journal:
         for row in read_rows(find_journals(folder)):
             self._remember(row)
         with explain(SettingError, f"{self.path}: cannot be written", "check the folder"):
-            self._file = self.path.open("ab")
-            if self._file.tell() and not _ends_with_newline(self.path):  # a killed run's last line
-                self._file.write(b"\n")
+            self._file = self.path.open("a+b")
+            if self._file.tell():
+                self._file.seek(-1, os.SEEK_END)
+                if self._file.read() != b"\n":  # a killed run's last line
+                    self._file.write(b"\n")
         self._synced = time.monotonic()
 
     def start(self, row_id: str, *, worker: str, limit: int) -> int:
@@ -62,21 +64,28 @@ class Journal:
         Beyond `limit` nothing is noted. Raises SettingError if the journal cannot be written.
         """
         with self._lock:
-            state = self._find(row_id)
+            state = self.find(row_id)
             if state.status != "pending":
                 return 0
             if state.attempts < limit:
-                self._append({"id": row_id, "attempt": state.attempts + 1, "worker": worker})
+                self.finish({"id": row_id, "attempt": state.attempts + 1, "worker": worker})
             return state.attempts + 1
 
     def finish(self, row: Mapping[str, Any]) -> None:
         """Note what became of a picture. Raises SettingError if the journal cannot be written."""
-        with self._lock:
-            self._append(row)
+        with self._lock, explain(SettingError, f"{self.path}: cannot be written", "make room, then --resume"):
+            self._file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+            self._file.flush()
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+            self._remember(row)
 
     def find(self, row_id: str) -> State:
+        query = "SELECT status, attempts, bytes, error FROM states WHERE id = ?"
         with self._lock:
-            return self._find(row_id)
+            found = self._index.execute(query, (row_id,)).fetchone()
+        return State(*found) if found else State()
 
     def close(self) -> None:
         """Write what is left to the disk."""
@@ -84,26 +93,12 @@ class Journal:
             self._file.close()
         self._index.close()
 
-    def _append(self, row: Mapping[str, Any]) -> None:
-        with explain(SettingError, f"{self.path}: cannot be written", "make room, then --resume"):
-            self._file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
-            self._file.flush()
-            if time.monotonic() - self._synced > _SYNC_SECONDS:
-                os.fsync(self._file.fileno())
-                self._synced = time.monotonic()
-        self._remember(row)
-
     def _remember(self, row: Mapping[str, Any]) -> None:
         if "attempt" in row:
             values = (row["id"], "pending", row["attempt"], 0, "")
         else:
             values = (row["id"], row["status"], 0, row.get("bytes", 0), row.get("error", ""))
         self._index.execute("INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?, ?)", values)
-
-    def _find(self, row_id: str) -> State:
-        query = "SELECT status, attempts, bytes, error FROM states WHERE id = ?"
-        found = self._index.execute(query, (row_id,)).fetchone()
-        return State(*found) if found else State()
 
 
 def journal_name(shard: tuple[int, int]) -> str:
@@ -153,9 +148,3 @@ COLUMNS = (
     "id", "source", "target", "status", "error", "notes", "seconds", "tile", "width", "height", "result_width",
     "result_height", "bytes", "hash", "attempts", "model_hash", "settings_hash", "worker",
 )  # fmt: skip
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 from ..errors import SettingError
 from .journal import Journal
 from .manifest import Row
-from .worker import Work, describe_death, to_line
+from .worker import Work, describe_death
 
 Take = Callable[[], "Row | None"]
 _PARENT = Path(__file__).resolve().parents[2]
@@ -123,7 +123,7 @@ class _Seat(threading.Thread):
             if attempt > self._attempts:
                 result = describe_death(row, self._attempts, self._sign)
             else:
-                line = self._ask(to_line(row, attempt))
+                line = self._ask({"row": asdict(row), "attempt": attempt})
                 if line is None and self._stopped:
                     self._journal.finish({"id": row.id, "status": "pending"})
                     return None
@@ -140,16 +140,16 @@ class _Seat(threading.Thread):
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True, encoding="utf-8"
         )
-        first = json.loads(self._ask(json.dumps(asdict(self._work)) + "\n") or "{}")
+        first = json.loads(self._ask(asdict(self._work)) or "{}")
         if not first.get("ready") and not self._stopped:
             raise SettingError(first.get("error") or f"a worker ended while it loaded the model ({self._sign})")
 
-    def _ask(self, line: str) -> str | None:
+    def _ask(self, question: dict[str, Any]) -> str | None:
         """The process's answer; None if it died, which is then noted in `_sign`."""
         process = cast("subprocess.Popen[str]", self._process)
         stdin, stdout, answer = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout), ""
         with contextlib.suppress(OSError, ValueError):
-            stdin.write(line)
+            stdin.write(json.dumps(question) + "\n")
             stdin.flush()
             answer = stdout.readline()
         if answer.endswith("\n"):

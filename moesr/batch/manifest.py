@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..atomic_files import open_new
 from ..result_files import plan_targets
@@ -36,6 +37,10 @@ class Row:
     @property
     def label(self) -> str:
         return f"{self.source}!{self.member}" if self.member else self.source
+
+    def describe(self, status: str, error: str = "") -> dict[str, Any]:
+        """The beginning of its line in the journal."""
+        return {"id": self.id, "source": self.label, "target": self.target, "status": status, "error": error}
 
 
 def write_manifest(path: Path, addresses: Iterable[Address], output: str, suffix: str) -> int:

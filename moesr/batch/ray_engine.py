@@ -47,9 +47,7 @@ def run_ray(work: Work, rows: Iterator[Row], *, folder: Path, options: Options, 
             return
         here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         keeper = ray.remote(num_cpus=0, scheduling_strategy=here)(_JournalKeeper).remote(folder, options)
-        pool = ray.data.ActorPoolStrategy(
-            min_size=fewest, max_size=most, max_tasks_in_flight_per_actor=options.in_flight
-        )
+        pool = ray.data.ActorPoolStrategy(min_size=fewest, max_size=most, max_tasks_in_flight_per_actor=2)
         results = ray.data.from_arrow_refs(blocks).map_batches(
             _RayWorker, fn_constructor_args=(work, keeper, options.attempts), compute=pool, batch_size=block,
             batch_format="pyarrow", num_cpus=options.cpus_per_worker, num_gpus=options.gpus_per_worker or None,
@@ -129,14 +127,13 @@ class _RayWorker:
         return pyarrow.table({"row": [json.dumps(line) for line in lines]})
 
     def _process_row(self, row: Row) -> dict[str, Any]:
-        plain = {"id": row.id, "source": row.label, "target": row.target}
         if self._worker is None:
-            return {**plain, "status": "pending", "error": self._error}
+            return row.describe("pending", self._error)
         attempt, state = self._ray.get(self._keeper.start.remote(row.id, describe_process()))
         if attempt < 0:
-            return {**plain, "status": "pending", "error": ""}
+            return row.describe("pending")
         if attempt == 0:
-            return {**plain, **state}
+            return row.describe("done") | state
         if attempt > self._attempts:
             line = describe_death(row, self._attempts, "or its machine was taken away")
         else:

@@ -32,17 +32,12 @@ def is_remote(address: str) -> bool:
     return "://" in address
 
 
-@lru_cache(maxsize=32)
-def _open_protocol(protocol: str) -> Any:
-    import fsspec
-
-    return fsspec.filesystem(protocol)
-
-
 def open_filesystem(address: str) -> tuple[Any, str]:
     """The file system of an address, and the path in it. Raises SettingError where a package is missing."""
     try:
-        system = _open_protocol(address.partition("://")[0])
+        import fsspec
+
+        system: Any = fsspec.filesystem(address.partition("://")[0])
         return system, str(system._strip_protocol(address))
     except ImportError as error:
         raise SettingError(f"{address}: {find_reason(error)}; {CLUSTER}") from error

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -64,7 +64,7 @@ class Worker:
         the second on, the result of an attempt before this may be there, and counts if it is equal.
         """
         started = time.perf_counter()
-        line: dict[str, Any] = {"id": row.id, "source": row.label, "target": row.target, "status": "done", "error": ""}
+        line = row.describe("done")
         try:
             if attempt == 1 and exists(row.target):
                 raise ImageError(f"{row.target}: is there already, and not of this job; move it, or give another OUT")
@@ -124,10 +124,7 @@ def describe_process() -> str:
 def describe_death(row: Row, attempts: int, sign: str) -> dict[str, Any]:
     """The journal's line for a picture whose worker died at every attempt."""
     error = f"{row.label}: its worker died {attempts} times ({sign}); try a smaller --tile"
-    return {
-        "id": row.id, "source": row.label, "target": row.target, "status": "failed", "error": error,
-        "attempts": attempts,
-    }  # fmt: skip
+    return {**row.describe("failed", error), "attempts": attempts}
 
 
 def main() -> None:
@@ -151,8 +148,3 @@ def main() -> None:
     for line in sys.stdin:
         fields = json.loads(line)
         answer(worker.process(Row(**fields["row"]), attempt=fields["attempt"]))
-
-
-def to_line(row: Row, attempt: int) -> str:
-    """What `main` reads."""
-    return json.dumps({"row": asdict(row), "attempt": attempt}) + "\n"

@@ -45,7 +45,7 @@ def add(commands: Any) -> None:
 
 def _demo(options: argparse.Namespace) -> int:
     from ..page.limits import LOCAL, PUBLIC
-    from ..page.server import LOOPBACK, Options, Page
+    from ..page.server import LOOPBACK, Page
 
     limits = LOCAL if options.listen is None else PUBLIC
     given = {
@@ -57,17 +57,15 @@ def _demo(options: argparse.Namespace) -> int:
         "seconds": options.max_seconds,
     }
     page = Page(
-        Options(
-            model=options.model,
-            address=options.listen or LOOPBACK,
-            port=options.port,
-            auth=_auth(options.auth or os.environ.get("MOESR_DEMO_AUTH")),
-            limits=replace(limits, **{name: value for name, value in given.items() if value}),
-            devices=tuple(options.device.split(",")),
-            dtype=options.dtype,
-            root_path=options.root_path,
-            browser=not options.no_browser and options.listen is None and _has_browser(),
-        )
+        model=options.model,
+        address=options.listen or LOOPBACK,
+        port=options.port,
+        auth=_auth(options.auth or os.environ.get("MOESR_DEMO_AUTH")),
+        limits=replace(limits, **{name: value for name, value in given.items() if value}),
+        devices=tuple(options.device.split(",")),
+        dtype=options.dtype,
+        root_path=options.root_path,
+        browser=not options.no_browser and options.listen is None and _has_browser(),
     )
     print(f"MoESR is at {page.url} (Ctrl-C ends it)", flush=True)
     ended = threading.Event()
@@ -96,7 +94,5 @@ def _auth(text: str | None) -> tuple[str, str] | None:
 
 def _has_browser() -> bool:
     """Whether a person sits at a desktop: a browser in a terminal would only be in the way."""
-    desktop = sys.platform in ("win32", "darwin") or bool(
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    )
-    return desktop and sys.stdout.isatty()
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return (sys.platform in ("win32", "darwin") or bool(screen)) and sys.stdout.isatty()

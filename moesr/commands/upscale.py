@@ -13,10 +13,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from .. import input_files, result_files
 from ..errors import ImageError, MoESRError, SettingError, find_reason
+from ..images.files import WRITE_SUFFIXES, read_image, write_image
+from ..images.read import is_cut_short
+from ..images.write import check_size
 from ..result_files import Target
-from ..settings import SETTINGS
+from ..settings import SETTINGS, result_size
+from ..settings_record import (
+    describe_settings,
+    digest_bytes,
+    digest_file,
+    find_difference,
+    read_record,
+    to_texts,
+)  # fmt: skip
 from .common import Bar, add_model_options, add_settings, fail, open_model, say
 
 #: Settings that have an option each.
@@ -109,8 +122,6 @@ def _plan(
     options: argparse.Namespace, sources: list[input_files.Source], output: Path, to_file: bool, to_stream: bool
 ) -> list[Target]:
     """Where each result goes. Raises SettingError for options that contradict each other."""
-    from ..images.files import WRITE_SUFFIXES
-
     suffix = result_files.FORMATS[options.format or "png"]
     if to_stream:
         if options.compare or options.format == "same":
@@ -143,15 +154,20 @@ class _Run:
     """The pictures of one command, with one model and the same settings; with `--steady` they are frames in order."""
 
     def __init__(self, options: argparse.Namespace, targets: list[Target]) -> None:
-        self.options = options
-        self.todo = targets
+        self.options, self.todo = options, targets
         self.finished: list[Target] = []
+        given = {name: getattr(options, name) for name in (*SETTINGS_OF_A_RUN, *_MAPS)}
+        self._map_files = {name: Path(given[name]) for name in _MAPS if isinstance(given[name], str)}
+        self._settings = {name: given[name] for name in {*SETTINGS_OF_A_RUN} - {"model", *self._map_files}}
 
     def prepare(self, folder: Path | None) -> None:
         """Everything that can be wrong before the first picture; `folder` is where results go. Raises MoESRError."""
+        from ..images.motion import Steadier
+
         options = self.options
         if options.steady:
             self._check_frames()
+        self._steadier = Steadier(options.steady)
         if folder is not None:
             result_files.clean_folders(self.todo)
             find_difference = self._find_difference if options.skip_existing else None
@@ -161,12 +177,11 @@ class _Run:
             result_files.check_writable(folder)
             result_files.check_space(self.todo, folder, self._record["scale"])
         if self.todo:
-            _ = self._model, self._maps
+            maps = {name: read_image(path).floats().rgb[..., 1] for name, path in self._map_files.items()}
+            self._arguments = {**self._settings, **maps}
 
     def _check_frames(self) -> None:
         """Raises SettingError unless the pictures may be the frames of one video, all of which are made."""
-        from PIL import Image
-
         if len(self.todo) < 2 or self.options.skip_existing:
             problem = "--skip-existing leaves frames out" if len(self.todo) > 1 else "one picture"
             raise SettingError(f"--steady: {problem}; it needs all frames of a video, in order")
@@ -181,10 +196,7 @@ class _Run:
     def upscale_one(self, target: Target) -> str | None:
         """Upscale a file; the line that says what went wrong, or None. Raises what is wrong for all: settings."""
         from ..images.comparison import draw_comparison
-        from ..images.files import WRITE_SUFFIXES
-        from ..images.write import check_size
         from ..pipeline import upscale
-        from ..settings import result_size
 
         options, name = self.options, target.source.path.name
         try:
@@ -198,7 +210,7 @@ class _Run:
             if options.bits:
                 picture = replace(picture, bits=options.bits)
             with Bar(name) as bar:
-                result = upscale(self._model, picture, **{**self._settings, **self._maps}, callback=bar.show)
+                result = upscale(self._model, picture, **self._arguments, callback=bar.show)
             if options.steady:
                 result = self._steadier.steady_image(picture, result)
             if target.compare is not None:  # first, as a result that is there says that all is done
@@ -217,9 +229,6 @@ class _Run:
         return None
 
     def _save(self, target: Target, path: Path, picture: Any, digest: str) -> None:
-        from ..images.files import WRITE_SUFFIXES, write_image
-        from ..settings_record import to_texts
-
         strip, buffer = self.options.strip_metadata, io.BytesIO()
         kind = WRITE_SUFFIXES[path.suffix.lower()]
         record = {**self._record, "input_hash": digest}
@@ -242,31 +251,9 @@ class _Run:
         return open_model(self.options)
 
     @cached_property
-    def _steadier(self) -> Any:
-        from ..images.motion import Steadier
-
-        return Steadier(self.options.steady)
-
-    @cached_property
-    def _settings(self) -> dict[str, Any]:
-        names = {*SETTINGS_OF_A_RUN} - {"model", *self._map_files}
-        return {name: getattr(self.options, name) for name in names}
-
-    @cached_property
-    def _map_files(self) -> dict[str, Path]:
-        return {name: Path(file) for name in _MAPS if isinstance(file := getattr(self.options, name), str)}
-
-    @cached_property
-    def _maps(self) -> dict[str, Any]:
-        from ..images.files import read_image
-
-        return {name: read_image(path).floats().rgb[..., 1] for name, path in self._map_files.items()}
-
-    @cached_property
     def _record(self) -> dict[str, Any]:
         """What makes the result what it is, but for the input."""
         from ..library import find
-        from ..settings_record import describe_settings
 
         config, path = self._model.config, find(self.options.model)
         settings = describe_settings(config, path, self._settings, maps=self._map_files, bits=self.options.bits)
@@ -274,12 +261,6 @@ class _Run:
 
     def _find_difference(self, target: Target, path: Path) -> str | None:
         """Why the file at `path` is not the result of this input and these settings, None if it is."""
-        from PIL import Image
-
-        from ..images.read import is_cut_short
-        from ..settings import result_size
-        from ..settings_record import digest_file, find_difference, read_record
-
         try:
             found = read_record(path)
             if found is not None and is_cut_short(path):
@@ -299,9 +280,6 @@ class _Run:
 
 def _read(source: input_files.Source, allow_truncated: bool) -> tuple[Any, str]:
     """The picture of a source, and the digest of its bytes."""
-    from ..images.files import read_image
-    from ..settings_record import digest_bytes, digest_file
-
     if not source.is_stream:
         return read_image(source.path, allow_truncated=allow_truncated), digest_file(source.path)
     if sys.stdin is None:

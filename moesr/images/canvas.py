@@ -72,11 +72,10 @@ def as_canvas(image: Any) -> Canvas:
     elif isinstance(image, Tensor):
         canvas = _read_tensor(image)
     else:
-        canvas = None
-    if canvas is not None:
-        alphas = [None] * len(canvas.rgb) if canvas.alpha is None else list(canvas.alpha)
-        return replace(canvas, neutral=tuple(_is_neutral(rgb, alpha) for rgb, alpha in zip(canvas.rgb, alphas)))
-    raise ImageError(f"{type(image).__name__} is no image: give a PIL image, a uint8 HWC array or a float BHWC tensor")
+        kind = type(image).__name__
+        raise ImageError(f"{kind} is no image: give a PIL image, a uint8 HWC array or a float BHWC tensor")
+    alphas = [None] * len(canvas.rgb) if canvas.alpha is None else list(canvas.alpha)
+    return replace(canvas, neutral=tuple(_is_neutral(rgb, alpha) for rgb, alpha in zip(canvas.rgb, alphas)))
 
 
 def _is_neutral(rgb: Tensor, alpha: Tensor | None) -> bool:

@@ -7,6 +7,7 @@ import logging
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -37,15 +38,11 @@ _GAMMA_OF_SRGB = 45455  # gAMA of 1 / 2.2, which programs write for sRGB
 _WHITE_NITS = 203
 
 
-def read_space(icc: bytes) -> str:
-    """The colour space that a profile is for: "RGB", "GRAY", "CMYK", "Lab", or "" for what is no profile."""
-    whole = icc[36:40] == b"acsp" and int.from_bytes(icc[:4], "big") <= len(icc)
-    return icc[16:20].decode("latin-1").strip() if whole else ""
-
-
 def is_usable(icc: bytes | None, grey: bool) -> bool:
-    """True if the profile can describe pixels of that kind; programs ignore one that cannot."""
-    return bool(icc) and read_space(icc or b"") == ("GRAY" if grey else "RGB")
+    """True for a whole profile that can describe pixels of that kind; programs ignore another."""
+    icc = icc or b""
+    whole = icc[36:40] == b"acsp" and int.from_bytes(icc[:4], "big") <= len(icc)
+    return whole and icc[16:20] == (b"GRAY" if grey else b"RGB ")
 
 
 def build_from_chunks(chunks: bytes, grey: bool) -> bytes | None:
@@ -96,7 +93,7 @@ def grey_to_srgb(picture: Picture) -> Picture:
     """A grey picture with a profile of its own as the sRGB grey that looks the same."""
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     try:
-        shown = _through_profile(ramp, picture.icc or b"")
+        shown = _through_profile(ramp, io.BytesIO(picture.icc or b""))
     except (ImageCms.PyCMSError, OSError) as error:
         _log.debug("unusable profile of a grey picture: %s", error)
         return replace(picture, icc=None)
@@ -108,19 +105,14 @@ def grey_to_srgb(picture: Picture) -> Picture:
 def to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     """CMYK or Lab to sRGB through its profile; CMYK without a usable profile by the plain formula."""
     try:
-        if image.mode == "LAB":
-            target = ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), target, outputMode="RGB")
-        else:
-            converted = _through_profile(image, icc or b"")
+        return _through_profile(image, ImageCms.createProfile("LAB") if image.mode == "LAB" else io.BytesIO(icc or b""))
     except (ImageCms.PyCMSError, ImportError, OSError) as error:
         _log.debug("no usable profile in a %s picture: %s", image.mode, error)
-        converted = None
-    return converted or image.convert("RGB")
+        return image.convert("RGB")
 
 
-def _through_profile(image: Image.Image, icc: bytes) -> Image.Image:
-    source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+def _through_profile(image: Image.Image, profile: Any) -> Image.Image:
+    source = ImageCms.ImageCmsProfile(profile)
     converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     assert converted is not None
     return converted

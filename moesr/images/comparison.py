@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -29,10 +28,8 @@ def draw_comparison(before: Picture, after: Picture) -> Picture:
     rows = np.arange(top, min(height, top + PANEL))
     columns = np.arange(left, min(width, left + PANEL))
     small = torch.tensor(before.rgb).permute(2, 0, 1)
-    read = partial(small.narrow, 1)
-    band = resize_rows(
-        lambda a, b: read(a, b - a), small_height, small_width, (height, width), int(rows[0]), int(rows[-1]) + 1
-    )
+    stop = int(rows[-1]) + 1
+    band = resize_rows(lambda a, b: small[:, a:b], small_height, small_width, (height, width), top, stop)
     bicubic = band.clamp(0, 1).permute(1, 2, 0).numpy()[:, columns]
     squares = before.rgb[rows * small_height // height][:, columns * small_width // width]
     result = replace(after, rgb=after.rgb[rows][:, columns], alpha=None).floats().rgb

@@ -72,7 +72,7 @@ def read_texts(exif: bytes) -> dict[str, str]:
     """Texts in EXIF: `parameters` as A1111 puts it into JPEG, `prompt` and `workflow` as ComfyUI does, our settings."""
     found: dict[str, str] = {}
     try:
-        block = _load(exif)
+        block = load_block(exif)
         comment = block.get_ifd(EXIF_IFD).get(USER_COMMENT)
         if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
             body = comment[8:]
@@ -147,7 +147,7 @@ def _extend(data: bytes, ifd: int, entries: Sequence[tuple[int, int, bytes]]) ->
 def read_resolution(exif: bytes) -> tuple[float, float] | None:
     """Pixels per inch that a block tells, horizontal and vertical as stored; None if it tells none."""
     try:
-        return read_dpi(_load(exif))
+        return read_dpi(load_block(exif))
     except Exception:  # as in `texts`
         return None
 
@@ -167,7 +167,8 @@ def check_dpi(x: Any, y: Any, factor: float = 1.0) -> tuple[float, float] | None
     return (x, y) if 1 < x < 1e6 and 1 < y < 1e6 else None
 
 
-def _load(exif: bytes) -> Image.Exif:
+def load_block(exif: bytes) -> Image.Exif:
+    """The block as Pillow's mapping. Raises nearly anything for a damaged one."""
     block = Image.Exif()
     if exif:
         block.load(_HEADER + exif)

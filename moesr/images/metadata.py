@@ -33,7 +33,8 @@ def read_metadata(image: Image.Image, data: bytes = b"") -> Metadata:
     info = image.info
     text = {str(k): v for k, v in info.items() if isinstance(v, str)} if image.format == "PNG" else {}
     exif = exif_blocks.strip_header(get_exif(image))
-    iptc = _as_bytes(_as_mapping(info.get("photoshop")).get(_IPTC_RESOURCE))
+    resources = info.get("photoshop")
+    iptc = _as_bytes(resources.get(_IPTC_RESOURCE)) if isinstance(resources, dict) else b""
     iptc = iptc or extract_iptc(_unhex(text.get(IPTC_KEYWORD, "")))
     xmp = _as_bytes(info.get("xmp")) or text.get(png.XMP_KEYWORD, "").encode()
     text = {k: v for k, v in text.items() if k != png.XMP_KEYWORD and not k.lower().startswith("raw profile type")}
@@ -182,7 +183,3 @@ def _unhex(text: str) -> bytes:
 
 def _as_bytes(value: object) -> bytes:
     return bytes(value) if isinstance(value, (bytes, bytearray)) else value.encode() if isinstance(value, str) else b""
-
-
-def _as_mapping(value: object) -> dict[Any, Any]:
-    return value if isinstance(value, dict) else {}

@@ -6,6 +6,7 @@ plain bytes, and what the bytes mean is worked out here.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import zlib
@@ -19,7 +20,7 @@ from ..errors import ImageError
 from . import exif as exif_blocks
 from .metadata import extract_iptc
 from .picture import Metadata, Picture, make_picture
-from .tiff_pages import Page, choose_page, header_of, read_pages, start_at
+from .tiff_pages import Page, choose_page, read_directory, read_pages, start_at
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL = 256, 257, 258, 259, 262, 266
 _STRIPS, _SAMPLES, _STRIP_ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 277, 278, 279, 284, 317
@@ -228,9 +229,9 @@ def _read_metadata(data: bytes, page: Page) -> Metadata:
         if tag in tags and tag != _ORIENTATION:
             block[tag] = _as_stored(tags[tag])
     for pointer in (exif_blocks.EXIF_IFD, exif_blocks.GPS_IFD):
-        inner = _read_directory(data, tags.get(pointer), pointer)
-        if inner:
-            block[pointer] = inner
+        with contextlib.suppress(Exception):  # a damaged directory says nothing
+            inner = {tag: _as_stored(v) for tag, v in read_directory(data, tags[pointer], pointer).items()}
+            block.update({pointer: inner} if inner else {})
     try:
         exif = exif_blocks.strip_header(block.tobytes()) if len(block) else b""
     except Exception:  # values of the wrong type for their tag
@@ -260,19 +261,6 @@ def read_texts(data: bytes) -> dict[str, str]:
     return dict(_read_metadata(data, choose_page(read_pages(data))[0]).text)
 
 
-def _read_directory(data: bytes, offset: Any, pointer: int) -> dict[int, Any]:
-    if not isinstance(offset, int):
-        return {}
-    inner = TiffImagePlugin.ImageFileDirectory_v2(header_of(data), group=pointer)
-    try:
-        file = io.BytesIO(data)
-        file.seek(offset)
-        inner.load(file)
-        return {tag: _as_stored(value) for tag, value in inner.items()}
-    except Exception:  # a damaged directory says nothing
-        return {}
-
-
 def _as_stored(value: Any) -> Any:
     """The bytes of a text that is not ASCII, for which Pillow writes question marks; other values as they are."""
     return value.encode("latin-1", "replace") if isinstance(value, str) and not value.isascii() else value
@@ -298,8 +286,7 @@ def write_tiff(pixels: np.ndarray, metadata: Metadata, icc: bytes | None) -> byt
     tags |= {tag: value for tag, value in ((_ICC, icc), (_XMP, metadata.xmp), (_IPTC, metadata.iptc)) if value}
     exif = exif_blocks.add_texts(metadata.exif, metadata.text)
     if exif:
-        block = Image.Exif()
-        block.load(b"Exif\0\0" + exif)
+        block = exif_blocks.load_block(exif)
         tags |= {tag: _as_stored(block[tag]) for tag in _DESCRIPTIVE if tag in block and tag != _ORIENTATION}
         for pointer in (exif_blocks.EXIF_IFD, exif_blocks.GPS_IFD):
             if inner := block.get_ifd(pointer):

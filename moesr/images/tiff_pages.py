@@ -38,7 +38,7 @@ class Page:
 def read_pages(data: bytes) -> list[Page]:
     """The pages of the chain, and after them the pictures that hang below these."""
     pages: list[Page] = []
-    offset, visited = TiffImagePlugin.ImageFileDirectory_v2(header_of(data)).next, set[int]()
+    offset, visited = read_directory(data).next, set[int]()
     while offset and offset not in visited:
         visited.add(offset)
         page = _read_page(data, offset, len(pages) + 1)
@@ -54,21 +54,22 @@ def read_pages(data: bytes) -> list[Page]:
 
 
 def _read_page(data: bytes, offset: int, number: int) -> Page | None:
-    tags = TiffImagePlugin.ImageFileDirectory_v2(header_of(data))
     try:
-        file = io.BytesIO(data)
-        file.seek(offset)
-        tags.load(file)
-        page = Page(number, offset, tags)
+        page = Page(number, offset, read_directory(data, offset))
         _ = page.area, page.value(_KIND, 0), page.values(_SUB_IFDS)
         return page
     except Exception:  # Pillow raises nearly anything
         return None
 
 
-def header_of(data: bytes) -> bytes:
-    """The bytes before everything else, as Pillow's directories are made from them."""
-    return data[:8] if b"*" in data[:4] else data[:16]
+def read_directory(data: bytes, offset: int = 0, group: int | None = None) -> Any:
+    """The directory that stands there, or an empty one, from which `next` is the first. group: the tag of a pointer."""
+    directory = TiffImagePlugin.ImageFileDirectory_v2(data[:8] if b"*" in data[:4] else data[:16], group=group)
+    if offset:
+        file = io.BytesIO(data)
+        file.seek(offset)
+        directory.load(file)
+    return directory
 
 
 def start_at(data: bytes, offset: int) -> bytes:

@@ -68,15 +68,11 @@ def make_control(name: str, **changes: Any) -> Any:
     return make(getattr(gradio(), kind), **options)
 
 
-def find_most_steps(config: ModelConfig) -> int:
-    """Where a slider of steps ends for a model: more than that changes nothing that is seen."""
-    return min(max(20, 4 * config.steps), config.process.timesteps)
-
-
 def list_own_values(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Options of the controls that show a model's own values."""
+    most = min(max(20, 4 * config.steps), config.process.timesteps)  # more steps change nothing that is seen
     return {
-        "steps": {"value": config.steps, "maximum": find_most_steps(config)},
+        "steps": {"value": config.steps, "maximum": most},
         "fidelity": {"value": min(config.fidelity, LIMITS["fidelity"]["maximum"])},
         "restore": {"visible": config.unet.takes_settings},
     }

@@ -98,8 +98,7 @@ class Handlers:
             yield from ((progress, *[update()] * 5) for progress, _ in self._follow(job))
         finally:
             job.cancel()
-        found = "" if job.invented is None else html.draw_invented(job.invented, self.host.url)
-        yield html.draw_outcome(job), found, on, on, off, ""
+        yield html.draw_outcome(job), html.draw_invented(job, self.host.url), on, on, off, ""
 
     def offer_painting(self, files: Any) -> tuple[str, Any]:
         """The picture to paint on: (what to do, the painter's value). It changes with what was dropped."""
@@ -247,7 +246,7 @@ class Handlers:
         version, done, plan = -1, 0, None if job.seeds else self._plan(job)
         while not job.is_finished:
             if job.is_cancelled:
-                progress = html.draw_cancelling(job.progress)
+                progress = html.draw_bar(job.progress.fraction, "Cancelling")
             elif job.state == "waiting":
                 progress = html.draw_waiting(self.queue.count_ahead(job), self.queue.estimate_wait(job))
             else:

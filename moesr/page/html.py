@@ -13,7 +13,7 @@ from ..evaluation.invented_detail import TICKS, VISIBLE, place_on_scale
 from ..hosting.model_facts import Plan
 from ..images.expert_timeline import palette
 from ..library.download import format_size
-from .job import InventedDetail, Job, JobProgress
+from .job import Job, JobProgress
 
 Url = Callable[[Path], str]
 
@@ -45,10 +45,10 @@ def draw_messages(texts: Sequence[str], kind: str = "error") -> str:
 def draw_waiting(ahead: int, seconds: float | None) -> str:
     """Where a job is in the queue."""
     if not ahead:
-        return _draw_bar(0.0, "Starting")
+        return draw_bar(0.0, "Starting")
     others = "1 job is" if ahead == 1 else f"{ahead} jobs are"
     about = "" if seconds is None else f"about {format_duration(seconds)}"
-    return _draw_bar(0.0, f"You are number {ahead + 1} in line: {others} before yours", about)
+    return draw_bar(0.0, f"You are number {ahead + 1} in line: {others} before yours", about)
 
 
 def draw_progress(progress: JobProgress, plan: Plan | None, seeds: int = 0) -> str:
@@ -72,12 +72,7 @@ def draw_progress(progress: JobProgress, plan: Plan | None, seeds: int = 0) -> s
     preview = ""
     if progress.preview:
         preview = f'<img class="moesr-preview" alt="The picture so far" src="{_make_data_url(progress.preview)}">'
-    return _draw_bar(progress.fraction, WORDS[event.phase] + left, " · ".join(details)) + drawn + preview
-
-
-def draw_cancelling(progress: JobProgress) -> str:
-    """The job was cancelled, and ends with the layer that is at work."""
-    return _draw_bar(progress.fraction, "Cancelling")
+    return draw_bar(progress.fraction, WORDS[event.phase] + left, " · ".join(details)) + drawn + preview
 
 
 def draw_plan(plan: Plan, current: int | None = None) -> str:
@@ -149,16 +144,19 @@ def draw_results(job: Job, url: Url) -> str:
     return f'{compare}<ul class="moesr-downloads">{"".join(links)}</ul>'
 
 
-def draw_invented(found: InventedDetail, url: Url) -> str:
-    """The map of what was invented, its scale, and what its two numbers mean."""
-    name, error = escape(found.name), 255 * 10 ** (-found.lr_consistency / 20)
+def draw_invented(job: Job, url: Url) -> str:
+    """The map of what was invented, its scale, and what its two numbers mean; nothing if the job has none."""
+    found = job.invented
+    if found is None:
+        return ""
+    name, error = escape(job.uploads[0].name), 255 * 10 ** (-found.lr_consistency / 20)
     if found.share < 0.0005:
         words = f"Almost nothing in {name} looks different from try to try."
     else:
         words = f"{found.share:.1%} of the pixels of {name} look different from try to try."
     labels = "".join(f'<span style="left:{100 * place_on_scale(level):.3g}%">{level}</span>' for level in TICKS)
     return (
-        f'<figure class="moesr-invented"><figcaption><strong>{words}</strong> The map compares {found.seeds} tries '
+        f'<figure class="moesr-invented"><figcaption><strong>{words}</strong> The map compares {job.seeds} tries '
         "with other seeds, every second one of the picture turned by 180 degrees. Where it is bright, detail is "
         f"invented: a change of more than {VISIBLE} of 255 grey levels is seen.</figcaption>"
         f'<img alt="Map of what was invented: bright places change from try to try" src="{escape(url(found.path))}">'
@@ -189,7 +187,8 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _draw_bar(fraction: float, words: str, details: str = "") -> str:
+def draw_bar(fraction: float, words: str, details: str = "") -> str:
+    """A progress bar, and what it says."""
     percent = round(100 * fraction)
     return (
         f'<div class="moesr-progress" role="progressbar" aria-valuemin="0" aria-valuemax="100"'

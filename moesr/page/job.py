@@ -44,10 +44,6 @@ class InventedDetail:
 
     #: The map, a PNG of the size of the result: see evaluation.invented_detail.
     path: Path
-    #: Name of the picture.
-    name: str
-    #: How many results were compared.
-    seeds: int
     #: Share of pixels that differ to the eye, 0 to 1.
     share: float
     #: PSNR in dB of the results, reduced to the size of the input, against the input.

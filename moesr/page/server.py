@@ -24,9 +24,12 @@ LOOPBACK = "127.0.0.1"
 _THREADS = 64
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a page is served."""
+@dataclass
+class Page:
+    """A page that is being served, until `close`. `url` is where.
+
+    Raises SettingError for a port that is taken, an address of another machine, or a model that is not there.
+    """
 
     #: The model that it starts with.
     model: str = DEFAULT
@@ -46,21 +49,16 @@ class Options:
     #: Open a browser.
     browser: bool = False
 
-
-class Page:
-    """A page that is being served, until `close`. `url` is where."""
-
-    def __init__(self, options: Options) -> None:
-        """Raises SettingError for a port that is taken, an address of another machine, or a model that is not there."""
+    def __post_init__(self) -> None:
         require_gradio()
-        self.host = StandaloneHost(options.model)
+        self.host = StandaloneHost(self.model)
         _set_environment(str(self.host.upload_folders[0]))
         silence_refusals()
         self.host.prefix = file_prefix()
-        self.queue = JobQueue(self.host, options.limits, devices=options.devices, dtype=options.dtype)
+        self.queue = JobQueue(self.host, self.limits, devices=self.devices, dtype=self.dtype)
         try:
             self.built: Built = build(self.queue)
-            self.url = self._serve(options)
+            self.url = self._serve()
         except BaseException:
             self.close()
             raise
@@ -76,20 +74,19 @@ class Page:
         self.queue.delete_old_files()
         drop_unused(self.built.painter)
 
-    def _serve(self, options: Options) -> str:
-        blocks, limits = self.built.blocks, options.limits
-        blocks.queue(
-            **keep_known(blocks.queue, {"default_concurrency_limit": _THREADS, "max_size": 4 * limits.waiting + 20})
-        )
+    def _serve(self) -> str:
+        blocks, limits = self.built.blocks, self.limits
+        room = {"default_concurrency_limit": _THREADS, "max_size": 4 * limits.waiting + 20}
+        blocks.queue(**keep_known(blocks.queue, room))
         middleware = import_module("starlette.middleware").Middleware
         leave = self.queue.cancel_jobs_of
         guard = middleware(Guard, limits=limits, clean_up=self._clean_up, on_leave=leave)
         wanted = {
-            "server_name": options.address,
-            "server_port": options.port,
-            "auth": options.auth,
-            "root_path": options.root_path or None,
-            "inbrowser": options.browser,
+            "server_name": self.address,
+            "server_port": self.port,
+            "auth": self.auth,
+            "root_path": self.root_path or None,
+            "inbrowser": self.browser,
             "share": False,
             "quiet": True,
             "prevent_thread_lock": True,
@@ -109,11 +106,11 @@ class Page:
         try:
             app, _, _ = blocks.launch(**keep_known(blocks.launch, wanted))
         except (OSError, ValueError) as error:
-            where = f"{options.address}:{options.port or 'any port'}"
+            where = f"{self.address}:{self.port or 'any port'}"
             raise SettingError(f"{where}: cannot be served there ({error}); choose another port or address") from error
         # Gradio 3 serves whatever lies in the folder that it was started from.
         app.cwd = str(self.host.folder)
-        name = f"[{options.address}]" if ":" in options.address else options.address
+        name = f"[{self.address}]" if ":" in self.address else self.address
         return f"http://{name}:{blocks.server_port}/"
 
 

@@ -118,7 +118,7 @@ class Worker:
         job.check()
         path = folder / "invented.png"
         Image.fromarray(found.draw()[0, :rows]).save(path)  # the page draws the scale itself
-        job.invented = InventedDetail(path, upload.name, job.seeds, found.share, found.lr_consistency)
+        job.invented = InventedDetail(path, found.share, found.lr_consistency)
 
     def _open(self, job: Job, upload: Upload, size: TargetSize) -> tuple[Picture, dict[str, Any]]:
         """A picture and the settings of its run. Raises ImageError and SettingError."""
