@@ -54,9 +54,8 @@ class Report:
     stopped: str | None = None
     #: What lies in the inputs and is no picture, one line or none.
     passed_over: str = ""
-    #: Wall time of the work, and megapixels of results made in it.
+    #: Wall time of the work.
     seconds: float = 0.0
-    megapixels: float = 0.0
     #: The journal's file.
     journal: Path = Path()
 
@@ -228,7 +227,6 @@ def _collect(lines: Any, state: Report, limit: int | None, callback: Callback | 
                 state.failed_now += 1
             else:
                 state.done += 1
-                state.megapixels += line.get("result_width", 0) * line.get("result_height", 0) / 1e6
             if callback is not None:
                 callback(state, line)
             if limit is not None and state.failed_now >= limit:

@@ -54,18 +54,18 @@ class Store:
         rows = rows[:, : stop - start, : self.width]
         if rows.shape[1]:
             self.moments[image].add(rows)
-            self._values[image, :, start:stop] = self._pack(rows)
+            if self._large:
+                rows = (rows * (65535 / _SPAN)).round().clamp(-32768, 32767).to(torch.int16)
+            self._values[image, :, start:stop] = rows
 
     def rows(self, image: int) -> Rows:
         """The rows of one image, float32 on the device."""
-        return lambda start, stop: self._unpack(self._values[image, :, start:stop])
 
-    def _pack(self, rows: Tensor) -> Tensor:
-        return (rows * (65535 / _SPAN)).round().clamp(-32768, 32767).to(torch.int16) if self._large else rows
+        def read(start: int, stop: int) -> Tensor:
+            values = self._values[image, :, start:stop].to(self.device)
+            return values.float() * (_SPAN / 65535) if self._large else values
 
-    def _unpack(self, values: Tensor) -> Tensor:
-        values = values.to(self.device)
-        return values.float() * (_SPAN / 65535) if self._large else values
+        return read
 
 
 def adain_rows(content: Rows, moments: Moments, style: Tensor) -> Rows:
