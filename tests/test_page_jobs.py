@@ -238,9 +238,11 @@ def test_finished_pictures_of_a_cancelled_batch_stay(open_queue: OpenQueue, send
 def test_a_client_that_leaves_does_not_block_the_line(
     open_queue: OpenQueue, send: Send, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs_module, "PATIENCE", 0.5)
     queue = open_queue()
     left = submit(queue, send("left.png", size=(48, 48)), SLOW)
+    while left.state != "running":
+        left.wait(0.02)
+    monkeypatch.setattr(jobs_module, "PATIENCE", 0.5)
     also = submit(queue, send("also.png", size=(48, 48)), SLOW)
     assert finish(submit(queue, send("stays.png"))).state == "done"
     assert (left.state, left.error) == ("cancelled", "the client has left")
