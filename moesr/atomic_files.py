@@ -9,9 +9,9 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +59,15 @@ def open_new(path: Path, *, replaces: bool = False) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+def update_digest(digest: Any, path: Path, advance: Callable[[int], None] = lambda size: None) -> str:
+    """The hexadecimal digits of a digest of hashlib after it has taken in the file. advance(bytes): as it reads."""
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+            advance(len(block))
+    return digest.hexdigest()
+
+
 def remove_abandoned_parts(folder: Path) -> None:
     """Delete unfinished files of processes that have ended. What others are writing stays."""
     for path in _find(folder, _PART):
@@ -87,7 +96,6 @@ class TemporaryFolder:
             part.rename(self.path / _LOCK)
 
     def close(self) -> None:
-        """Delete the folder and all in it."""
         self._lock.close()
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -126,7 +134,6 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _place(part: Path, path: Path, replaces: bool) -> None:
-    """Give the finished file its name, in one step."""
     if replaces:
         os.replace(part, path)
     elif os.name == "nt":

@@ -108,7 +108,6 @@ class Reporter:
         self.event = replace(self.event, preview=None)
 
     def advance(self, tiles: int) -> None:
-        """So many tiles are next."""
         self.event = replace(self.event, tile=self.event.tile + tiles)
         if self._callback is not None:
             notes, self._notes = self._notes, []

@@ -38,8 +38,8 @@ class Setting:
     #: Value if nothing is said. None means the model's own, or none at all for images.
     default: Any
     #: Smallest and largest number, both allowed.
-    minimum: float | None = None
-    maximum: float | None = None
+    minimum: float = -math.inf
+    maximum: float = math.inf
     #: By how much a control moves it.
     step: float | None = None
     #: The words that it takes: all values of a choice; of numbers, what may stand in their place.
@@ -63,7 +63,7 @@ class Setting:
             return value
         if self.kind in ("int", "float") and isinstance(value, Real) and not isinstance(value, bool):
             number: Any = int(cast(Any, value)) if isinstance(value, Integral) else float(value)
-            if self._low <= number <= self._high and (self.kind == "float" or number == int(number)):
+            if self.minimum <= number <= self.maximum and (self.kind == "float" or number == int(number)):
                 return float(number) if self.kind == "float" else int(number)
         raise SettingError(f"{self.name} {repr(value)[:60]}: {self.wanted}")
 
@@ -93,7 +93,7 @@ class Setting:
     def span(self) -> str:
         """The values that it takes: "0 to 1, or auto", "adain|wavelet|none"; empty for texts and images."""
         if self.kind in ("int", "float"):
-            return ", or ".join([f"{self._low} to {self._high}", *self.choices])
+            return ", or ".join([f"{self.minimum} to {self.maximum}", *self.choices])
         return "|".join(self.choices)
 
     @property
@@ -104,14 +104,6 @@ class Setting:
         if self.kind in ("int", "float"):
             return f"give {'a whole number' if self.kind == 'int' else 'a number'} from {self.span}"
         return "give true or false" if self.kind == "flag" else "give its name"
-
-    @property
-    def _low(self) -> float:
-        return -math.inf if self.minimum is None else self.minimum
-
-    @property
-    def _high(self) -> float:
-        return math.inf if self.maximum is None else self.maximum
 
 
 def _index_by_name(*settings: Setting) -> dict[str, Setting]:

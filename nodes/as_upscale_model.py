@@ -29,12 +29,10 @@ class UpscaleModel:
 
     @property
     def patcher(self) -> Any:
-        """The host's patcher of that network."""
         return self._model.patcher
 
     @property
     def device(self) -> Any:
-        """Where the model works."""
         return self._model.hosted.networks.keeper.device
 
     def to(self, *_: Any, **__: Any) -> UpscaleModel:
@@ -42,7 +40,6 @@ class UpscaleModel:
         return self
 
     def eval(self) -> UpscaleModel:
-        """The same."""
         return self
 
     def __call__(self, image: Any) -> Any:
@@ -83,6 +80,5 @@ class MoESRAsUpscaleModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, steps: Any, seed: int, fidelity: Any) -> Any:
-        """The upscale model."""
         steps, fidelity = widgets.read("steps", steps), widgets.read("fidelity", fidelity)
         return io.NodeOutput(UpscaleModel(model, steps, seed, fidelity))

@@ -107,15 +107,12 @@ class ComfyKeeper(Keeper):
         return chosen if chosen in supported else torch.float16  # the host has an option for fp8
 
     def register(self, network: nn.Module) -> Any:
-        """A patcher."""
         return make_patcher(network, self.device, self.offload_device)
 
     def load(self, handles: Sequence[Any], *, others: Sequence[Any], working: int) -> None:
-        """The host unloads what it has to."""
         memory.load_models_gpu(list(handles), memory_required=working, force_full_load=True)
 
     def make_room(self, needed: int) -> None:
-        """On the CPU nothing would be gained."""
         if self.device.type != "cpu":
             memory.free_memory(needed, self.device)
 
@@ -124,16 +121,13 @@ class ComfyKeeper(Keeper):
         return int(memory.get_free_memory(self.device)) - int(memory.extra_reserved_memory())
 
     def unload(self, handles: Sequence[Any]) -> None:
-        """All models of the host leave the device."""
         memory.unload_all_models()
         memory.soft_empty_cache()
 
     def check(self) -> None:
-        """Raises the host's own exception if its user has pressed Cancel."""
         memory.throw_exception_if_processing_interrupted()
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """What the host takes for it, and what torch does."""
         if hasattr(memory, "is_oom") and memory.is_oom(error):
             return True
         # Where torch has no such error, the host's name stands for every Exception.

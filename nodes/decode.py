@@ -71,7 +71,6 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         steady: float = 0.0,
         tile_overlap: Any = "auto",
     ) -> Any:
-        """The pictures, float [B, H, W, C]."""
         from ..moesr.frames import steady_frames
         from ..moesr.pipeline import decode_latents
 

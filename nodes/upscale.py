@@ -62,7 +62,6 @@ class MoESRUpscale(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model: str, **_: Any) -> str:
-        """Another value when a file of the model has changed."""
         return models.fingerprint(model)
 
     @classmethod
@@ -87,7 +86,7 @@ class MoESRUpscale(io.ComfyNode):
         height, width = image.shape[1:3]
         scale = find_scale(scale, size or {}, width=width, height=height)
         if max_resolution:
-            scale = max(float(SETTINGS["scale"].minimum or 0), min(scale, max_resolution / max(width, height)))
+            scale = max(SETTINGS["scale"].minimum, min(scale, max_resolution / max(width, height)))
         painted = {} if protect is None else {"protect": protect}
         graph = GraphBuilder()
         loader = graph.node("MoESRLoader", "loader", model=model, dtype="auto", experts="auto")

@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -271,7 +273,7 @@ class Late:
     def send(self, source: Tensor, target: Tensor) -> Any:
         self.pending.append((source, target))
         self.most = max(self.most, len(self.pending))
-        return self.pending[-1]
+        return SimpleNamespace(synchronize=partial(self.wait, self.pending[-1]))
 
     def wait(self, sent: Any) -> None:
         while any(sent is one for one in self.pending):

@@ -109,7 +109,6 @@ class _Bounded:
         return self._file.read(size)
 
     def readline(self) -> bytes:
-        """The next line. Raises ValueError behind the limit."""
         line = self._file.readline(4096)
         self._left -= len(line)
         if self._left < 0 or len(line) == 4096:

@@ -106,7 +106,6 @@ class Suite:
         return values, notes
 
     def score_set(self) -> dict[str, float | None]:
-        """The metrics of the whole set of images that were scored."""
         if self._fid is None:
             return {}
         try:

@@ -147,7 +147,6 @@ class SelfTest:
         return f"{len(SAMPLERS)} samplers, 2 processes: at most {max(values.values()):.1e} from the CPU"
 
     def _check_residency(self, values: dict[str, Any]) -> str:
-        """Experts all on the device or streamed: the same bytes."""
         results = []
         for residency in ("all", "stream"):
             model = load(self.source, device=self.device, residency=residency)

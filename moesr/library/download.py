@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..atomic_files import update_digest
 from ..checkpoints.weight_reading import Weights
 from ..errors import CheckpointError, SettingError, explain, find_reason, format_size
 from . import model_folders as library
@@ -230,7 +231,6 @@ def _watch(
 
 
 def _measure(folder: Path) -> int:
-    """Bytes of all files in a folder that another process writes to."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -253,11 +253,7 @@ def find_problem(path: Path, file: RemoteFile) -> str | None:
             return f"{size} bytes instead of {file.size}"
         if file.sha256 is None:
             return None
-        digest = hashlib.sha256()
-        with path.open("rb") as content:
-            while piece := content.read(2**20):
-                digest.update(piece)
-        found = digest.hexdigest()
+        found = update_digest(hashlib.sha256(), path)
         return None if found == file.sha256 else f"its SHA-256 is {found[:12]}... instead of {file.sha256[:12]}..."
     except CheckpointError as error:
         return str(error).removeprefix(f"{path}: ").split("; ")[0]

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from ..errors import CheckpointError, MoESRError, SettingError
 from ..hosting.hosted_model import HostedModel, open_hosted
-from ..hosting.model_facts import ModelFacts
+from ..hosting.model_facts import ModelFacts, read_file_states
 from ..hosting.model_runner import Runner
 from ..hosting.networks import Keeper, Networks
 from ..library import DEFAULT, add_folder, installed
@@ -38,7 +38,7 @@ class Engine:
         #: Networks of the model that was used last.
         self.networks: Networks | None = None
         self._opened: dict[tuple[str, str], HostedModel] = {}
-        self._decoder: tuple[object, HostedModel] | None = None
+        self._decoder: tuple[str, HostedModel] | None = None
 
     def choose_default(self) -> str:
         """The model that our setting names, or the embedded one if that is not there any more."""
@@ -72,7 +72,7 @@ class Engine:
         if path is None or open_decoder(path) is None:
             folder = webui_api.find_model_folders()[-1]
             raise SettingError(f"decoder {name!r} is not in the library: put its file into {folder}")
-        key = (name, path.stat().st_mtime_ns, path.stat().st_size)
+        key = read_file_states(path)
         if self._decoder is None or self._decoder[0] != key:
             self._decoder = (key, open_hosted(name, path, self.keeper))
         hosted = self._decoder[1]
@@ -81,12 +81,10 @@ class Engine:
         return hosted.decoder
 
     def end_decoder_run(self) -> None:
-        """A picture has been decoded."""
         if self._decoder is not None:
             self._decoder[1].networks.end_run(webui_api.get_option("moesr_keep"))
 
     def close(self) -> None:
-        """Let go of everything."""
         opened = [*self._opened.values(), *([self._decoder[1]] if self._decoder else [])]
         for hosted in opened:
             hosted.networks.end_run(keep=False)

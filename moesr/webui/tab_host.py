@@ -39,15 +39,12 @@ class TabHost(PageHost):
         self._sources: dict[Path, Path] = {}
 
     def begin_job(self, job: Job) -> AbstractContextManager[None]:
-        """The host's queue."""
         return webui_api.begin_job(len(job.uploads))
 
     def check(self) -> None:
-        """Raises Stopped if Interrupt was pressed anywhere in the host."""
         webui_api.check()
 
     def show(self, job: Job) -> None:
-        """To the host's bar."""
         at = job.progress
         webui_api.shared.state.job_no = at.picture - 1
         new = at.preview if at.preview is not self._preview else None
