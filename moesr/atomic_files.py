@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .errors import CheckpointError, format_size
+
 _log = logging.getLogger(__name__)
 
 _PART = ".moesr-*.part"
@@ -57,6 +59,13 @@ def open_new(path: Path, *, replaces: bool = False) -> Iterator[BinaryIO]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_room(folder: Path, needed: int, way_out: str) -> None:
+    """Raises CheckpointError if fewer than `needed` bytes are free there."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(f"{folder}: {format_size(needed)} are needed, {format_size(free)} are free; {way_out}")
 
 
 def update_digest(digest: Any, path: Path, advance: Callable[[int], None] = lambda size: None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -188,7 +189,6 @@ def find_device(device: str | torch.device) -> torch.device:
 
 
 def _choose_residency(files: ModelFiles, dtype: torch.dtype, device: torch.device, runtime: Runtime) -> str:
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in denoiser(files.config.unet).parameters())
-    needed = parameters * dtype.itemsize * len(files.config.stages)
+    parameters = sum(math.prod(shape) for view in files.experts for shape in view.shapes().values())
+    needed = parameters * dtype.itemsize
     return "all" if needed < runtime.free_memory(device) / 2 else "stream"

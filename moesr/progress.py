@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,12 @@ def narrow_callback(callback: Callback, start: float, end: float, **counts: int)
         callback(replace(event, done=start + event.done * part, share=event.share * part, **added))
 
     return forward
+
+
+def estimate_seconds_left(began: float, fraction: float) -> float | None:
+    """Seconds to go of work that began at `began` (of time.monotonic); None while it is too early to tell."""
+    elapsed = time.monotonic() - began
+    return None if fraction < 0.02 or elapsed < 0.5 else elapsed / fraction * (1 - fraction)
 
 
 class Reporter:

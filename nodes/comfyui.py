@@ -35,7 +35,7 @@ from torch import nn
 from ..moesr.errors import SettingError
 from ..moesr.hosting.model_facts import Plan
 from ..moesr.hosting.networks import Keeper
-from ..moesr.progress import Event
+from ..moesr.progress import Event, estimate_seconds_left
 from ..moesr.settings import LOADING, SETTINGS
 
 if TYPE_CHECKING:
@@ -82,14 +82,10 @@ def make_patcher(network: nn.Module, device: torch.device, offload_device: torch
         if type(layer) in _LAYERS and layer not in folded:
             layer.__class__ = _LAYERS[type(layer)]
         if next(layer.parameters(recurse=False), None) is not None:
-            layer.register_forward_pre_hook(_stop_if_cancelled)
+            layer.register_forward_pre_hook(lambda *_: memory.throw_exception_if_processing_interrupted())
     # Late: the host decides for dynamic VRAM after the packs' files may have been imported.
     kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     return (_Whole if kind is comfy.model_patcher.ModelPatcher else kind)(network, device, offload_device)
-
-
-def _stop_if_cancelled(*_: Any) -> None:
-    memory.throw_exception_if_processing_interrupted()
 
 
 class ComfyKeeper(Keeper):
@@ -232,8 +228,9 @@ class Progress:
         self._bar.update_absolute(round(BAR_LENGTH * fraction), BAR_LENGTH, preview)
         names = ("phase", "step", "steps", "expert", "tile", "tiles", "image", "images", "note")
         data = {name: getattr(event, name) for name in names}
-        if fraction > 0.02:
-            data["left"] = round((now - self._begun) * (1 - fraction) / fraction)
+        left = estimate_seconds_left(self._begun, fraction)
+        if left is not None:
+            data["left"] = round(left)
         self._send(data | (self._plan if is_new_step else {}))
 
     def finish(self, pictures: torch.Tensor | None = None) -> None:

@@ -184,7 +184,7 @@ def test_full_disk_is_one_line(release: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_room_is_asked_for_first(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(CheckpointError, match="GB are needed"):
+    with pytest.raises(CheckpointError, match="MB are needed, 1 kB are free; make room"):
         convert([release], tmp_path / "out.safetensors")
     assert not list(tmp_path.iterdir())
 
