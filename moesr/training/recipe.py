@@ -95,7 +95,8 @@ class Recipe(Stages):
             model, replace(stage, loop=loop), self.make_engine(loop), experts=experts, autoencoder=autoencoder,
             metrics=self.metrics, on_export=lambda: self._export(last, model),
         )  # fmt: skip
-        done = self.run(last, self.open_batches(self.expert_crop, last), "unrolled", self._budget(share))
+        batches = self.open_batches(self.expert_crop, last, smooth=stage.smooth_places)
+        done = self.run(last, batches, "unrolled", self._budget(share))
         return self._export(last, model, done)
 
     def adapt_loop(self, loop: LoopConfig, batch_gpu: int = 64) -> LoopConfig:
@@ -111,7 +112,7 @@ class Recipe(Stages):
 
     def _train_part(self, name: str, task: Task, crop: int, share: float) -> dict[str, Tensor]:
         """Train a part of the autoencoder in the folder of its name. Returns its weights, by their keys there."""
-        self.run(task, self.open_batches(crop, task), name, self._budget(share))
+        self.run(task, self.open_batches(crop, task, smooth=name == "cleaner"), name, self._budget(share))
         return {f"{name}.{k}": v for k, v in weight_files.load(self.out / name / f"{name}.safetensors").items()}
 
     def _open_start(self, start: str) -> tuple[ModelConfig, list[Mapping[str, Tensor]], dict[str, Tensor]]:

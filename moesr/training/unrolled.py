@@ -78,6 +78,8 @@ class UnrolledConfig:
     grid: float = 0.5
     #: Of L1 between a bicubic image and its own decoded latent, so that detail comes from the experts alone.
     smooth: float = 1.0
+    #: Prefer smooth places of photographs as often as detailed ones, as for the cleaner.
+    smooth_places: bool = False
     #: Shares of batches at fidelity 0 and at fidelity 1; the others have a random fidelity.
     generative: float = 0.55
     faithful: float = 0.15
