@@ -69,7 +69,7 @@ class UnrolledConfig:
     adversary: float = 0.12
     #: Step from which the adversary counts.
     adversary_start: int = 200
-    #: The same for the cleaner, whose images are compared at the size of the LR image; l1 is 1 there.
+    #: The same for the cleaner, where L1 has the weight 1. Its images are compared at the size of the LR image.
     cleaner_lpips: dict[str, float] = field(default_factory=lambda: {"alex": 0.3, "vgg": 0.6})
     cleaner_adversary: float = 0.03
     #: Of L1 between result and HR image, both reduced to the size of the LR image.
