@@ -23,7 +23,7 @@ from .library import find
 from .networks.autoencoder import Autoencoder
 from .networks.denoiser import denoiser
 from .networks.layers import prefers_channels_last
-from .runtime import PlainRuntime, Runtime
+from .runtime import Runtime
 from .settings import LOADING
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def load(
     """
     for name, value in (("dtype", dtype), ("residency", residency)):
         LOADING[name].check(value)
-    runtime = runtime or PlainRuntime()
+    runtime = runtime or Runtime()
     where = find_device(device)
     usual = torch.float16 if where.type == "cuda" else torch.float32
     parts = Parts(open_model(_locate(source), scale, timesteps), DTYPES.get(dtype, usual))

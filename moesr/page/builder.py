@@ -19,8 +19,7 @@ from .protection import NO_PICTURE, make_painter
 
 _HERE = Path(__file__).parent
 CSS = (_HERE / "page.css", _HERE / "standalone.css")  # a host takes the first, by style.css
-SCRIPT = _HERE / "compare.js"
-PAGE_SCRIPT = _HERE / "page.js"
+SCRIPTS = (_HERE / "compare.js", _HERE / "page.js")
 
 # The page's script may come later than this; private windows have no storage.
 _LAST_JOB = "() => { try { return [localStorage.getItem('moesr-job') || '']; } catch { return ['']; } }"
@@ -43,7 +42,7 @@ class Built:
     blocks: Any
     handlers: Handlers
     #: The file field, to send pictures to.
-    files: Any
+    files: Any = None
     #: The field for what is protected.
     painter: Any = None
     #: A row below the results, for buttons that take one: it is there once there is one.
@@ -69,7 +68,8 @@ def build(queue: JobQueue, title: str = "MoESR") -> Built:
             _make_html(gr, html.HEADER)
         with make(gr.Row, elem_id="moesr-page"):
             with make(gr.Column, scale=4, min_width=300, elem_id="moesr-left") as left:
-                built = Built(blocks, handlers, _make_drop_zone(gr), left=left)
+                built = Built(blocks, handlers, left=left)
+                built.files = make(gr.File, file_count="multiple", label="Pictures", elem_id="moesr-files", height=150)
                 chosen = _make_html(gr, "", elem_id="moesr-chosen")
                 button, scale = choose_button(config.scale)
                 choice = make(gr.Radio, [*BUTTONS, *KINDS], value=button, label="Size", elem_id="moesr-size")
@@ -169,24 +169,12 @@ def build_looks() -> dict[str, Any]:
 
 def build_script() -> str:
     """The comparison element and what the page itself does, as a function that Gradio calls in the browser."""
-    both = "\n".join(path.read_text(encoding="utf-8") for path in (SCRIPT, PAGE_SCRIPT))
+    both = "\n".join(path.read_text(encoding="utf-8") for path in SCRIPTS)
     return f"() => {{ {both} }}"
 
 
 def _make_html(gr: Any, value: str, **options: Any) -> Any:
     return make(gr.HTML, value, padding=False, elem_classes="moesr-html", **options)
-
-
-def _make_drop_zone(gr: Any) -> Any:
-    kind = {"type": "filepath"} if gradio_version() >= (4, 0) else {}
-    return make(
-        gr.File,
-        file_count="multiple",
-        label="Pictures",
-        elem_id="moesr-files",
-        height=150,
-        **kind,
-    )
 
 
 def _make_gallery(gr: Any, handlers: Handlers) -> Any:
@@ -201,8 +189,7 @@ def _make_gallery(gr: Any, handlers: Handlers) -> Any:
 
 def _make_api(gr: Any, handlers: Handlers) -> None:
     """The endpoint for programs, /upscale: it has no face. Its parameters are those of the table."""
-    kind = {"type": "filepath"} if gradio_version() >= (4, 0) else {}
-    image = make(gr.File, label="image", visible=False, **kind)
+    image = make(gr.File, label="image", visible=False)
     inputs = [make(gr.Textbox, handlers.facts.default, label="model", visible=False)]
     for name in ("scale", *CONTROLS):
         setting = SETTINGS[name]
@@ -211,7 +198,7 @@ def _make_api(gr: Any, handlers: Handlers) -> None:
         # Clients take None for a value that is missing: see controls.read_form for what stands for the model's own.
         value = setting.default if setting.default is not None else "auto" if words else 0
         inputs.append(make(part, value=value, label=name, info=setting.sentence, visible=False))
-    protect = make(gr.File, label="protect", visible=False, **kind)
+    protect = make(gr.File, label="protect", visible=False)
     result = make(gr.File, label="result", visible=False)
     info = make(gr.JSON, label="info", visible=False)
     button = make(gr.Button, "API", visible=False)
@@ -232,8 +219,5 @@ def _make_api(gr: Any, handlers: Handlers) -> None:
 def _copy_examples(folder: Path) -> list[tuple[Path, str]]:
     """The examples, copied to where the host lets files be read."""
     target = folder / "examples"
-    target.mkdir(parents=True, exist_ok=True)
-    found = []
-    for name, _, preset in EXAMPLES:
-        found.append((Path(shutil.copy(_HERE / "examples" / name, target / name)), preset))
-    return found
+    shutil.copytree(_HERE / "examples", target, dirs_exist_ok=True)
+    return [(target / name, preset) for name, _, preset in EXAMPLES]

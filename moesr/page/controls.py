@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ..config import ModelConfig
@@ -89,12 +89,10 @@ def list_preset(name: str, config: ModelConfig) -> dict[str, Any]:
     return {**defaults, **own, **PRESETS[name][config.unet.takes_settings]}
 
 
-def read_controls(values: Sequence[Any]) -> dict[str, Any]:
-    """Settings of a run from the values of CONTROLS. Raises SettingError."""
-    return read_form(dict(zip(CONTROLS, values)))
-
-
 def read_form(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run from values by name; 0 steps or times, "auto" and empty fields stand for the defaults."""
+    """Settings of a run from values by name; 0 steps or times, "auto" and empty fields stand for the defaults.
+
+    Raises SettingError.
+    """
     given = {name: value for name, value in values.items() if value not in (None, "", "auto")}
     return read_settings({name: value for name, value in given.items() if value or name not in ("scale", "steps")})

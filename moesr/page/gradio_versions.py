@@ -17,8 +17,6 @@ _NAMES = {
     "default_concurrency_limit": ("default_concurrency_limit", "concurrency_count"),
 }
 
-_gradio: Any = None
-
 
 class NoGradioError(MoESRError, ImportError):
     """Gradio is not installed."""
@@ -26,11 +24,8 @@ class NoGradioError(MoESRError, ImportError):
 
 def gradio() -> Any:
     """The gradio module. Imported late, after the page has said where temporary files go. Raises NoGradioError."""
-    global _gradio
-    if _gradio is None:
-        require_gradio()
-        _gradio = import_module("gradio")
-    return _gradio
+    require_gradio()
+    return import_module("gradio")
 
 
 def require_gradio() -> None:
@@ -61,14 +56,9 @@ def make(cls: Any, *values: Any, **options: Any) -> Any:
 
 
 def on(
-    event: Callable[..., Any],
-    function: Callable[..., Any] | None,
-    inputs: Sequence[Any] = (),
-    outputs: Sequence[Any] = (),
-    *,
-    api: str | None = None,
-    **options: Any,
-) -> Any:
+    event: Callable[..., Any], function: Callable[..., Any] | None, inputs: Sequence[Any] = (),
+    outputs: Sequence[Any] = (), *, api: str | None = None, **options: Any,
+) -> Any:  # fmt: skip
     """Call `function` when `event` happens, a bound method such as `button.click`. api: its name for programs.
 
     Without one it is for the page only. Any number may run at a time: the job queue keeps the order, not Gradio.

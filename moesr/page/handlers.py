@@ -14,7 +14,7 @@ from ..result_sizes import BUTTONS, KINDS, choose_button, read_size
 from ..settings import SETTINGS, result_size
 from ..settings_record import RunRecord, read_run
 from . import html
-from .controls import CONTROLS, list_own_values, list_preset, read_controls, read_form
+from .controls import CONTROLS, list_own_values, list_preset, read_form
 from .gradio_versions import list_uploads, make_refusal, update
 from .job import Job
 from .job_queue import JobQueue
@@ -58,7 +58,7 @@ class Handlers:
         """
         on, off = update(interactive=True), update(interactive=False)
         try:
-            size, settings = read_size(choice, value), read_controls(values)
+            size, settings = read_size(choice, value), read_form(dict(zip(CONTROLS, values)))
             uploads = find_uploads()
             protect = read_painting(painted, uploads, self._accept, self.queue.limits)
             job = Job(uploads, model, settings, size=size, format=format, client=client, output=output, protect=protect)

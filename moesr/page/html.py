@@ -13,7 +13,7 @@ from ..evaluation.invented_detail import TICKS, VISIBLE, place_on_scale
 from ..hosting.model_facts import Plan
 from ..images.expert_timeline import palette
 from ..library.download import format_size
-from .job import FinishedPicture, InventedDetail, Job, JobProgress
+from .job import InventedDetail, Job, JobProgress
 
 Url = Callable[[Path], str]
 
@@ -137,7 +137,10 @@ def draw_results(job: Job, url: Url) -> str:
         }
         for result in done
     ]
-    links = [_draw_link(url(result.path), result.path.name, _describe_file(result)) for result in done]
+    links = []
+    for pair, result in zip(pairs, done):
+        size = format_size(result.path.stat().st_size)
+        links.append(_draw_link(pair["file"], result.path.name, f"{pair['to']}, {size}"))
     links += [_draw_link(url(r.protect), r.protect.name, "what was protected") for r in done if r.protect]
     if job.archive is not None:
         text, size = f"All {len(done)} as a zip", format_size(job.archive.stat().st_size)
@@ -204,7 +207,3 @@ def _draw_link(link: str, text: str, details: str, *, name: str | None = None, k
         f'<li class="{kind}"><a href="{escape(link)}" download="{escape(name or text)}">'
         f"<span>{escape(text)}</span><span>{escape(details)}</span></a></li>"
     )
-
-
-def _describe_file(result: FinishedPicture) -> str:
-    return f"{result.size[0]} x {result.size[1]}, {format_size(result.path.stat().st_size)}"

@@ -75,36 +75,35 @@ class FinishedPicture:
     protect: Path | None = None
 
 
+@dataclass(eq=False)
 class Job:
     """Pictures in a queue. Its owner calls `wait` again and again, and `cancel`; the worker does the rest.
 
     Results that are finished stay, whatever happens afterwards.
     """
 
-    def __init__(
-        self,
-        uploads: Sequence[Upload],
-        model: str,
-        settings: Mapping[str, Any],
-        *,
-        size: TargetSize | None = None,
-        format: str = "png",
-        preview: bool = True,
-        client: str = "",
-        output: Path | None = None,
-        protect: bytes = b"",
-        seeds: int = 0,
-    ) -> None:
-        """model: its name. settings: see settings.read_settings. size: where they have no scale, and it is not the
-        model's own. format: see result_files.FORMATS. preview: draw the picture so far. client: whose job it is.
-        output: a folder of the user's, where a host with such folders keeps the results. protect: a grey PNG,
-        white where the picture is protected, if anything is. seeds: at least 2 to compare results of so many seeds, and
-        have no result but `invented`.
-        """
+    uploads: Sequence[Upload]
+    #: Name of the model.
+    model: str
+    #: See settings.read_settings.
+    settings: Mapping[str, Any]
+    #: Of results, where the settings have no scale, and it is not the model's own.
+    size: TargetSize | None = None
+    #: See result_files.FORMATS.
+    format: str = "png"
+    #: Draw the picture so far.
+    preview: bool = True
+    #: Whose job it is.
+    client: str = ""
+    #: A folder of the user's, where a host with such folders keeps the results.
+    output: Path | None = None
+    #: A grey PNG, white where the picture is protected, if anything is.
+    protect: bytes = b""
+    #: At least 2 to compare results of so many seeds, and have no result but `invented`.
+    seeds: int = 0
+
+    def __post_init__(self) -> None:
         self.id = secrets.token_urlsafe(16)
-        self.uploads, self.model, self.settings = list(uploads), model, dict(settings)
-        self.size, self.format, self.preview, self.client, self.output = size, format, preview, client, output
-        self.protect, self.seeds = protect, seeds
         #: waiting, running, done, failed or cancelled.
         self.state = "waiting"
         self.progress = JobProgress(pictures=len(self.uploads))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import quote
 
 from ..atomic_files import TemporaryFolder
@@ -14,43 +13,6 @@ from ..hosting.model_runner import Runner
 from ..library import DEFAULT
 from ..model import SRModel, load
 from .job import FinishedPicture, Job
-
-
-class PageHost(Protocol):
-    """The surroundings of a page or tab."""
-
-    #: Results and examples lie below it, and the host serves its files.
-    folder: Path
-    #: Folders in which files that were sent may lie.
-    upload_folders: list[Path]
-    #: What can be chosen.
-    facts: ModelFacts
-    #: The page is all there is, so it brings its title and script.
-    standalone: bool
-
-    def begin_job(self, job: Job) -> AbstractContextManager[object]:
-        """Held while a job is at work: the host's own queue."""
-        ...
-
-    def check(self) -> None:
-        """Raise Stopped if the host's user has interrupted. Called before every layer: it must be quick."""
-        ...
-
-    def show(self, job: Job) -> None:
-        """A job has come further (job.progress): for the host's own progress bar."""
-        ...
-
-    def keep(self, job: Job, result: FinishedPicture) -> None:
-        """A picture is finished: put it where the host keeps its own."""
-        ...
-
-    def make_runner(self, device: str, dtype: str) -> Runner:
-        """What runs the jobs of a device."""
-        ...
-
-    def url(self, path: Path) -> str:
-        """Where a browser gets a file below `folder`, relative to the page."""
-        ...
 
 
 class LoadedModels:
@@ -77,39 +39,53 @@ class LoadedModels:
         self._loaded = None
 
 
-class StandaloneHost:
-    """A page with a process of its own. Its folder is new, for its owner only; `close` deletes it, or the next page."""
+class PageHost:
+    """The surroundings of a page or tab; what is said here is for a page with a process of its own."""
 
+    #: The page is all there is, so it brings its title and script.
     standalone = True
+    #: Gradio's route for files.
+    prefix = "file="
+    #: What can be chosen.
+    facts: ModelFacts
+    #: Folders in which files that were sent may lie.
+    upload_folders: list[Path]
 
-    def __init__(self, model: str = DEFAULT, prefix: str = "file=") -> None:
-        self.facts = ModelFacts(model)
-        self._temporary = TemporaryFolder("moesr-page-")
-        self.folder = self._temporary.path
-        self.upload_folders = [self.folder / "uploads"]
-        self.prefix = prefix
+    def __init__(self, temporary: TemporaryFolder) -> None:
+        self._temporary = temporary
+        #: Results and examples lie below it, and the host serves its files.
+        self.folder = temporary.path
 
     def begin_job(self, job: Job) -> AbstractContextManager[object]:
-        """Nobody else wants the device."""
+        """Held while a job is at work: the host's own queue."""
         return nullcontext()
 
     def check(self) -> None:
-        """Nobody else interrupts."""
+        """Raise Stopped if the host's user has interrupted. Called before every layer: it must be quick."""
 
     def show(self, job: Job) -> None:
-        """There is no other progress bar."""
+        """A job has come further (job.progress): for the host's own progress bar."""
 
     def keep(self, job: Job, result: FinishedPicture) -> None:
-        """Results are downloaded from the page."""
+        """A picture is finished: put it where the host keeps its own."""
 
     def make_runner(self, device: str, dtype: str) -> Runner:
-        """With models of its own."""
+        """What runs the jobs of a device."""
         return Runner(LoadedModels(self.facts, device, dtype))
 
     def url(self, path: Path) -> str:
-        """Gradio's route for files."""
+        """Where a browser gets a file below `folder`, relative to the page."""
         return self.prefix + quote(path.as_posix(), safe="/:")
 
     def close(self) -> None:
         """Delete the folder with all uploads and results."""
         self._temporary.close()
+
+
+class StandaloneHost(PageHost):
+    """A page with a process of its own. Its folder is new, for its owner only; `close` deletes it, or the next page."""
+
+    def __init__(self, model: str = DEFAULT) -> None:
+        self.facts = ModelFacts(model)
+        super().__init__(TemporaryFolder("moesr-page-"))
+        self.upload_folders = [self.folder / "uploads"]

@@ -11,6 +11,7 @@ from PIL import Image, ImageChops, ImageFilter, ImageStat
 
 from ..errors import SettingError
 from ..images.files import to_pil
+from ..images.write import encode_image
 from .gradio_versions import gradio_version, list_uploads, make, make_refusal
 from .limits import Limits
 from .uploads import Upload, open_picture, shrink
@@ -95,18 +96,12 @@ def read_painting(
     for layer in layers[1:]:
         plane = ImageChops.lighter(plane, layer.resize(plane.size))
     plane = plane.point([min(255, round(alpha * 255 / _ALPHA)) for alpha in range(256)])
-    return _encode(plane.filter(ImageFilter.GaussianBlur(_BLUR)))
+    return encode_image(plane.filter(ImageFilter.GaussianBlur(_BLUR)), "PNG")
 
 
 def read_map(upload: Upload, limits: Limits) -> bytes:
     """A map that was made elsewhere, as a grey PNG. Raises ImageError."""
-    return _encode(to_pil(open_picture(upload, limits)).convert("L"))
-
-
-def _encode(plane: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    plane.save(buffer, "PNG")
-    return buffer.getvalue()
+    return encode_image(to_pil(open_picture(upload, limits)).convert("L"), "PNG")
 
 
 def _shrink(upload: Upload) -> Image.Image:

@@ -73,11 +73,8 @@ def _size(path: Path) -> int:
 
 def _delete(path: Path) -> None:
     try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        (shutil.rmtree if path.is_dir() and not path.is_symlink() else os.unlink)(path)
     except FileNotFoundError:
-        return
+        pass
     except OSError as error:
         log.warning("%s: cannot be deleted (%s)", path, error.strerror or error)

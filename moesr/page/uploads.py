@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import unicodedata
@@ -14,6 +13,7 @@ from PIL import Image, ImageOps
 
 from ..errors import ImageError
 from ..images.files import READ_FORMATS, Picture, explain_errors, read_image, read_upright_size
+from ..images.write import encode_image
 from .limits import Limits
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
@@ -46,43 +46,34 @@ def read_size(upload: Upload, limits: Limits) -> tuple[int, int]:
 
     Raises ImageError for a file that is too large, no picture, or of too many pixels.
     """
-    limits.check_bytes(upload.name, upload.path.stat().st_size if upload.path.is_file() else 0)
-    try:
-        with explain_errors(upload.name, _read_start(upload)), Image.open(upload.path, formats=READ_FORMATS) as image:
-            width, height = image.size
-            limits.check_input(upload.name, width, height)
+    with explain_errors(upload.name), upload.path.open("rb") as file:
+        limits.check_bytes(upload.name, file.seek(0, os.SEEK_END))
+        file.seek(0)
+        with explain_errors(upload.name, file.read(64)), Image.open(file, formats=READ_FORMATS) as image:
+            limits.check_input(upload.name, *image.size)
             return read_upright_size(image)
-    except ImageError as error:
-        raise _without_path(upload, error) from error
 
 
 def open_picture(upload: Upload, limits: Limits) -> Picture:
     """The picture, after its size was checked. Raises ImageError that calls it by its name, never by its path."""
     read_size(upload, limits)
-    try:
-        return read_image(upload.path)
-    except ImageError as error:
-        raise _without_path(upload, error) from error
+    with explain_errors(upload.name):
+        return read_image(upload.path.read_bytes(), name=upload.name)
 
 
 def shrink(upload: Upload, side: int) -> Image.Image:
     """A picture whose size was checked, upright, RGB, with a long side of at most `side` pixels. Raises ImageError."""
-    try:
-        with explain_errors(upload.name), Image.open(upload.path, formats=READ_FORMATS) as image:
-            image.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded at a fraction of its size
-            small = ImageOps.exif_transpose(image) or image
-            small.thumbnail((side, side))
-            colours = small.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
-    except ImageError as error:
-        raise _without_path(upload, error) from error
+    with explain_errors(upload.name), Image.open(upload.path, formats=READ_FORMATS) as image:
+        image.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded at a fraction of its size
+        small = ImageOps.exif_transpose(image) or image
+        small.thumbnail((side, side))
+        colours = small.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
 
 
 def draw_thumbnail(upload: Upload, side: int = 96) -> bytes:
     """A small JPEG of a picture whose size was checked. Raises ImageError."""
-    buffer = io.BytesIO()
-    shrink(upload, side).save(buffer, "JPEG")
-    return buffer.getvalue()
+    return encode_image(shrink(upload, side), "JPEG")
 
 
 def clean_name(name: str) -> str:
@@ -102,16 +93,3 @@ def safe_stem(name: str) -> str:
     if not stem or stem.split(".")[0].lower() in _RESERVED:
         return f"picture_{stem}".rstrip("_")
     return stem
-
-
-def _read_start(upload: Upload) -> bytes:
-    """The first bytes of a file, by which its kind is named; none if it cannot be read."""
-    try:
-        with upload.path.open("rb") as file:
-            return file.read(64)
-    except OSError:
-        return b""
-
-
-def _without_path(upload: Upload, error: ImageError) -> ImageError:
-    return ImageError(str(error).replace(str(upload.path), upload.name))

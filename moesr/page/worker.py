@@ -18,7 +18,7 @@ from ..errors import ImageError, MoESRError, SettingError
 from ..evaluation.invented_detail import invention
 from ..hosting.model_runner import OpenModel, Progress, Result, Runner, Stopped
 from ..images.files import WRITE_SUFFIXES, Picture, to_pil, write_image
-from ..images.write import check_size
+from ..images.write import check_size, encode_image
 from ..progress import Event
 from ..result_files import Target
 from ..result_sizes import TargetSize
@@ -133,17 +133,14 @@ class Worker:
 
     def _catch(self, job: Job, number: int, run: Callable[[], None]) -> None:
         """Do what concerns one picture, and note what goes wrong. Raises Stopped, and what is wrong with all."""
-        upload, count = job.uploads[number - 1], len(job.uploads)
+        upload = job.uploads[number - 1]
         try:
             run()
-        except Stopped:
-            raise
-        except (SettingError, ImageError) as error:
-            if isinstance(error, SettingError) and count > 1:
-                raise  # wrong for all pictures alike
-            job.failures.append(_name_picture(upload.name, error))
         except MoESRError as error:
-            job.failures.append(_name_picture(upload.name, error))
+            if isinstance(error, Stopped) or (isinstance(error, SettingError) and len(job.uploads) > 1):
+                raise  # what is wrong with a setting is wrong for all pictures alike
+            text = str(error)
+            job.failures.append(text if text.startswith(upload.name) else f"{upload.name}: {text}")
         except Exception as error:  # one broken picture must not take the others with it
             log.exception("a picture failed")
             job.failures.append(f"{upload.name}: something went wrong ({type(error).__name__}); the log says more")
@@ -180,7 +177,9 @@ class _Reporter:
         if event.note and event.note not in self._job.notes:
             self._job.notes.append(event.note)
         if self._job.preview and event.preview is not None and time.monotonic() - self._drawn_at > PREVIEW_SECONDS:
-            self._preview = _encode_jpeg(event.preview())
+            image = event.preview()
+            image.thumbnail((PREVIEW, PREVIEW))
+            self._preview = encode_image(image, "JPEG", quality=80)
             self._drawn_at = time.monotonic()
         following = start.pictures - start.picture
         if left is not None and following:
@@ -216,15 +215,3 @@ def save_result(
     write_image(path, replace(after, metadata=after.metadata.with_text(to_texts(record))))
     before_size = (before.rgb.shape[1], before.rgb.shape[0])
     return FinishedPicture(path, source, view, before_size, (width, height), upload, record, protected)
-
-
-def _encode_jpeg(image: Image.Image) -> bytes:
-    image.thumbnail((PREVIEW, PREVIEW))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
-
-
-def _name_picture(name: str, error: Exception) -> str:
-    text = str(error)
-    return text if text.startswith(name) else f"{name}: {text}"

@@ -14,7 +14,7 @@ from ..hosting.model_runner import Runner
 from ..hosting.networks import Keeper, Networks
 from ..library import DEFAULT, add_folder, installed
 from ..model import DTYPES, SRModel
-from ..runtime import PlainRuntime
+from ..runtime import Runtime
 from ..sd15_decoder import LatentDecoder, open_decoder
 from ..tiling import LARGEST_TILE
 from . import webui_api
@@ -59,7 +59,7 @@ class Engine:
         self.networks = networks
         hosted.begin_run(side, side)
         device = self.keeper.device
-        short = device.type != "cpu" and PlainRuntime().free_memory(device) < networks.needed
+        short = device.type != "cpu" and Runtime().free_memory(device) < networks.needed
         with webui_api.move_checkpoint_aside(short), webui_api.disable_autocast():
             try:
                 yield hosted.assemble()

@@ -6,12 +6,12 @@ import logging
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
-from urllib.parse import quote
 
 from ..atomic_files import TemporaryFolder
 from ..errors import MoESRError
 from ..hosting.model_runner import Runner
 from ..page.job import FinishedPicture, Job
+from ..page.page_host import PageHost
 from ..result_files import save_new
 from ..settings_record import KEYWORD, to_texts
 from . import webui_api
@@ -21,8 +21,8 @@ from .opened_models import engine, runner
 log = logging.getLogger(__name__)
 
 
-class TabHost:
-    """The `PageHost`. Its folder lies among Gradio's uploads, where every version serves files; `close` deletes it."""
+class TabHost(PageHost):
+    """Its folder lies among Gradio's uploads, where every version serves files; `close` deletes it."""
 
     standalone = False
 
@@ -31,8 +31,7 @@ class TabHost:
         self.facts.default = engine().choose_default()
         parent = webui_api.find_temporary_folder()
         parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = TemporaryFolder("moesr-tab-", parent)
-        self.folder = self._temporary.path
+        super().__init__(TemporaryFolder("moesr-tab-", parent))
         self.received = self.folder / "received"
         self.received.mkdir()
         self.upload_folders = [parent]
@@ -59,14 +58,6 @@ class TabHost:
     def make_runner(self, device: str, dtype: str) -> Runner:
         """The one of all doors; precision and device are the host's."""
         return runner()
-
-    def url(self, path: Path) -> str:
-        """Gradio's route for files, in both hosts."""
-        return "file=" + quote(path.as_posix(), safe="/:")
-
-    def close(self) -> None:
-        """Delete what was received and made."""
-        self._temporary.close()
 
     def read_parameters(self, result: Path) -> str:
         """Generation parameters of the picture that a result was made from; empty if it had none."""

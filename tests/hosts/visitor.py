@@ -98,10 +98,12 @@ class Visitor:
     def drop(self, *paths: Path) -> None:
         """Give pictures to the page, in place of those that it has."""
         clear = self.page.locator("#moesr-files button[aria-label=Clear], #moesr-files button[title=Clear]")
+        listed = "#moesr-chosen :is(li, .moesr-message)"
         if clear.count():
             clear.first.click()
+            self.page.wait_for_selector(listed, state="detached")  # so that what is said next is of the new ones
         self.page.set_input_files("#moesr-files input[type=file]", [str(path) for path in paths])
-        self.page.wait_for_selector("#moesr-chosen :is(li, .moesr-message)")
+        self.page.wait_for_selector(listed)
 
     def chosen(self) -> str:
         """What the page says of the pictures."""
