@@ -150,9 +150,11 @@ def test_detail_is_preferred_and_images_are_reduced() -> None:
         hr = torch.cat([source.next(step)["hr"] for step in range(20)])
         return float((hr.std((1, 2, 3)) > 0.05).float().mean())
 
-    assert share_with_detail(batches([pixels], crop=32, colour=0.0, recipe="bicubic")) > 0.6  # 0.55 of all places
+    plain = {"crop": 32, "colour": 0.0, "recipe": "bicubic"}
+    assert share_with_detail(batches([pixels], **plain)) > 0.6  # 0.55 of all places
+    assert share_with_detail(batches([pixels], smooth=True, **plain)) < 0.6
     checks = (np.indices((256, 256)) // 2).sum(0) % 2 * 255
-    source = batches([np.stack([checks] * 3, 2).astype(np.uint8)], crop=32, colour=0.0, recipe="bicubic")
+    source = batches([np.stack([checks] * 3, 2).astype(np.uint8)], **plain)
     spread = torch.cat([source.next(step)["hr"] for step in range(8)]).std((1, 2, 3))
     assert float(spread.max()) > 0.8  # hardly reduced
     assert float(spread.min()) < 0.2  # by 2 or more: grey
