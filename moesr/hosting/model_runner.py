@@ -46,24 +46,6 @@ class ModelSource(Protocol):
         ...
 
 
-class Runner:
-    """Runs pictures on one device, one at a time. Stops between two layers: on a slow machine a tile takes long."""
-
-    def __init__(self, source: ModelSource) -> None:
-        self.source = source
-
-    @contextmanager
-    def open(self, name: str, *, side: int, check: Callable[[], None]) -> Iterator[OpenModel]:
-        """The model of that name, ready to run inside the block. side: the longest side of its results, in pixels.
-
-        check: called before every layer that this thread runs; what it raises ends the run. Raises MoESRError for a
-        model that is not there, or broken.
-        """
-        check()
-        with self.source.use(name, side=side) as model, _check_layers(check):
-            yield OpenModel(name, self.source.facts.compute_hash(name), model)
-
-
 @dataclass(frozen=True)
 class OpenModel:
     """A model that is ready to run."""
@@ -79,6 +61,18 @@ class OpenModel:
         larger = upscale(self.model, picture, **settings, callback=show)
         show(Event("save"))
         return Result(larger, describe_run(self.name, self.hash, self.model.config, settings))
+
+
+@contextmanager
+def use_model(source: ModelSource, name: str, *, side: int, check: Callable[[], None]) -> Iterator[OpenModel]:
+    """The model of that name, ready to run inside the block. side: the longest side of its results, in pixels.
+
+    check: called before every layer that this thread runs, since on a slow machine a tile takes long; what it raises
+    ends the run. Raises MoESRError for a model that is not there, or broken.
+    """
+    check()
+    with source.use(name, side=side) as model, _check_layers(check):
+        yield OpenModel(name, source.facts.compute_hash(name), model)
 
 
 @contextmanager

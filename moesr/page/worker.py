@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..errors import ImageError, MoESRError, SettingError
 from ..evaluation.invented_detail import invention
-from ..hosting.model_runner import OpenModel, Result, Runner, Stopped
+from ..hosting.model_runner import ModelSource, OpenModel, Result, Stopped, use_model
 from ..images.files import WRITE_SUFFIXES, Picture, to_pil, write_image
 from ..images.write import check_size, encode_image
 from ..progress import Event, estimate_seconds_left
@@ -42,8 +42,8 @@ VIEW_PIXELS = 40_000_000
 class Worker:
     """Runs jobs on one device, in one thread."""
 
-    def __init__(self, host: PageHost, limits: Limits, results: Path, runner: Runner) -> None:
-        self._host, self._limits, self._results, self._runner = host, limits, results, runner
+    def __init__(self, host: PageHost, limits: Limits, results: Path, source: ModelSource) -> None:
+        self._host, self._limits, self._results, self._source = host, limits, results, source
 
     def run(self, job: Job) -> tuple[str, str]:
         """Do the job: its state at the end, and what to say. What is wrong with one picture is noted in its failures.
@@ -62,7 +62,7 @@ class Worker:
             if size is None:
                 scale = job.settings.get("scale") or self._host.facts.read_config(job.model).scale
                 size = TargetSize("Times", float(scale))
-            with self._runner.open(job.model, side=self._longest_side(job, size), check=check) as model:
+            with use_model(self._source, job.model, side=self._longest_side(job, size), check=check) as model:
                 folder = new_folder(self._results)
                 targets = plan_results(folder, [upload.name for upload in job.uploads], size.tag, job.format)
                 began = time.monotonic()
@@ -84,7 +84,7 @@ class Worker:
 
     def close(self) -> None:
         """Let go of the models."""
-        self._runner.source.close()
+        self._source.close()
 
     def _upscale(self, job: Job, model: OpenModel, reporter: _Reporter, target: Target, size: TargetSize) -> None:
         upload = job.uploads[reporter.number - 1]

@@ -10,7 +10,6 @@ from functools import lru_cache
 from ..errors import CheckpointError, MoESRError, SettingError
 from ..hosting.hosted_model import HostedModel, open_hosted
 from ..hosting.model_facts import ModelFacts, read_file_states
-from ..hosting.model_runner import Runner
 from ..hosting.networks import Keeper, Networks
 from ..library import DEFAULT, add_folder, installed
 from ..model import DTYPES, SRModel
@@ -28,7 +27,7 @@ NO_DECODER = "None"
 class Engine:
     """One model and one decoder of SD latents in memory at a time. Runs are the host's: they never overlap.
 
-    It is the `ModelSource` of the runner.
+    It is the `ModelSource` (hosting/model_runner.py) of the tab, the upscalers, Extras and HTTP requests.
     """
 
     def __init__(self, keeper: Keeper) -> None:
@@ -112,17 +111,10 @@ def engine() -> Engine:
     return Engine(ForgeKeeper() if webui_api.FORGE else A1111Keeper(webui_api.choose_device()))
 
 
-@lru_cache(maxsize=1)
-def runner() -> Runner:
-    """What runs every picture of this process, for the tab, the upscalers, Extras and HTTP requests."""
-    return Runner(engine())
-
-
 def stop() -> None:
     """Let go of everything; the next call of `engine` begins anew."""
     engine().close()
     engine.cache_clear()
-    runner.cache_clear()
 
 
 def list_decoders() -> list[str]:
