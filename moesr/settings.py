@@ -106,12 +106,8 @@ class Setting:
         return "give true or false" if self.kind == "flag" else "give its name"
 
 
-def _index_by_name(*settings: Setting) -> dict[str, Setting]:
-    return {setting.name: setting for setting in settings}
-
-
 #: Settings of `upscale`, in the order in which a user meets them.
-SETTINGS = _index_by_name(
+SETTINGS = {setting.name: setting for setting in (
     Setting(
         "scale", "float", None, 0.1, 64, 0.25, unit="times",
         sentence="How many times as wide and high the result is; by default the model's own scale.",
@@ -176,10 +172,10 @@ SETTINGS = _index_by_name(
         "tile_batch", "int", "auto", 1, 256, 1, ("auto",), unit="tiles", advanced=True,
         sentence="Tiles at a time; auto takes as many as the device has memory for.",
     ),
-)  # fmt: skip
+)}  # fmt: skip
 
 #: Settings of `load`.
-LOADING = _index_by_name(
+LOADING = {setting.name: setting for setting in (
     Setting("model", "text", "tiny", sentence="A name in the library, a file or a folder."),
     Setting(
         "dtype", "choice", "auto", choices=("auto", *DTYPES), advanced=True,
@@ -193,7 +189,7 @@ LOADING = _index_by_name(
         "residency", "choice", "auto", choices=("auto", *RESIDENCIES), advanced=True,
         sentence="Which experts stay on the device: all, or the one at work and the next (stream).",
     ),
-)  # fmt: skip
+)}  # fmt: skip
 
 
 #: Settings of several pictures together.

@@ -51,14 +51,8 @@ class UpscaleModel:
                 "MoESR Upscale, which keeps transparency"
             )
         self._model.hosted.begin_run(image.shape[3] * self.scale, image.shape[2] * self.scale)
-        result = upscale(
-            self._model.hosted.sr,
-            image.movedim(1, -1),
-            steps=self._steps,
-            seed=self._seed,
-            fidelity=self._fidelity,
-            color_fix="wavelet",
-        )
+        settings = {"steps": self._steps, "seed": self._seed, "fidelity": self._fidelity, "color_fix": "wavelet"}
+        result = upscale(self._model.hosted.sr, image.movedim(1, -1), **settings)
         return result.movedim(-1, 1).to(image.device)
 
 
