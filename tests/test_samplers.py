@@ -57,10 +57,9 @@ def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> bool:
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
-@pytest.mark.parametrize("steps", [7, 20, 50])
-def test_ddpm_equals_diffusers(paper: Process, monkeypatch: pytest.MonkeyPatch, variance: str, steps: int) -> None:
+def test_ddpm_equals_diffusers(paper: Process, monkeypatch: pytest.MonkeyPatch, variance: str) -> None:
     # diffusers adds noise on the way to the clean end unless the last timestep is 0, so these loops end there.
-    timesteps = [*paper.timesteps(steps, "leading"), 0]
+    timesteps = [*paper.timesteps(20, "leading"), 0]
     noise, z = noises(len(timesteps)).__getitem__, start()
     scheduler = DDPMScheduler(1000, trained_betas=BETAS, variance_type=f"fixed_{variance}", clip_sample=False)  # type: ignore[arg-type]  # takes arrays
     scheduler.set_timesteps(timesteps=timesteps)
