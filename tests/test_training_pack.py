@@ -15,7 +15,7 @@ from PIL import Image
 from moesr.cli import main
 from moesr.errors import ImageError, SettingError
 from moesr.training.data import BatchSource, Pack, PreparedBatches
-from moesr.training.data.pack import find_sharp_size, write_pack
+from moesr.training.data.pack import find_sharp_size, measure_detail, write_pack
 from moesr.training.data.photos import open_photos
 
 TABLE = "file\tsource\tpath\tauthor\tlicence\tkind\n"
@@ -55,6 +55,8 @@ def test_a_pack_holds_the_most_detailed_parts(pack: Pack, folder: Path) -> None:
     assert "photo0_48_16.webp" in names[:4]  # where its detail lies
     assert {name.split("_")[0] for name in names[:4]} == {"large", "photo0", "photo1", "photo3"}  # one of each first
     assert all(name.startswith("large") for name in names[4:])
+    smooth, other = (measure_detail(photo.read()).mean() for photo in pack.photos[4:])
+    assert smooth < other  # every third part is a smooth one
     part = np.asarray(Image.fromarray(pack.photos[names.index("photo0_48_16.webp")].read()).convert("L"), float)
     with Image.open(folder / "photo0.png") as image:
         wanted = np.asarray(image.convert("L"), float)[16:272, 48:304]
