@@ -9,9 +9,11 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from .errors import CheckpointError, format_size
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +61,22 @@ def open_new(path: Path, *, replaces: bool = False) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+def check_room(folder: Path, needed: int, way_out: str) -> None:
+    """Raises CheckpointError if fewer than `needed` bytes are free there."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CheckpointError(f"{folder}: {format_size(needed)} are needed, {format_size(free)} are free; {way_out}")
+
+
+def update_digest(digest: Any, path: Path, advance: Callable[[int], None] = lambda size: None) -> str:
+    """The hexadecimal digits of a digest of hashlib after it has taken in the file. advance(bytes): as it reads."""
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+            advance(len(block))
+    return digest.hexdigest()
+
+
 def remove_abandoned_parts(folder: Path) -> None:
     """Delete unfinished files of processes that have ended. What others are writing stays."""
     for path in _find(folder, _PART):
@@ -87,7 +105,6 @@ class TemporaryFolder:
             part.rename(self.path / _LOCK)
 
     def close(self) -> None:
-        """Delete the folder and all in it."""
         self._lock.close()
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -126,7 +143,6 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _place(part: Path, path: Path, replaces: bool) -> None:
-    """Give the finished file its name, in one step."""
     if replaces:
         os.replace(part, path)
     elif os.name == "nt":

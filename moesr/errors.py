@@ -14,31 +14,25 @@ Kinds = type[Exception] | tuple[type[Exception], ...]
 class MoESRError(Exception):
     """Base of all errors that this package raises on purpose."""
 
-    __module__ = "moesr"
-
 
 class CheckpointError(MoESRError):
     """A weight file is not what was asked for, is incomplete, or cannot be read."""
-
-    __module__ = "moesr"
 
 
 class ImageError(MoESRError):
     """An image cannot be read, written or processed."""
 
-    __module__ = "moesr"
-
 
 class SettingError(MoESRError):
     """An option has a value that does not work, or two options contradict each other."""
-
-    __module__ = "moesr"
 
 
 class NumericsError(MoESRError):
     """A computation gave NaN or infinity where a picture was expected."""
 
-    __module__ = "moesr"
+
+for _kind in (MoESRError, CheckpointError, ImageError, SettingError, NumericsError):
+    _kind.__module__ = "moesr"
 
 
 def format_size(count: float) -> str:

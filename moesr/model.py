@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from .library import find
 from .networks.autoencoder import Autoencoder
 from .networks.denoiser import denoiser
 from .networks.layers import prefers_channels_last
-from .runtime import PlainRuntime, Runtime
+from .runtime import Runtime
 from .settings import LOADING
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ def load(
     """
     for name, value in (("dtype", dtype), ("residency", residency)):
         LOADING[name].check(value)
-    runtime = runtime or PlainRuntime()
+    runtime = runtime or Runtime()
     where = find_device(device)
     usual = torch.float16 if where.type == "cuda" else torch.float32
     parts = Parts(open_model(_locate(source), scale, timesteps), DTYPES.get(dtype, usual))
@@ -188,7 +189,6 @@ def find_device(device: str | torch.device) -> torch.device:
 
 
 def _choose_residency(files: ModelFiles, dtype: torch.dtype, device: torch.device, runtime: Runtime) -> str:
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in denoiser(files.config.unet).parameters())
-    needed = parameters * dtype.itemsize * len(files.config.stages)
+    parameters = sum(math.prod(shape) for view in files.experts for shape in view.shapes().values())
+    needed = parameters * dtype.itemsize
     return "all" if needed < runtime.free_memory(device) / 2 else "stream"

@@ -26,7 +26,7 @@ from .pipeline_run import Run, is_finite
 from .progress import Callback
 from .run_plan import plan_run
 from .runtime import trim_memory
-from .settings import Resolved, resolve, result_size
+from .settings import resolve, result_size
 from .tiling import retry_smaller
 
 
@@ -106,7 +106,7 @@ def decode_latents(
         for run in batch.runs():
             _check_latents(latents, run, batch.images)
             z = latents[run.first : run.first + len(run)].to(run.canvas_device).float()
-            _decode_into(out, run, z, batch.settings)
+            _decode_into(out, run, z, batch)
             del run, z
     return batch.canvas.restore(out)
 
@@ -155,7 +155,7 @@ def upscale(
     out = batch.allocate_result()
     with torch.inference_mode():
         for run in batch.runs():
-            _decode_into(out, run, run.sample(batch.settings), batch.settings)
+            _decode_into(out, run, run.sample(batch.settings), batch)
             del run  # before the next group is on the device
     return batch.canvas.restore(out)
 
@@ -168,7 +168,6 @@ class Batch:
         tile_batch: int | str, tile_overlap: int | str, callback: Callback | None, first_index: int = 0,
         **settings: Any,
     ) -> None:  # fmt: skip
-        """Arguments are those of `upscale`. Raises SettingError and ImageError."""
         if not isinstance(first_index, int) or first_index < 0:
             raise SettingError(f"first_index {repr(first_index)[:60]}: give a whole number from 0")
         has_map = is_map(fidelity)
@@ -208,25 +207,25 @@ class Batch:
             del run  # as its user did, before the next group is on the device
 
     def _prepare(self, first: int, count: int) -> Run:
-        canvas, mask = self.canvas.part(first, first + count), self._mask
+        mask = self._mask
         if mask is not None and len(mask) > 1:
             mask = mask[first : first + count]
-        colours = postprocess.read_colours(canvas, self.plan.model.device)
-        fidelity = self._fidelity.part(first, first + count)
+        colours = postprocess.read_colours(self.canvas.part(first, first + count), self.plan.model.device)
         return Run(
-            self.plan, colours, mask, first=first, first_index=self._first_index + first, canvas=canvas,
-            fidelity=fidelity, restore=self.settings.restore,
+            self.plan, colours, mask, first=first, first_index=self._first_index + first,
+            fidelity=self._fidelity.part(first, first + count), restore=self.settings.restore,
         )  # fmt: skip
 
 
-def _decode_into(out: Any, run: Run, z: Tensor, settings: Resolved) -> None:
+def _decode_into(out: Any, run: Run, z: Tensor, batch: Batch) -> None:
     """Decodes the latents of a run's images, one after the other, and writes what becomes of them into `out`."""
     # What a mask hides has no colours to go by.
-    color_fix = "none" if run.model.config.unet.mask else settings.color_fix
+    color_fix = "none" if run.model.config.unet.mask else batch.settings.color_fix
+    end = run.first + len(run)
     for image in range(len(z)):
         decoded = run.decode(z, image)
         trim_memory()
-        _finish(out[run.first : run.first + len(run)], run, run.canvas, image, decoded, color_fix)
+        _finish(out[run.first : end], run, batch.canvas.part(run.first, end), image, decoded, color_fix)
 
 
 def _finish(out: Any, run: Run, canvas: Canvas, image: int, decoded: Store, color_fix: str) -> None:

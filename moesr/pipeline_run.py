@@ -15,7 +15,6 @@ from . import canvas_memory
 from .diffusion.noise import draw_noise, make_generators
 from .diffusion.samplers import Noise, Predict, sample
 from .errors import NumericsError
-from .images.canvas import Canvas
 from .images.condition import Condition
 from .images.fidelity_map import FAITHFUL, Fidelity
 from .images.postprocess import hide_masked
@@ -38,18 +37,18 @@ class Run:
     """Images that work together: their condition, what is computed of it in tiles, and what the callback is told.
 
     colours: LR images [B, 3, H, W] in [-1, 1] on the model's device. mask: from `read_mask`. first: their number in the
-    call's batch. first_index: that of the first one's noise. canvas: where they come from. fidelity: from
-    `read_fidelity`. restore: a number, or "auto".
+    call's batch. first_index: that of the first one's noise. fidelity: from `read_fidelity`. restore: a number, or
+    "auto".
     """
 
     def __init__(
         self, plan: Plan, colours: Tensor, mask: Tensor | None = None, *, first: int = 0, first_index: int = 0,
-        canvas: Canvas | None = None, fidelity: Fidelity = FAITHFUL, restore: float | str = "auto",
+        fidelity: Fidelity = FAITHFUL, restore: float | str = "auto",
     ) -> None:  # fmt: skip
         model, unet = plan.model, plan.model.config.unet
         self.plan, self.model, self.colours, self.first = plan, model, colours, first
         self.wrap, self.canvas_device = plan.wrap, plan.canvas_device
-        self._canvas, self._first_index = canvas, first_index
+        self._first_index = first_index
         self._mask = None if mask is None else mask.to(model.device)
         self.lr = hide_masked(colours, mask) if unet.mask else colours
         self._given_restore = restore
@@ -69,11 +68,6 @@ class Run:
 
     def __len__(self) -> int:
         return len(self.colours)
-
-    @property
-    def canvas(self) -> Canvas:
-        assert self._canvas is not None
-        return self._canvas
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -192,15 +186,17 @@ class Run:
 
         def predict(z: Tensor, t: int) -> Tensor:
             def attempt(side: int) -> Tensor:
-                windows, batch = self.layout.windows(side), plan.tile_batch
+                windows = self.layout.windows(side)
                 if not windows:
                     return canvas_memory.zeros_like(z)
                 plan.reporter.begin(
                     "sample", step=timesteps.index(t) + 1, steps=len(timesteps), t=t, expert=bank.index(t),
                     tiles=len(windows) * len(z), preview=self._preview,
                 )  # fmt: skip
-                blender = self.layout.blender(side)
-                return predict_in_tiles(predict_tiles, windows, batch, blender=blender, advance=self._advance)(z, t)
+                return predict_in_tiles(
+                    predict_tiles, z, t, windows, tile_batch=plan.tile_batch, blender=self.layout.blender(side),
+                    advance=self._advance,
+                )  # fmt: skip
 
             self._latest = plan.tiles.attempt(attempt)
             return self._latest
@@ -294,7 +290,6 @@ class Run:
             self.plan.reporter.advance(tiles)
 
     def _preview(self) -> Image.Image:
-        """The first image so far, small."""
         height, width = self.condition.filled
         colours = self.condition.thumbnail(0)[:, :height, :width]
         latest = None if self._latest is None else self._latest[0, :, :height, :width]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,12 @@ def narrow_callback(callback: Callback, start: float, end: float, **counts: int)
     return forward
 
 
+def estimate_seconds_left(began: float, fraction: float) -> float | None:
+    """Seconds to go of work that began at `began` (of time.monotonic); None while it is too early to tell."""
+    elapsed = time.monotonic() - began
+    return None if fraction < 0.02 or elapsed < 0.5 else elapsed / fraction * (1 - fraction)
+
+
 class Reporter:
     """Sends the events of a run: it keeps the counts, and notes until the next event takes them along."""
 
@@ -108,7 +115,6 @@ class Reporter:
         self.event = replace(self.event, preview=None)
 
     def advance(self, tiles: int) -> None:
-        """So many tiles are next."""
         self.event = replace(self.event, tile=self.event.tile + tiles)
         if self._callback is not None:
             notes, self._notes = self._notes, []

@@ -37,7 +37,7 @@ class TargetSize:
             "Megapixels": math.sqrt(self.value * 1e6 / (width * height)),
         }
         scale, setting = scales.get(self.kind, self.value), SETTINGS["scale"]
-        if self.kind != "Times" and not (setting.minimum or 0) <= scale <= (setting.maximum or math.inf):
+        if self.kind != "Times" and not setting.minimum <= scale <= setting.maximum:
             raise SettingError(
                 f"{self.kind.lower()} {self.value:g}: that is {scale:.3g} times {width} x {height}; "
                 f"give one that is {setting.minimum:g} to {setting.maximum:g} times as large"

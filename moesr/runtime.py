@@ -6,7 +6,6 @@ import ctypes
 import gc
 import os
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -22,31 +21,14 @@ OUT_OF_MEMORY = (
 )  # fmt: skip
 
 
-class Runtime(Protocol):
-    """What surrounds a run. ComfyUI and the WebUIs bring their own; PlainRuntime is a process without a host."""
+class Runtime:
+    """What surrounds a run: here a plain Python process, where torch and the system say what is free.
+
+    ComfyUI and the WebUIs bring subclasses.
+    """
 
     def check(self) -> None:
-        """Raise if the user cancelled. Called before every tile of every step."""
-        ...
-
-    def free_memory(self, device: torch.device) -> int:
-        """Bytes that may be used on the device."""
-        ...
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether the error means that a smaller tile could succeed."""
-        ...
-
-    def release(self) -> None:
-        """Give cached memory back after an allocation failed."""
-        ...
-
-
-class PlainRuntime:
-    """A plain Python process: nothing cancels it, torch and the system say what is free."""
-
-    def check(self) -> None:
-        """Never cancels."""
+        """Raise if the user cancelled; nothing does here. Called before every tile of every step."""
 
     def free_memory(self, device: torch.device) -> int:
         """Bytes free on the device; for the CPU, what the system can give without swapping."""
@@ -61,7 +43,7 @@ class PlainRuntime:
         return _free_system_memory()
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """torch's own error, MemoryError, and the messages of allocators that raise a plain RuntimeError."""
+        """Whether a smaller tile could succeed: torch's own error, MemoryError, and what allocators say."""
         if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
             return True
         text = str(error).lower()

@@ -38,8 +38,8 @@ class Setting:
     #: Value if nothing is said. None means the model's own, or none at all for images.
     default: Any
     #: Smallest and largest number, both allowed.
-    minimum: float | None = None
-    maximum: float | None = None
+    minimum: float = -math.inf
+    maximum: float = math.inf
     #: By how much a control moves it.
     step: float | None = None
     #: The words that it takes: all values of a choice; of numbers, what may stand in their place.
@@ -63,7 +63,7 @@ class Setting:
             return value
         if self.kind in ("int", "float") and isinstance(value, Real) and not isinstance(value, bool):
             number: Any = int(cast(Any, value)) if isinstance(value, Integral) else float(value)
-            if self._low <= number <= self._high and (self.kind == "float" or number == int(number)):
+            if self.minimum <= number <= self.maximum and (self.kind == "float" or number == int(number)):
                 return float(number) if self.kind == "float" else int(number)
         raise SettingError(f"{self.name} {repr(value)[:60]}: {self.wanted}")
 
@@ -93,7 +93,7 @@ class Setting:
     def span(self) -> str:
         """The values that it takes: "0 to 1, or auto", "adain|wavelet|none"; empty for texts and images."""
         if self.kind in ("int", "float"):
-            return ", or ".join([f"{self._low} to {self._high}", *self.choices])
+            return ", or ".join([f"{self.minimum} to {self.maximum}", *self.choices])
         return "|".join(self.choices)
 
     @property
@@ -105,21 +105,9 @@ class Setting:
             return f"give {'a whole number' if self.kind == 'int' else 'a number'} from {self.span}"
         return "give true or false" if self.kind == "flag" else "give its name"
 
-    @property
-    def _low(self) -> float:
-        return -math.inf if self.minimum is None else self.minimum
-
-    @property
-    def _high(self) -> float:
-        return math.inf if self.maximum is None else self.maximum
-
-
-def _index_by_name(*settings: Setting) -> dict[str, Setting]:
-    return {setting.name: setting for setting in settings}
-
 
 #: Settings of `upscale`, in the order in which a user meets them.
-SETTINGS = _index_by_name(
+SETTINGS = {setting.name: setting for setting in (
     Setting(
         "scale", "float", None, 0.1, 64, 0.25, unit="times",
         sentence="How many times as wide and high the result is; by default the model's own scale.",
@@ -184,10 +172,10 @@ SETTINGS = _index_by_name(
         "tile_batch", "int", "auto", 1, 256, 1, ("auto",), unit="tiles", advanced=True,
         sentence="Tiles at a time; auto takes as many as the device has memory for.",
     ),
-)  # fmt: skip
+)}  # fmt: skip
 
 #: Settings of `load`.
-LOADING = _index_by_name(
+LOADING = {setting.name: setting for setting in (
     Setting("model", "text", "tiny", sentence="A name in the library, a file or a folder."),
     Setting(
         "dtype", "choice", "auto", choices=("auto", *DTYPES), advanced=True,
@@ -201,7 +189,7 @@ LOADING = _index_by_name(
         "residency", "choice", "auto", choices=("auto", *RESIDENCIES), advanced=True,
         sentence="Which experts stay on the device: all, or the one at work and the next (stream).",
     ),
-)  # fmt: skip
+)}  # fmt: skip
 
 
 #: Settings of several pictures together.

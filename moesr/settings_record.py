@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .atomic_files import update_digest
 from .config import ModelConfig
 from .errors import SettingError
 from .images.files import read_text
@@ -20,7 +21,6 @@ from .settings import LOADING, RUN_SETTINGS, SETTINGS, read_settings, resolve
 KEYWORD = "moesr"
 #: Keys of a record that hold the digest of a picture, and the settings that those are.
 _MAPS = {"mask": "mask", "protect": "protect", "fidelity_map": "fidelity"}
-_BLOCK = 2**20
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,7 @@ def find_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> st
 
 def digest_file(path: Path) -> str:
     """32 hexadecimal digits that stand for the bytes of a file. Raises OSError."""
-    with path.open("rb") as file:
-        digest = hashlib.blake2b(digest_size=16)
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    return update_digest(hashlib.blake2b(digest_size=16), path)
 
 
 def digest_bytes(data: bytes) -> str:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from . import canvas_memory
 from .config import AutoencoderConfig, NetworkConfig
-from .diffusion.samplers import Predict
 from .errors import SettingError
 from .images.tile_windows import Blender, Window, crop, is_whole_canvas, plan_windows
 from .progress import Reporter
@@ -124,39 +123,33 @@ class TileSize:
 
 
 def predict_in_tiles(
-    predict_tiles: PredictTiles, windows: Sequence[Window], tile_batch: int, *, blender: Blender | None = None,
-    advance: Callable[[int], Any] = lambda tiles: None,
-) -> Predict:  # fmt: skip
-    """A predictor of the canvas [B, C, H, W] from a predictor of tiles: all tiles take a step together.
+    predict_tiles: PredictTiles, z: Tensor, t: int, windows: Sequence[Window], *, tile_batch: int,
+    blender: Blender | None = None, advance: Callable[[int], Any] = lambda tiles: None,
+) -> Tensor:  # fmt: skip
+    """The predicted x0 of the canvas z [B, C, H, W] from a predictor of tiles: all tiles take a step together.
 
     Tiles of all images are run `tile_batch` at a time and their predicted x0 is blended in float32, with weights that
     sum to one; the result has the dtype of z. One window that is the whole canvas, in one batch, is passed through
     untouched. advance(tiles): called before every batch of so many; what it raises stops the run. blender: that of the
-    windows, if it is at hand; with one that leaves gaps, x0 is 0 there. Raises SettingError without windows.
+    windows, if it is at hand; with one that leaves gaps, x0 is 0 there.
     """
-    if tile_batch < 1 or not windows:
-        raise SettingError(f"tile batch {tile_batch} of {len(windows)} windows: both must be at least 1")
+    images, _, height, width = z.shape
+    jobs = [(image, window) for image in range(images) for window in windows]
+    whole = all(is_whole_canvas(window, height, width) for window in windows)
+    if whole and len(jobs) <= tile_batch:
+        advance(len(jobs))
+        return predict_tiles(z, t, [window for _, window in jobs], range(images)).to(z.device, z.dtype)
 
-    def predict(z: Tensor, t: int) -> Tensor:
-        images, _, height, width = z.shape
-        jobs = [(image, window) for image in range(images) for window in windows]
-        whole = all(is_whole_canvas(window, height, width) for window in windows)
-        if whole and len(jobs) <= tile_batch:
-            advance(len(jobs))
-            return predict_tiles(z, t, [window for _, window in jobs], range(images)).to(z.device, z.dtype)
-
-        blend = blender or Blender(windows, height, width)
-        x0 = canvas_memory.zeros(z.shape, z.device)
-        for start in range(0, len(jobs), tile_batch):
-            batch = jobs[start : start + tile_batch]
-            advance(len(batch))
-            tiles = torch.cat([crop(z[image : image + 1], window) for image, window in batch])  # [n, C, h, w]
-            predicted = predict_tiles(tiles, t, [window for _, window in batch], [image for image, _ in batch])
-            for tile, (image, window) in zip(predicted, batch):
-                blend.add(x0[image], tile, window)
-        return x0.to(z.dtype)
-
-    return predict
+    blender = blender or Blender(windows, height, width)
+    x0 = canvas_memory.zeros(z.shape, z.device)
+    for start in range(0, len(jobs), tile_batch):
+        batch = jobs[start : start + tile_batch]
+        advance(len(batch))
+        tiles = torch.cat([crop(z[image : image + 1], window) for image, window in batch])  # [n, C, h, w]
+        predicted = predict_tiles(tiles, t, [window for _, window in batch], [image for image, _ in batch])
+        for tile, (image, window) in zip(predicted, batch):
+            blender.add(x0[image], tile, window)
+    return x0.to(z.dtype)
 
 
 def decode_in_tiles(
@@ -210,7 +203,6 @@ class Layout:
         return self._make(side)[0]
 
     def windows(self, side: int) -> list[Window]:
-        """The windows that are computed."""
         return self._make(side)[1]
 
     def blender(self, side: int, factor: int = 1) -> Blender:

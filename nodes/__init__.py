@@ -32,7 +32,6 @@ class MoESRExtension(ComfyExtension):
     """The pack."""
 
     async def get_node_list(self) -> list[Any]:
-        """Our nodes."""
         return list(NODES)
 
 

@@ -29,12 +29,10 @@ class UpscaleModel:
 
     @property
     def patcher(self) -> Any:
-        """The host's patcher of that network."""
         return self._model.patcher
 
     @property
     def device(self) -> Any:
-        """Where the model works."""
         return self._model.hosted.networks.keeper.device
 
     def to(self, *_: Any, **__: Any) -> UpscaleModel:
@@ -42,7 +40,6 @@ class UpscaleModel:
         return self
 
     def eval(self) -> UpscaleModel:
-        """The same."""
         return self
 
     def __call__(self, image: Any) -> Any:
@@ -54,14 +51,8 @@ class UpscaleModel:
                 "MoESR Upscale, which keeps transparency"
             )
         self._model.hosted.begin_run(image.shape[3] * self.scale, image.shape[2] * self.scale)
-        result = upscale(
-            self._model.hosted.sr,
-            image.movedim(1, -1),
-            steps=self._steps,
-            seed=self._seed,
-            fidelity=self._fidelity,
-            color_fix="wavelet",
-        )
+        settings = {"steps": self._steps, "seed": self._seed, "fidelity": self._fidelity, "color_fix": "wavelet"}
+        result = upscale(self._model.hosted.sr, image.movedim(1, -1), **settings)
         return result.movedim(-1, 1).to(image.device)
 
 
@@ -83,6 +74,5 @@ class MoESRAsUpscaleModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, steps: Any, seed: int, fidelity: Any) -> Any:
-        """The upscale model."""
         steps, fidelity = widgets.read("steps", steps), widgets.read("fidelity", fidelity)
         return io.NodeOutput(UpscaleModel(model, steps, seed, fidelity))

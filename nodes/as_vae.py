@@ -25,7 +25,6 @@ class MoESRFCDAsVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any) -> Any:
-        """The host's VAE with our network in it."""
         import torch
 
         from ..moesr.errors import SettingError

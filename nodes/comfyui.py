@@ -35,7 +35,7 @@ from torch import nn
 from ..moesr.errors import SettingError
 from ..moesr.hosting.model_facts import Plan
 from ..moesr.hosting.networks import Keeper
-from ..moesr.progress import Event
+from ..moesr.progress import Event, estimate_seconds_left
 from ..moesr.settings import LOADING, SETTINGS
 
 if TYPE_CHECKING:
@@ -82,14 +82,10 @@ def make_patcher(network: nn.Module, device: torch.device, offload_device: torch
         if type(layer) in _LAYERS and layer not in folded:
             layer.__class__ = _LAYERS[type(layer)]
         if next(layer.parameters(recurse=False), None) is not None:
-            layer.register_forward_pre_hook(_stop_if_cancelled)
+            layer.register_forward_pre_hook(lambda *_: memory.throw_exception_if_processing_interrupted())
     # Late: the host decides for dynamic VRAM after the packs' files may have been imported.
     kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     return (_Whole if kind is comfy.model_patcher.ModelPatcher else kind)(network, device, offload_device)
-
-
-def _stop_if_cancelled(*_: Any) -> None:
-    memory.throw_exception_if_processing_interrupted()
 
 
 class ComfyKeeper(Keeper):
@@ -107,15 +103,12 @@ class ComfyKeeper(Keeper):
         return chosen if chosen in supported else torch.float16  # the host has an option for fp8
 
     def register(self, network: nn.Module) -> Any:
-        """A patcher."""
         return make_patcher(network, self.device, self.offload_device)
 
     def load(self, handles: Sequence[Any], *, others: Sequence[Any], working: int) -> None:
-        """The host unloads what it has to."""
         memory.load_models_gpu(list(handles), memory_required=working, force_full_load=True)
 
     def make_room(self, needed: int) -> None:
-        """On the CPU nothing would be gained."""
         if self.device.type != "cpu":
             memory.free_memory(needed, self.device)
 
@@ -124,16 +117,13 @@ class ComfyKeeper(Keeper):
         return int(memory.get_free_memory(self.device)) - int(memory.extra_reserved_memory())
 
     def unload(self, handles: Sequence[Any]) -> None:
-        """All models of the host leave the device."""
         memory.unload_all_models()
         memory.soft_empty_cache()
 
     def check(self) -> None:
-        """Raises the host's own exception if its user has pressed Cancel."""
         memory.throw_exception_if_processing_interrupted()
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """What the host takes for it, and what torch does."""
         if hasattr(memory, "is_oom") and memory.is_oom(error):
             return True
         # Where torch has no such error, the host's name stands for every Exception.
@@ -238,8 +228,9 @@ class Progress:
         self._bar.update_absolute(round(BAR_LENGTH * fraction), BAR_LENGTH, preview)
         names = ("phase", "step", "steps", "expert", "tile", "tiles", "image", "images", "note")
         data = {name: getattr(event, name) for name in names}
-        if fraction > 0.02:
-            data["left"] = round((now - self._begun) * (1 - fraction) / fraction)
+        left = estimate_seconds_left(self._begun, fraction)
+        if left is not None:
+            data["left"] = round(left)
         self._send(data | (self._plan if is_new_step else {}))
 
     def finish(self, pictures: torch.Tensor | None = None) -> None:

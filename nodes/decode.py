@@ -55,23 +55,10 @@ class FrequencyCompensatedDecode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model: Any,
-        samples: dict[str, Any],
-        fidelity: Any,
-        color_fix: str,
-        tile: Any,
-        image: Any = None,
-        scale: Any = "auto",
-        wrap: bool = False,
-        mask: Any = None,
-        tile_batch: Any = "auto",
-        protect: Any = None,
-        restore: Any = "auto",
-        steady: float = 0.0,
-        tile_overlap: Any = "auto",
-    ) -> Any:
-        """The pictures, float [B, H, W, C]."""
+        cls, model: Any, samples: dict[str, Any], fidelity: Any, color_fix: str, tile: Any, image: Any = None,
+        scale: Any = "auto", wrap: bool = False, mask: Any = None, tile_batch: Any = "auto", protect: Any = None,
+        restore: Any = "auto", steady: float = 0.0, tile_overlap: Any = "auto",
+    ) -> Any:  # fmt: skip
         from ..moesr.frames import steady_frames
         from ..moesr.pipeline import decode_latents
 
@@ -92,22 +79,12 @@ class FrequencyCompensatedDecode(io.ComfyNode):
         if not wrap and read_prompt_inputs("samples").get("wrap") is True:
             log.warning("MoESR: wrap is on in the Sampler and off in the Decode, so borders may not match")
         model.hosted.begin_run(image.shape[2] * model.hosted.sr.scale, image.shape[1] * model.hosted.sr.scale, tile)
+        automatic = {"scale": scale, "fidelity": fidelity, "restore": restore, "tile_batch": tile_batch}
         picture = decode_latents(
-            model.hosted.sr,
-            latents,
-            image,
-            scale=widgets.read("scale", scale),
-            fidelity=widgets.read("fidelity", fidelity),
-            protect=protect,
-            restore=widgets.read("restore", restore),
-            color_fix=color_fix,
-            tile=tile,
-            tile_batch=widgets.read("tile_batch", tile_batch),
-            tile_overlap=overlap,
-            wrap=wrap,
-            mask=samples.get("noise_mask") if mask is None else mask,
-            callback=narrow_callback(progress, 0, DECODED) if steady else progress,
-        )
+            model.hosted.sr, latents, image, protect=protect, color_fix=color_fix, tile=tile, tile_overlap=overlap,
+            wrap=wrap, mask=samples.get("noise_mask") if mask is None else mask,
+            callback=narrow_callback(progress, 0, DECODED) if steady else progress, **widgets.read_all(automatic),
+        )  # fmt: skip
         if steady:
             steady_frames(image, picture, steady, narrow_callback(progress, DECODED, 1))
         picture = to_output(picture)

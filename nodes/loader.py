@@ -28,12 +28,10 @@ class MoESRLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model: str | None) -> bool | str:
-        """A line that names the widget if there is no such model."""
         return (model is not None and models.find_problem(model)) or True
 
     @classmethod
     def fingerprint_inputs(cls, model: str, dtype: str, experts: str) -> str:
-        """Another value when a file of the model has changed."""
         return models.fingerprint(model)
 
     @classmethod

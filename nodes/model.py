@@ -28,11 +28,9 @@ class Model:
         return networks.get_handle(networks.decoder)
 
     def get_models(self) -> list[Any]:
-        """The host's patchers of all networks that have been used."""
         return self.hosted.networks.handles()
 
     def get_ram_usage(self) -> int:
-        """Bytes of the networks that exist."""
         return sum(patcher.model_size() for patcher in self.get_models())
 
 
@@ -59,11 +57,10 @@ def find_problem(name: str) -> str | None:
 
 def fingerprint(name: str) -> str:
     """Changes when a file of the model does."""
+    from ..moesr.hosting.model_facts import read_file_states
+
     path = _find_path(name)
-    if path is None:
-        return "missing"
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return "|".join(f"{p}:{p.stat().st_mtime_ns}:{p.stat().st_size}" for p in files)
+    return "missing" if path is None else read_file_states(path)
 
 
 def load(name: str, dtype: str, residency: str) -> Model:

@@ -51,23 +51,10 @@ class MoESRSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model: Any,
-        image: Any,
-        seed: int,
-        steps: Any,
-        sampler: str,
-        eta: float,
-        batch_seed: str,
-        tile: Any,
-        wrap: bool,
-        mask: Any = None,
-        tile_batch: Any = "auto",
-        fidelity: Any = "auto",
-        restore: Any = "auto",
-        protect: Any = None,
-        tile_overlap: Any = "auto",
-    ) -> Any:
+        cls, model: Any, image: Any, seed: int, steps: Any, sampler: str, eta: float, batch_seed: str, tile: Any,
+        wrap: bool, mask: Any = None, tile_batch: Any = "auto", fidelity: Any = "auto", restore: Any = "auto",
+        protect: Any = None, tile_overlap: Any = "auto",
+    ) -> Any:  # fmt: skip
         """Latents of the batch, and the plan of experts with what had to be assumed about the model."""
         from ..moesr.hosting.model_facts import plan_steps
         from ..moesr.pipeline import sample_latents
@@ -81,24 +68,12 @@ class MoESRSampler(io.ComfyNode):
         plan = plan_steps(sr.config, steps=steps, sampler=sampler)
         progress = Progress(0, PHASES["sample"][1], plan)
         model.hosted.begin_run(image.shape[2] * sr.scale, image.shape[1] * sr.scale, tile)
+        automatic = {"tile_batch": tile_batch, "tile_overlap": tile_overlap, "fidelity": fidelity, "restore": restore}
         samples = sample_latents(
-            sr,
-            image,
-            steps=steps,
-            sampler=sampler,
-            eta=eta,
-            seed=seed,
-            batch_seed=widgets.BATCH_SEED_WORDS[batch_seed],
-            tile=tile,
-            tile_batch=widgets.read("tile_batch", tile_batch),
-            tile_overlap=widgets.read("tile_overlap", tile_overlap),
-            fidelity=widgets.read("fidelity", fidelity),
-            protect=protect,
-            restore=widgets.read("restore", restore),
-            wrap=wrap,
-            mask=mask,
-            callback=progress,
-        )
+            sr, image, steps=steps, sampler=sampler, eta=eta, seed=seed, tile=tile, wrap=wrap, mask=mask,
+            batch_seed=widgets.BATCH_SEED_WORDS[batch_seed], protect=protect, callback=progress,
+            **widgets.read_all(automatic),
+        )  # fmt: skip
         progress.finish()
         latent = {"samples": to_output(samples)}
         if mask is not None:

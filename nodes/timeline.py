@@ -31,7 +31,6 @@ class MoESRExpertTimeline(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, steps: Any, sampler: str) -> Any:
-        """The picture, float [1, H, W, 3], and the text."""
         import numpy as np
         import torch
         from PIL import Image

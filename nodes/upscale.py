@@ -62,24 +62,14 @@ class MoESRUpscale(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model: str, **_: Any) -> str:
-        """Another value when a file of the model has changed."""
         return models.fingerprint(model)
 
     @classmethod
     def execute(
-        cls,
-        image: Any,
-        model: str,
-        scale: float,
-        seed: int = 0,
-        fidelity: Any = "auto",
-        tile: Any = "auto",
-        max_resolution: int = 0,
-        restore: Any = "auto",
-        size: dict[str, Any] | None = None,
-        protect: Any = None,
+        cls, image: Any, model: str, scale: float, seed: int = 0, fidelity: Any = "auto", tile: Any = "auto",
+        max_resolution: int = 0, restore: Any = "auto", size: dict[str, Any] | None = None, protect: Any = None,
         steady: float = 0.0,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """The three nodes, as a graph that the host runs; so the model stays in its cache while images change."""
         chosen = read_prompt_inputs().get("size", "scale")
         if chosen != (size or {}).get("size", "scale"):  # the host leaves out what it does not know
@@ -87,40 +77,19 @@ class MoESRUpscale(io.ComfyNode):
         height, width = image.shape[1:3]
         scale = find_scale(scale, size or {}, width=width, height=height)
         if max_resolution:
-            scale = max(float(SETTINGS["scale"].minimum or 0), min(scale, max_resolution / max(width, height)))
-        painted = {} if protect is None else {"protect": protect}
+            scale = max(SETTINGS["scale"].minimum, min(scale, max_resolution / max(width, height)))
         graph = GraphBuilder()
         loader = graph.node("MoESRLoader", "loader", model=model, dtype="auto", experts="auto")
+        both = {"model": loader.out(0), "image": image, "fidelity": fidelity, "tile": tile, "restore": restore}
+        both |= {} if protect is None else {"protect": protect}
         sampler = graph.node(
-            "MoESRSampler",
-            "sampler",
-            model=loader.out(0),
-            image=image,
-            seed=seed,
-            steps="auto",
-            sampler="auto",
-            eta=SETTINGS["eta"].default,
-            batch_seed="same for all" if steady else "per image",
-            tile=tile,
-            wrap=SETTINGS["wrap"].default,
-            fidelity=fidelity,
-            restore=restore,
-            **painted,
-        )
+            "MoESRSampler", "sampler", seed=seed, steps="auto", sampler="auto", eta=SETTINGS["eta"].default,
+            batch_seed="same for all" if steady else "per image", wrap=SETTINGS["wrap"].default, **both,
+        )  # fmt: skip
         decode = graph.node(
-            "FrequencyCompensatedDecode",
-            "decode",
-            model=loader.out(0),
-            samples=sampler.out(0),
-            image=image,
-            fidelity=fidelity,
-            color_fix=SETTINGS["color_fix"].default,
-            tile=tile,
-            scale=scale,
-            restore=restore,
-            steady=widgets.read("steady", steady),
-            **painted,
-        )
+            "FrequencyCompensatedDecode", "decode", samples=sampler.out(0), color_fix=SETTINGS["color_fix"].default,
+            scale=scale, steady=widgets.read("steady", steady), **both,
+        )  # fmt: skip
         return io.NodeOutput(decode.out(0), expand=graph.finalize())
 
 

@@ -38,6 +38,11 @@ def read(name: str, value: Any) -> Any:
     return SETTINGS[name].read(str(value))
 
 
+def read_all(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of several such lists, by the names of their settings."""
+    return {name: read(name, value) for name, value in values.items()}
+
+
 def check(**values: Any) -> bool | str:
     """True, or the line that says which value is wrong: what the host wants of `validate_inputs`. None is a link."""
     try:

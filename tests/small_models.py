@@ -18,7 +18,7 @@ from moesr.networks.adapters import Adapter
 from moesr.networks.autoencoder import Autoencoder
 from moesr.networks.denoiser import denoiser
 from moesr.networks.lr_cleaner import LRCleaner
-from moesr.runtime import PlainRuntime
+from moesr.runtime import Runtime
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -88,7 +88,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-class Room(PlainRuntime):
+class Room(Runtime):
     """A runtime with that many bytes free."""
 
     def __init__(self, free: int) -> None:

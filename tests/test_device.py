@@ -20,7 +20,7 @@ from moesr.evaluation.parity import synthetic_picture
 from moesr.evaluation.selftest import SelfTest
 from moesr.images.files import Picture
 from moesr.networks import layers
-from moesr.runtime import PlainRuntime
+from moesr.runtime import Runtime
 from moesr.sd15_decoder import LatentDecoder
 from moesr.tiling import estimate_tile_memory
 from tests.pretended_device import OnDevice, pretended_device
@@ -52,7 +52,7 @@ def deep() -> Picture:
 
 def decode_alone(device: torch.device) -> Tensor:
     """Latents of Stable Diffusion, that a host keeps on the CPU, through the KL decoder."""
-    decoder = LatentDecoder(build_autoencoder(NANO_KL).to(device), device, torch.float32, PlainRuntime())
+    decoder = LatentDecoder(build_autoencoder(NANO_KL).to(device), device, torch.float32, Runtime())
     return decoder.decode(torch.randn(2, 4, 12, 8, generator=torch.Generator().manual_seed(2)), tile=64)
 
 

@@ -200,7 +200,7 @@ def test_no_room_and_no_rights(server: Server, model: Entry, tmp_path: Path, mon
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CheckpointError, match="file: cannot be written"):
         download(model.name, to=tmp_path / "file")
-    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=10))
     with pytest.raises(CheckpointError, match="24 kB are needed, 10 bytes are free"):
         download(model.name)
     assert server.seen == []

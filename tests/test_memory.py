@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from moesr.images.row_bands import Store
 from moesr.networks.autoencoder import Decoder, Encoder
 from moesr.networks.unet import UNet
 from moesr.progress import Event
-from moesr.runtime import PlainRuntime
+from moesr.runtime import Runtime
 from tests.batch_jobs import ROOT
 from tests.image_files import photo
 from tests.small_models import save_nano
@@ -37,7 +39,7 @@ from tests.small_models import save_nano
 # ---- simulated
 
 
-class Counting(PlainRuntime):
+class Counting(Runtime):
     released = 0
 
     def release(self) -> None:
@@ -46,8 +48,8 @@ class Counting(PlainRuntime):
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("std::bad_alloc"), torch.cuda.OutOfMemoryError("x")])
 def test_every_allocators_error_is_known(error: Exception) -> None:
-    assert PlainRuntime().is_out_of_memory(error)
-    assert not PlainRuntime().is_out_of_memory(RuntimeError("shapes differ"))
+    assert Runtime().is_out_of_memory(error)
+    assert not Runtime().is_out_of_memory(RuntimeError("shapes differ"))
 
 
 @pytest.mark.parametrize("phase", ["encode", "sample", "decode"])
@@ -271,7 +273,7 @@ class Late:
     def send(self, source: Tensor, target: Tensor) -> Any:
         self.pending.append((source, target))
         self.most = max(self.most, len(self.pending))
-        return self.pending[-1]
+        return SimpleNamespace(synchronize=partial(self.wait, self.pending[-1]))
 
     def wait(self, sent: Any) -> None:
         while any(sent is one for one in self.pending):

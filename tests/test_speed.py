@@ -15,7 +15,7 @@ import moesr
 from moesr import model as model_module
 from moesr.cli import main
 from moesr.evaluation.speed import bench, measure, network_parts
-from moesr.evaluation.speed.bench import Bench, Plan
+from moesr.evaluation.speed.bench import Bench
 from moesr.evaluation.speed.measure import Row, Stopwatch, median_ratio, peak
 from moesr.evaluation.speed.network_parts import Part
 from tests.pretended_device import pretended_device
@@ -58,7 +58,7 @@ def test_a_row_has_its_columns_and_compares_with_the_plain_twin() -> None:
         for _ in range(200):
             torch.matmul(a, a)
 
-    row = Bench(Plan(rounds=3))._row(Part("work", lambda: a @ a, plain, lambda: a @ a), "fp32", memory=True)
+    row = Bench(rounds=3)._row(Part("work", lambda: a @ a, plain, lambda: a @ a), "fp32", memory=True)
     assert list(row.values()) == COLUMNS
     assert row.name == "work, fp32"
     assert row.tmac == 64**3 / 1e12
@@ -124,9 +124,8 @@ def test_a_device_is_timed_by_its_events_against_its_own_rates(
 
 @pytest.mark.usefixtures("small")
 def test_the_whole_of_an_image_and_its_growth(shift_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan(quick=True, rounds=1, sections=("image", "scaling"), model=shift_model, side=64)
     monkeypatch.setattr(bench, "SIDES", (64, 128))
-    rows = list(Bench(plan).rows())
+    rows = list(Bench(quick=True, rounds=1, sections=("image", "scaling"), model=shift_model, side=64).rows())
     assert [row.name.split(", ")[1] for row in rows] == ["64 x 64", "64 x 64", "128 x 128"]
     assert all(row.seconds is not None and row.seconds > 0 for row in rows)
 

@@ -216,7 +216,7 @@ def test_everything_of_a_stage_is_on_its_device(name: str, kind: str, monkeypatc
 
     cpu = Tensor.cpu
     monkeypatch.setattr(Tensor, "cpu", lambda x: torch.zeros(x.shape, dtype=x.dtype) if x.is_meta else cpu(x))
-    for module in ("first_stage", "decoder", "experts", "loop", "unrolled"):
+    for module in ("first_stage", "decoder", "experts", "loop", "unrolled", "perceptual"):
         monkeypatch.setattr(f"moesr.training.{module}.autocast", lambda *_: nullcontext())  # meta knows no autocast
         monkeypatch.setattr(f"moesr.training.{module}.LPIPS", lambda *_: Difference(), raising=False)
     task = make_unrolled(Path()) if name == "unrolled" else setup.task(name, Path(), setup.config(kind))

@@ -15,7 +15,7 @@ from PIL import Image
 from moesr.cli import main
 from moesr.errors import ImageError, SettingError
 from moesr.training.data import BatchSource, Pack, PreparedBatches
-from moesr.training.data.pack import find_sharp_size, write_pack
+from moesr.training.data.pack import find_sharp_size, measure_detail, write_pack
 from moesr.training.data.photos import open_photos
 
 TABLE = "file\tsource\tpath\tauthor\tlicence\tkind\n"
@@ -55,6 +55,8 @@ def test_a_pack_holds_the_most_detailed_parts(pack: Pack, folder: Path) -> None:
     assert "photo0_48_16.webp" in names[:4]  # where its detail lies
     assert {name.split("_")[0] for name in names[:4]} == {"large", "photo0", "photo1", "photo3"}  # one of each first
     assert all(name.startswith("large") for name in names[4:])
+    smooth, other = (measure_detail(photo.read()).mean() for photo in pack.photos[4:])
+    assert smooth < other  # every third part is a smooth one
     part = np.asarray(Image.fromarray(pack.photos[names.index("photo0_48_16.webp")].read()).convert("L"), float)
     with Image.open(folder / "photo0.png") as image:
         wanted = np.asarray(image.convert("L"), float)[16:272, 48:304]
@@ -150,9 +152,11 @@ def test_detail_is_preferred_and_images_are_reduced() -> None:
         hr = torch.cat([source.next(step)["hr"] for step in range(20)])
         return float((hr.std((1, 2, 3)) > 0.05).float().mean())
 
-    assert share_with_detail(batches([pixels], crop=32, colour=0.0, recipe="bicubic")) > 0.6  # 0.55 of all places
+    plain = {"crop": 32, "colour": 0.0, "recipe": "bicubic"}
+    assert share_with_detail(batches([pixels], **plain)) > 0.6  # 0.55 of all places
+    assert share_with_detail(batches([pixels], smooth=True, **plain)) < 0.6
     checks = (np.indices((256, 256)) // 2).sum(0) % 2 * 255
-    source = batches([np.stack([checks] * 3, 2).astype(np.uint8)], crop=32, colour=0.0, recipe="bicubic")
+    source = batches([np.stack([checks] * 3, 2).astype(np.uint8)], **plain)
     spread = torch.cat([source.next(step)["hr"] for step in range(8)]).std((1, 2, 3))
     assert float(spread.max()) > 0.8  # hardly reduced
     assert float(spread.min()) < 0.2  # by 2 or more: grey

@@ -28,14 +28,14 @@ def choose_workers(device: str) -> int:
     """One per CUDA device; on a CPU one per core, as long as there are 2 GiB of free memory for each."""
     import torch
 
-    from ..runtime import PlainRuntime
+    from ..runtime import Runtime
 
     if device == "auto" and torch.cuda.is_available():
         return torch.cuda.device_count()
     if device not in ("auto", "cpu") or (device == "auto" and torch.backends.mps.is_available()):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, PlainRuntime().free_memory(torch.device("cpu")) // 2**31))
+    return max(1, min(cores, Runtime().free_memory(torch.device("cpu")) // 2**31))
 
 
 def run_local(

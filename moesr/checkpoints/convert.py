@@ -7,18 +7,18 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..config import SwinUNetConfig
+from ..atomic_files import update_digest
 from ..errors import CheckpointError, SettingError, explain
 from ..library import find
 from .detect import FIRST_STAGE
 from .header import LICENCE, LICENCE_NOTE, Source, make_header, read_sources
 from .model_files import ModelFiles, open_model
-from .resshift import make_published_process
 from .weight_reading import DTYPES, View
 from .weight_writing import Entry, write
 
@@ -33,42 +33,24 @@ def convert(
     """Write a model as one safetensors file that `moesr.load` opens, with the weights that it gives for the sources.
 
     sources: stage files and a decoder, a network of ResShift and its first stage, a folder with them, or a converted
-    file. scale, timesteps: as for `moesr.load`; a converted file is corrected to them. The file has the EMA weights if
-    they are complete, FFN experts averaged (arXiv 2310.12004, section 3.2), and no training state; its header has the
-    config, the scale, the sha256 of each source, a note on the licence, and whatever had to be assumed. One tensor is
-    in memory at a time. Interrupted at any time, it leaves `out` as it was. Raises SettingError for options that do
-    not work, CheckpointError for sources that are damaged or no model, for weights that are no numbers or too large for
-    `dtype`, and for a full disk.
+    file. scale, timesteps: as for `moesr.load`. The file has the EMA weights if they are complete, FFN experts averaged
+    (arXiv 2310.12004, section 3.2), and no training state; its header has the config, the scale, the sha256 of each
+    source, a note on the licence, and whatever had to be assumed. One tensor is in memory at a time. Interrupted at any
+    time, it leaves `out` as it was. Raises SettingError for options that do not work, CheckpointError for sources that
+    are damaged or no model, for weights that are no numbers or too large for `dtype`, and for a full disk.
     """
     target = Path(out)
     if dtype not in DTYPES:
         raise SettingError(f"dtype {dtype!r} is unknown: choose {', '.join(DTYPES)}")
     if target.suffix.lower() != ".safetensors" or target.is_dir():
         raise SettingError(f"{target}: give the name of a file that ends in .safetensors")
-    if scale is not None and not 1 <= scale <= 64:
-        raise SettingError(f"scale {scale}: no model has it; give that of the files, 4 or 8")
     if not sources:
         raise SettingError("no model to convert: give stage files and a decoder, or a folder with them")
     paths = [find(str(s)) for s in sources]
     files = open_model(paths[0] if len(paths) == 1 else paths, scale, timesteps)
     if target.exists() and any(os.path.samefile(target, p) for p in files.paths):
         raise SettingError(f"{target}: is one of the sources; give another name")
-    files = _correct(files, scale, timesteps) if files.converted else files
     return _convert(files, target, DTYPES[dtype], progress or (lambda done, total, what: None))
-
-
-def _correct(files: ModelFiles, scale: int | None, timesteps: int | None) -> ModelFiles:
-    """A converted file with another scale or schedule than its header says, and without the notes on those."""
-    config, notes = files.config, files.notes
-    if scale is not None:
-        config = replace(config, scale=scale)
-        notes = tuple(n for n in notes if not n.startswith("asked for x"))
-    if timesteps is not None:
-        if not isinstance(config.unet, SwinUNetConfig) or len(config.stages) > 1:
-            raise SettingError(f"timesteps {timesteps}: only those of one network of ResShift can be corrected")
-        config = replace(config, process=make_published_process(timesteps), stages=(timesteps,), steps=timesteps)
-        notes = tuple(n for n in notes if " timesteps" not in n)
-    return replace(files, config=config, notes=notes)
 
 
 def _convert(files: ModelFiles, target: Path, dtype: torch.dtype, progress: Progress) -> Path:
@@ -88,7 +70,10 @@ def _convert(files: ModelFiles, target: Path, dtype: torch.dtype, progress: Prog
     made_from = read_sources(files.converted) if files.converted else []
     for path, weights in {v.weights.path: v.weights for v in (*files.experts, files.decoder)}.items():
         weights.verify()
-        made_from.append(_hash_source(path, lambda size, path=path: advance(size, f"checking {path.name}")))
+        with explain(CheckpointError, f"{path}: cannot be read", "check the file"):
+            size = path.stat().st_size
+            digest = update_digest(hashlib.sha256(), path, partial(advance, what=f"checking {path.name}"))
+        made_from.append(Source(path.name, size, digest))
     name = files.config.name if files.converted else target.stem
     config = replace(files.config, name=name)
     licence = f"{LICENCE_NOTE} {files.licence}".strip()
@@ -112,14 +97,3 @@ def _make_entry(name: str, view: View, key: str, dtype: torch.dtype) -> Entry:
         return cast
 
     return Entry(name, view.shape(key), wanted, read)
-
-
-def _hash_source(path: Path, advance: Callable[[int], None]) -> Source:
-    """Name, size and sha256 of a file."""
-    digest, size = hashlib.sha256(), 0
-    with explain(CheckpointError, f"{path}: cannot be read", "check the file"), path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-            size += len(block)
-            advance(len(block))
-    return Source(path.name, size, digest.hexdigest())

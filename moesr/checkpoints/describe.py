@@ -141,7 +141,6 @@ def _describe_swin(path: Path, weights: Weights, timesteps: int | None, missing:
 
 
 def _describe_file(path: Path, kind: str, parameters: Facts, notes: list[str], **config: Facts) -> Facts:
-    """Of a file that is a part of a model."""
     size = path.stat().st_size
     return {"path": str(path), "kind": kind, "bytes": size, "parameters": parameters, "config": config, "notes": notes}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -122,6 +124,15 @@ def read_autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
         )
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"not an autoencoder of LDM: {reason(error)}; give a VQ f4 or KL f8 file") from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the block say which file they are about."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def compute_shapes(kind: Callable[[Any], nn.Module], config: object) -> Shapes:

@@ -36,16 +36,12 @@ class CudaLane:
         return out
 
     def send(self, source: Tensor, target: Tensor) -> Any:
-        """An event that comes after the copy."""
+        """An event that comes after the copy; waiting for it blocks one thread only."""
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
             sent = torch.cuda.Event()
             sent.record(self._stream)
         return sent
-
-    def wait(self, sent: Any) -> None:
-        """Blocks this thread only."""
-        sent.synchronize()
 
     def finish(self) -> None:
         """Blocks this thread only; afterwards every stream sees the copies."""
@@ -58,7 +54,8 @@ def copy_to_device(
     """These tensors on the device, floating-point ones in `dtype`; on the CPU what needs no conversion is shared."""
     if device.type == "cuda":
         return copy_through(CudaLane(device), state, names, dtype)
-    return {name: _cast(state[name], dtype).to(device) for name in names}
+    tensors = {name: state[name] for name in names}
+    return {name: x.to(device, dtype if x.is_floating_point() else x.dtype) for name, x in tensors.items()}
 
 
 def copy_through(lane: Any, state: Mapping[str, Tensor], names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -82,14 +79,10 @@ def copy_through(lane: Any, state: Mapping[str, Tensor], names: Iterable[str], d
         for start in range(0, len(flat), entries):
             stop = min(start + entries, len(flat))
             if sent[turn] is not None:
-                lane.wait(sent[turn])
+                sent[turn].synchronize()
             buffer = buffers[turn][: stop - start]
             buffer.copy_(flat[start:stop])
             sent[turn] = lane.send(buffer, target[start:stop])
             turn = 1 - turn
     lane.finish()
     return out
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor

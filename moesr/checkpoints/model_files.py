@@ -20,13 +20,12 @@ from ..config import AutoencoderConfig, ModelConfig, UNetConfig, averaged, unifo
 from ..errors import CheckpointError, SettingError
 from ..networks.autoencoder import Autoencoder
 from ..networks.denoiser import denoiser
-from .detect import FIRST_STAGE, check, find_role
+from .detect import FIRST_STAGE, check, compute_shapes, find_role, naming
 from .device_upload import copy_to_device
 from .header import make_header, read_model_config, read_notes
 from .model_parts import (
     ModelFiles,
     describe_autoencoder,
-    expected_shapes,
     find_autoencoder,
     find_decoders,
     list_fitting,
@@ -127,7 +126,6 @@ def save_model(
 
 
 def _list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder and below, in order of name."""
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not found:
         raise CheckpointError(f"{folder}: no checkpoint there; give a file, or a folder with stage files and a decoder")
@@ -139,8 +137,8 @@ def _open_converted(weights: Weights, notes: Sequence[str]) -> ModelFiles:
     count = len(config.stages)
     if any(k.startswith(f"experts.{count}.") for k in weights):
         raise CheckpointError(f"{weights.path}: more experts than the {count} stages of its config; convert it again")
-    unet = expected_shapes(denoiser, config.unet, weights)
-    vae = expected_shapes(Autoencoder, config.autoencoder, weights)
+    with naming(weights.path):
+        unet, vae = compute_shapes(denoiser, config.unet), compute_shapes(Autoencoder, config.autoencoder)
     experts = [make_view(weights, unet, f"experts.{i}.", f": expert {i}") for i in range(count)]
     decoder = make_view(weights, vae, FIRST_STAGE, ": decoder")
     return ModelFiles(config, tuple(experts), decoder, (weights.path,), (*read_notes(weights), *notes), weights)

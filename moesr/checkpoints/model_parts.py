@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from torch import nn
 
 from ..config import AutoencoderConfig, ModelConfig
 from ..errors import CheckpointError
 from ..networks.autoencoder import Autoencoder
-from .detect import check, compute_shapes, find_role, read_autoencoder_config, under
+from .detect import check, compute_shapes, find_role, naming, read_autoencoder_config, under
 from .weight_reading import SUFFIXES, View, Weights
 
 log = logging.getLogger(__name__)
@@ -40,11 +38,10 @@ class ModelFiles:
 
 def find_autoencoder(weights: Weights, prefix: str) -> tuple[AutoencoderConfig, View]:
     """The autoencoder under a prefix of a file, and its weights. Raises CheckpointError if it is incomplete."""
-    try:
+    with naming(weights.path):
         config = read_autoencoder_config(under(weights.shapes(), prefix))
-    except CheckpointError as error:
-        raise CheckpointError(f"{weights.path}: {error}") from error
-    return config, make_view(weights, expected_shapes(Autoencoder, config, weights), prefix)
+        expected = compute_shapes(Autoencoder, config)
+    return config, make_view(weights, expected, prefix)
 
 
 def describe_autoencoder(weights: Weights) -> str:
@@ -88,14 +85,6 @@ def find_decoders(experts: Sequence[Weights]) -> list[Weights]:
         except CheckpointError as error:
             log.debug("%s", error)
     return found
-
-
-def expected_shapes(kind: Callable[..., nn.Module], config: object, weights: Weights) -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of a network, in errors of which the file is named."""
-    try:
-        return compute_shapes(kind, config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{weights.path}: {error}") from error
 
 
 def make_view(weights: Weights, expected: Mapping[str, tuple[int, ...]], prefix: str, part: str = "") -> View:

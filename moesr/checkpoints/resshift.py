@@ -16,8 +16,8 @@ from ..config import AutoencoderConfig, ModelConfig, ProcessConfig, SwinUNetConf
 from ..errors import CheckpointError, SettingError
 from ..library.catalogue import CATALOGUE
 from ..networks.swin_unet import SwinUNet
-from .detect import find_prefix, under
-from .model_parts import ModelFiles, expected_shapes, find_decoders, list_fitting, make_view
+from .detect import compute_shapes, find_prefix, naming, under
+from .model_parts import ModelFiles, find_decoders, list_fitting, make_view
 from .swin import is_swin, read_swin_config, shift_mask
 from .weight_reading import View, Weights
 
@@ -42,11 +42,10 @@ def holds_swin(weights: Weights) -> bool:
 def find_network(weights: Weights) -> tuple[SwinUNetConfig, View]:
     """The Swin UNet in a file, and its weights. Raises CheckpointError if tensors are missing or misshapen."""
     prefix = find_prefix(weights)
-    try:
+    with naming(weights.path):
         config = read_swin_config(under(weights.shapes(), prefix))
-    except CheckpointError as error:
-        raise CheckpointError(f"{weights.path}: {error}") from error
-    view = make_view(weights, expected_shapes(SwinUNet, config, weights), prefix)
+        expected = compute_shapes(SwinUNet, config)
+    view = make_view(weights, expected, prefix)
     return replace(config, shift_mask=shift_mask(weights, config, prefix)), view
 
 
@@ -100,15 +99,10 @@ def schedule(path: Path, unet: SwinUNetConfig, timesteps: int | None) -> tuple[P
     else:
         notes = [f"neither weights nor name of {path.name} say how many timesteps it has: assumed {_COMMON}; {change}"]
         log.warning("%s", notes[0])
-    return make_published_process(timesteps or named or _COMMON), notes
-
-
-def make_published_process(timesteps: int) -> ProcessConfig:
-    """ResShift's process of 4 or 15 timesteps. Raises SettingError for any other number."""
-    if timesteps not in SCHEDULES:
-        raise SettingError(f"timesteps {timesteps}: no published ResShift model has so many; give {_CHOICES}")
-    least = SCHEDULES[timesteps]
-    return ProcessConfig(kind="residual_shift", timesteps=timesteps, predict="x0", min_noise_level=least)
+    count = timesteps or named or _COMMON
+    if count not in SCHEDULES:
+        raise SettingError(f"timesteps {count}: no published ResShift model has so many; give {_CHOICES}")
+    return ProcessConfig("residual_shift", count, "x0", min_noise_level=SCHEDULES[count]), notes
 
 
 def read_named_timesteps(path: Path) -> int | None:

@@ -109,7 +109,6 @@ class _Bounded:
         return self._file.read(size)
 
     def readline(self) -> bytes:
-        """The next line. Raises ValueError behind the limit."""
         line = self._file.readline(4096)
         self._left -= len(line)
         if self._left < 0 or len(line) == 4096:
@@ -206,10 +205,6 @@ def _call(function: Any, arguments: Any) -> Any:
     return Placeholder(getattr(function, "name", "object"))
 
 
-def _make_parameter(tensor: Any, *_: Any) -> Any:
-    return tensor
-
-
 def _make_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Any:
     """A tensor as a window on a storage. offset, stride: in entries. Raises ValueError if it leaves the storage."""
     if not isinstance(storage, TypedStorage):
@@ -239,8 +234,8 @@ _FOUND: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor"): _make_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _make_tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _make_tensor,
-    ("torch._utils", "_rebuild_parameter"): _make_parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _make_parameter,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    ("torch._utils", "_rebuild_parameter_with_state"): lambda tensor, *_: tensor,
     ("torch._tensor", "_rebuild_from_type_v2"): lambda function, kind, arguments, state: _call(function, arguments),
     ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
 }

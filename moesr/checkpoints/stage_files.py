@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config import UNetConfig, averaged
 from ..errors import CheckpointError
 from ..networks.unet import UNet
-from .detect import EMA, check, compute_shapes, find_prefix, read_unet_config, under
+from .detect import EMA, check, compute_shapes, find_prefix, naming, read_unet_config, under
 from .weight_reading import View, Weights
 
 #: A released model has the stages 0 to 3, whose files carry these numbers behind "stage" in their names.
@@ -82,11 +82,9 @@ def open_stage(weights: Weights) -> tuple[UNetConfig, View, list[str]]:
     """
     shapes = weights.shapes()
     prefix = find_prefix(weights)
-    try:
+    with naming(weights.path):
         config = read_unet_config(under(shapes, prefix))
         expected = compute_shapes(UNet, averaged(config))
-    except CheckpointError as error:
-        raise CheckpointError(f"{weights.path}: {error}") from error
     copies = {name: _list_copies(name, config.space_experts) for name in expected}
     grouped = {copy: shape for name, shape in expected.items() for copy in copies[name]}
     place = {copy: f"{EMA}diffusion_model{copy.replace('.', '')}" for copy in grouped}
@@ -103,7 +101,6 @@ def open_stage(weights: Weights) -> tuple[UNetConfig, View, list[str]]:
 
 
 def _list_copies(name: str, experts: int) -> tuple[str, ...]:
-    """The same parameter of every FFN expert."""
     if ".moe_blocks.0." not in name:
         return (name,)
     return tuple(name.replace(".moe_blocks.0.", f".moe_blocks.{i}.") for i in range(experts))

@@ -50,11 +50,12 @@ def read_swin_config(shapes: Shapes) -> SwinUNetConfig:
         if lr_channels not in (3, 4):
             raise ValueError(f"{lr_channels} channels of the LR image")
         attends = [i for i, (first, _) in enumerate(levels) if f"output_blocks.{first}.1{_TABLE}" in shapes]
+        widths = [shapes[f"output_blocks.{first}.0.in_layers.2.weight"][0] for first, _ in levels]
         return SwinUNetConfig(
             in_channels=joined - features,
             out_channels=out_channels,
             model_channels=base,
-            channel_mult=tuple(width // base for width in _read_widths(shapes, levels)),
+            channel_mult=tuple(width // base for width in widths),
             num_res_blocks=tuple(n - 1 for _, n in levels),
             attention_downsamples=tuple(2**i for i in attends),
             num_head_channels=dim // heads,
@@ -101,10 +102,6 @@ def _find_levels(shapes: Shapes) -> list[tuple[int, int]]:
 def _resamples(shapes: Shapes, block: int) -> bool:
     """Whether an output block ends with a residual block that doubles the sides."""
     return any(f"output_blocks.{block}.{part}.in_layers.0.weight" in shapes for part in (1, 2))
-
-
-def _read_widths(shapes: Shapes, levels: list[tuple[int, int]]) -> list[int]:
-    return [shapes[f"output_blocks.{first}.0.in_layers.2.weight"][0] for first, _ in levels]
 
 
 def _read_window(shapes: Shapes, layer: str) -> int:

@@ -123,7 +123,6 @@ class Weights(Mapping[str, Tensor]):
         return {key: self.shape(key) for key in self._keys}
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
         return self._describe(key)[0] if self._safe else tuple(self._tensors[self._keys[key]].shape)
 
     def dtype(self, key: str) -> torch.dtype:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..atomic_files import open_new, remove_abandoned_parts
+from ..atomic_files import check_room, open_new, remove_abandoned_parts
 from ..errors import CheckpointError, explain
 from .weight_reading import SAFETENSORS
 
@@ -50,7 +49,7 @@ def write(
     with explain(CheckpointError, f"{path}: cannot be written", "check the folder and its space"):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned_parts(path.parent)
-        _check_room(path.parent, sum(e.size for e in entries) + length)
+        check_room(path.parent, sum(e.size for e in entries) + length, "make room")
         with open_new(path, replaces=True) as file:
             file.write(length.to_bytes(8, "little") + header.ljust(length))
             for entry in ordered:
@@ -74,9 +73,3 @@ def _write_tensor(file: BinaryIO, entry: Entry) -> None:
         raise ValueError(f"{entry.name} has shape {list(tensor.shape)} instead of {list(entry.shape)}")
     if tensor.numel():
         file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _check_room(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise CheckpointError(f"{folder}: {size / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room")

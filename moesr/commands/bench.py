@@ -31,7 +31,7 @@ def _bench(options: argparse.Namespace) -> int:
 
     from ..errors import SettingError
     from ..evaluation.selftest_device import check_device, device_name
-    from ..evaluation.speed.bench import SECTIONS, Bench, Plan, choose_sections
+    from ..evaluation.speed.bench import SECTIONS, Bench, choose_sections
 
     device = check_device(options.device)
     sections = choose_parts(options.only, SECTIONS) if options.only else choose_sections(device, options.quick)
@@ -39,7 +39,7 @@ def _bench(options: argparse.Namespace) -> int:
         raise SettingError("--clock cpu adds up the time of all threads: use --device cpu --threads 1")
     if options.threads:
         torch.set_num_threads(options.threads)
-    plan = Plan(
+    bench = Bench(
         device=device,
         clock=options.clock,
         quick=options.quick,
@@ -53,7 +53,7 @@ def _bench(options: argparse.Namespace) -> int:
         threads = torch.get_num_threads()
         print(f"torch {torch.__version__}, {device} ({device_name(device)}), {threads} threads")
         print(_format_line(_HEAD))
-    for row in Bench(plan).rows():
+    for row in bench.rows():
         rows.append(row.values())
         if not options.json:
             print(_format_line([_format_cell(k, v) for k, v in rows[-1].items()]), flush=True)

@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     data.add_argument("--crop", type=positive, default=256, help="side of an HR crop in pixels (default: 256)")
     data.add_argument("--count", type=positive, default=12, help="pairs on the sheet (default: 12)")
     data.add_argument("--seed", type=int, default=0, help="another seed, other pairs (default: 0)")
-    data.add_argument("--pack", metavar="FILE", help="write the most detailed parts into one file for training")
+    data.add_argument("--pack", metavar="FILE", help="write detailed and some smooth parts into one file for training")
     data.add_argument("--max-mb", type=float, default=25, help="size of the pack in MB, at most (default: 25)")
     data.add_argument("--leave-out", metavar="NAMES", help="file with names of photographs that must not be trained on")
     data.add_argument("--sets", metavar="DIR", help="write HR pictures and their clean, degraded and blind LR")

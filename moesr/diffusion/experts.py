@@ -27,9 +27,7 @@ class Residency(Protocol):
         """A hint that expert i comes next. May do nothing; errors of loading it appear at `use`."""
         ...
 
-    def close(self) -> None:
-        """Let go of all experts."""
-        ...
+    def close(self) -> None: ...
 
 
 class ExpertBank:

@@ -26,46 +26,21 @@ Callback = Callable[[int, int, Tensor, Tensor], Any]  # step index, t, z after t
 Allocate = Callable[[Tensor], Tensor]  # an empty canvas like this one
 
 
-def ddpm(
-    predict: Predict, process: Process, timesteps: Sequence[int], z: Tensor, *, noise: Noise, last: int = CLEAN,
-    variance: str = "small", y: Tensor | None = None, callback: Callback | None = None,
-    allocate: Allocate = torch.empty_like,
-) -> Tensor:  # fmt: skip
-    """Ancestral sampling: z_prev = posterior mean(z, x0) + sigma n.
-
-    mean = k z + (a_prev - k a_t) x0 + (b_prev - k b_t) y with k = carry_t / carry_prev * s_prev^2 / s_t^2; for residual
-    shift that is eta_prev / eta_t z + (1 - eta_prev / eta_t) x0. variance "small" is the posterior's, "large" that of
-    the paper's eq. 3 (arXiv 2310.12004). No noise is added on the way to the clean end. `y` is for callers that treat
-    all samplers alike: its factor is 0 in both processes.
-    """
-    if variance not in ("small", "large"):
-        raise SettingError(f"variance {variance!r} is unknown: choose small or large")
-    a, s, carry = process.a.tolist(), process.s.tolist(), process.carry.tolist()
-    z = allocate(z).copy_(z)
-    for i, (t, prev) in enumerate(_steps(process, timesteps, last)):
-        x0 = predict(z, t)
-        keep = carry[t] / carry[prev] * (s[prev] / s[t]) ** 2
-        # No term in y: b_prev - keep b_t is 0 for b = 0 and for b = s^2 / kappa^2 alike.
-        z.mul_(keep).add_(x0, alpha=a[prev] - keep * a[t])
-        sigma = process.step_std(t, prev, large=variance == "large")
-        if sigma > 0:
-            z.add_(noise(i), alpha=sigma)
-        if callback is not None:
-            callback(i, t, allocate(z).copy_(z), x0)
-    return z
-
-
 def ddim(
     predict: Predict, process: Process, timesteps: Sequence[int], z: Tensor, *, noise: Noise, last: int = CLEAN,
-    eta: float = 1.0, y: Tensor | None = None, callback: Callback | None = None, allocate: Allocate = torch.empty_like,
+    eta: float = 1.0, variance: str = "small", y: Tensor | None = None, callback: Callback | None = None,
+    allocate: Allocate = torch.empty_like,
 ) -> Tensor:  # fmt: skip
     """DDIM (arXiv 2010.02502, eq. 12): z_prev = a_prev x0 + b_prev y + sqrt(s_prev^2 - sigma^2) eps + sigma n.
 
-    eps = (z - a_t x0 - b_t y) / s_t and sigma = eta * step_std: eta 1 is the ancestral step with the posterior's
-    variance, eta 0 is deterministic, for either process.
+    eps = (z - a_t x0 - b_t y) / s_t and sigma = eta * step_std, for either process. eta 0 is deterministic, eta 1 is
+    ancestral sampling with the posterior's mean and variance. variance "large" adds the noise of the paper's eq. 3
+    (arXiv 2310.12004) to the same mean. No noise is added on the way to the clean end.
     """
     if not 0.0 <= eta < math.inf:
         raise SettingError(f"eta {eta}: it must be 0 (deterministic) or more, 1 is ancestral sampling")
+    if variance not in ("small", "large"):
+        raise SettingError(f"variance {variance!r} is unknown: choose small or large")
     a, s = process.a.tolist(), process.s.tolist()
     z = allocate(z).copy_(z)
     for i, (t, prev) in enumerate(_steps(process, timesteps, last)):
@@ -75,7 +50,7 @@ def ddim(
         z.mul_(keep).add_(x0, alpha=a[prev] - keep * a[t])
         process.shift_(z, y, t, prev, keep)
         if sigma > 0:
-            z.add_(noise(i), alpha=sigma)
+            z.add_(noise(i), alpha=process.step_std(t, prev, large=True) if variance == "large" else sigma)
         if callback is not None:
             callback(i, t, allocate(z).copy_(z), x0)
     return z
@@ -121,14 +96,14 @@ def sample(
     not descending or not the process's.
     """
     rest: dict[str, Any] = {"last": last, "y": y, "callback": callback, "allocate": allocate}
-    if name in ("ddpm", "ddpm_large"):
-        variance = "large" if name == "ddpm_large" else "small"
-        return ddpm(predict, process, timesteps, z, noise=noise, variance=variance, **rest)
-    if name == "ddim":
-        return ddim(predict, process, timesteps, z, noise=noise, eta=eta, **rest)
+    if name not in SAMPLERS:
+        raise SettingError(f"sampler {name!r} is unknown: choose one of {', '.join(SAMPLERS)}")
     if name == "dpmpp_2m":
         return dpmpp_2m(predict, process, timesteps, z, **rest)
-    raise SettingError(f"sampler {name!r} is unknown: choose one of {', '.join(SAMPLERS)}")
+    variance = "large" if name == "ddpm_large" else "small"
+    return ddim(
+        predict, process, timesteps, z, noise=noise, eta=eta if name == "ddim" else 1.0, variance=variance, **rest
+    )
 
 
 def _steps(process: Process, timesteps: Sequence[int], last: int) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.weight_reading import Weights
 from ..errors import ImageError, SettingError
-from .metric_files import find_weights, metrics_folder
+from .metric_files import find_weights
 
 
 class FID:
@@ -25,7 +25,7 @@ class FID:
     def __init__(
         self, weights: str | Path | None = None, device: str | torch.device = "cpu", network: nn.Module | None = None
     ) -> None:
-        found = {} if network else Weights(find_weights(metrics_folder(weights), "inception"))
+        found = {} if network else Weights(find_weights(weights, "inception"))
         try:
             from torchmetrics.image.fid import FrechetInceptionDistance
 

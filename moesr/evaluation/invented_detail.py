@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..images.postprocess import read_colours, read_mask
 from ..model import SRModel
 from ..pipeline import upscale
 from ..pipeline_run import estimate_restore
-from ..progress import Callback, Event
+from ..progress import Callback, narrow_callback
 from .metrics import lr_psnr
 
 #: Grey levels above which people see a difference, and at which the colours of the map end.
@@ -97,11 +97,7 @@ def invention(
 
     def run(is_turned: int, **changes: Any) -> torch.Tensor:
         nonlocal done
-
-        def forward(event: Event) -> None:
-            if callback is not None:
-                callback(replace(event, done=(done + event.done) / runs, share=event.share / runs))
-
+        forward = callback and narrow_callback(callback, done / runs, (done + 1) / runs)
         turned: dict[str, Any] = {**settings, **changes, "image": lr}
         if is_turned:
             turned |= {name: x.flip(1, 2) for name, x in turned.items() if isinstance(x, torch.Tensor)}

@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
-from .metric_files import metrics_folder
+from .metric_files import find_weights
 
 #: Widths of VGG16's convolutions; "M" is a 2 x 2 max pool.
 _VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
-_FILES = {"alex": "alexnet_features.safetensors", "vgg": "vgg16_features.safetensors"}
+_FEATURES = {"alex": "alexnet_features", "vgg": "vgg16_features"}
 #: Indices of the ReLUs whose outputs are compared.
 _TAPS = {"alex": (1, 4, 7, 9, 11), "vgg": (3, 8, 15, 22, 29)}
 
@@ -33,19 +32,13 @@ class LPIPS(nn.Module):
 
     def __init__(self, net: str = "alex", weights: str | Path | None = None) -> None:
         super().__init__()
-        folder = metrics_folder(weights)
-        for name in (_FILES[net], "lpips_heads.safetensors"):
-            if not (folder / name).is_file():
-                raise CheckpointError(
-                    f"{folder / name}: not found; LPIPS needs its published weights there "
-                    "(set MOESR_METRICS or give the folder; docs/metrics.md says how to make the files)"
-                )
+        files = [find_weights(weights, word) for word in (_FEATURES[net], "lpips_heads")]
         with torch.device("meta"):  # the network never has random weights, which take time
             self.features = _alexnet() if net == "alex" else _vgg16()
-        tensors = load_file(folder / _FILES[net])
+        tensors = load_file(files[0])
         state = {k.removeprefix("features."): v.float() for k, v in tensors.items()}
         self.features.load_state_dict(state, assign=True)
-        heads = load_file(folder / "lpips_heads.safetensors")
+        heads = load_file(files[1])
         self.heads = nn.ParameterList([heads[f"{net}.lin{i}.model.1.weight"].float() for i in range(5)])
         self.taps = _TAPS[net]
         self.shift: Tensor

@@ -1,4 +1,4 @@
-"""The folder of the metrics' weights, and the files in it."""
+"""The files of the metrics' weights."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 
-_KINDS = (".pth", ".pt", ".safetensors")
+_KINDS = (".pth", ".pt", ".safetensors", ".npz")
 
 
-def metrics_folder(weights: str | Path | None = None) -> Path:
-    """The folder that is given, or the one that MOESR_METRICS names, or `metrics`. It need not exist."""
-    return Path(weights or os.environ.get("MOESR_METRICS", "metrics"))
-
-
-def find_weights(folder: Path, word: str, prefer: str = "") -> Path:
+def find_weights(folder: str | Path | None, word: str, prefer: str = "") -> Path:
     """The weight file with `word` in its name; of several one with `prefer`, then the first by name.
 
-    Raises CheckpointError where there is none.
+    folder: None is the one that MOESR_METRICS names, or `metrics`. Raises CheckpointError where there is none.
     """
+    folder = Path(folder or os.environ.get("MOESR_METRICS", "metrics"))
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     files = [p for p in there if word in p.name.lower() and p.suffix in _KINDS]
     if not files:
-        raise CheckpointError(f"{folder}/*{word}*.pth: not found (docs/metrics.md says which file it is)")
+        way_out = "set MOESR_METRICS or give the folder; docs/metrics.md says which file it is"
+        raise CheckpointError(f"{folder}/*{word}*: not found ({way_out})")
     return next((p for p in files if prefer in p.name.lower()), files[0])

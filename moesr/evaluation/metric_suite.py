@@ -13,7 +13,6 @@ from ..errors import ImageError, MoESRError
 from .dists import DISTS
 from .fid import FID
 from .lpips import LPIPS
-from .metric_files import metrics_folder
 from .metrics import grid_power, lr_psnr, psnr_y, ssim_y
 from .musiq import MUSIQ
 from .niqe import NIQE
@@ -65,7 +64,6 @@ class Suite:
     """
 
     def __init__(self, weights: str | Path | None = None, device: str | torch.device = "cpu") -> None:
-        folder = metrics_folder(weights)
         self.left_out: list[str] = []
         self._device = device
         self._measures: dict[str, Measure] = {
@@ -76,11 +74,11 @@ class Suite:
         }
         self._fid: FID | None = None
         for net in ("alex", "vgg"):
-            self._try(f"LPIPS-{net}", lambda net=net: self._add_network(f"lpips_{net}", LPIPS(net, folder), 2, -1))
-        self._try("DISTS", lambda: self._add_network("dists", DISTS(folder), 1, 0))
-        for key, metric in (("niqe", NIQE), ("musiq", lambda folder: MUSIQ(folder, device))):
-            self._try(key.upper(), lambda key=key, metric=metric: self._add_blind(key, metric(folder)))
-        self._try("FID", lambda: setattr(self, "_fid", FID(folder, device)))
+            self._try(f"LPIPS-{net}", lambda net=net: self._add_network(f"lpips_{net}", LPIPS(net, weights), 2, -1))
+        self._try("DISTS", lambda: self._add_network("dists", DISTS(weights), 1, 0))
+        for key, metric in (("niqe", NIQE), ("musiq", lambda weights: MUSIQ(weights, device))):
+            self._try(key.upper(), lambda key=key, metric=metric: self._add_blind(key, metric(weights)))
+        self._try("FID", lambda: setattr(self, "_fid", FID(weights, device)))
         there = {*self._measures, *(["fid"] if self._fid else [])}
         self.keys = [c.key for c in columns_of(there)]
 
@@ -106,7 +104,6 @@ class Suite:
         return values, notes
 
     def score_set(self) -> dict[str, float | None]:
-        """The metrics of the whole set of images that were scored."""
         if self._fid is None:
             return {}
         try:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.weight_reading import Weights
 from ..errors import CheckpointError, explain
-from .metric_files import find_weights, metrics_folder
+from .metric_files import find_weights
 
 _PATCH, _GRID, _WIDTH, _HEADS, _LAYERS, _MLP = 32, 10, 384, 6, 14, 1152
 #: Longer sides in pixels of the reduced copies that are rated beside the image itself.
@@ -27,7 +27,7 @@ class MUSIQ:
     """
 
     def __init__(self, weights: str | Path | None = None, device: str | torch.device = "cpu") -> None:
-        file = Weights(find_weights(metrics_folder(weights), "musiq", "koniq"))
+        file = Weights(find_weights(weights, "musiq", "koniq"))
         state = {key.removeprefix("params."): file[key] for key in file}
         rating = state.get("head.0.weight")
         self.network, self.device = Network(1 if rating is None else len(rating)).to(device), device

@@ -13,7 +13,7 @@ from ..diffusion.process import from_config
 from ..model import SRModel
 from ..networks.autoencoder import Autoencoder
 from ..networks.denoiser import denoiser
-from ..runtime import PlainRuntime
+from ..runtime import Runtime
 
 _PROCESSES = {
     "ddpm": ProcessConfig(),
@@ -88,4 +88,4 @@ def assemble(
 ) -> SRModel:  # fmt: skip
     """The model of networks that are on the device already."""
     process, bank = from_config(config.process), ExpertBank(config.stages, All(experts))
-    return SRModel(config, process, bank, autoencoder, device, dtype, PlainRuntime())
+    return SRModel(config, process, bank, autoencoder, device, dtype, Runtime())

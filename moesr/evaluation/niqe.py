@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ImageError
 from ..images.resize import resize
-from .metric_files import metrics_folder
+from .metric_files import find_weights
 from .metrics import luma
 
-FILE = "niqe_pris_params.npz"
 _SHAPES = {"mu_pris_param": (1, 36), "cov_pris_param": (36, 36), "gaussian_window": (7, 7)}
 _BLOCK = 96
 #: Neighbours (rows, columns) whose products with a pixel are looked at.
@@ -31,9 +30,7 @@ class NIQE:
     """
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        path = metrics_folder(weights) / FILE
-        if not path.is_file():
-            raise CheckpointError(f"{path}: not found (docs/metrics.md says where NIQE's parameters are)")
+        path = find_weights(weights, "niqe_pris_params")
         try:
             with np.load(path) as file:
                 values = {name: torch.from_numpy(file[name].astype(np.float64)) for name in _SHAPES}

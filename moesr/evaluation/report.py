@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image
 
 from ..atomic_files import open_new
 from ..errors import SettingError, explain
+from ..images.write import encode_image
 from .metric_suite import columns_of
 from .quality_benchmark import Benchmark, Row, Trio, format_value
 
@@ -107,10 +107,8 @@ def _figures(images: Sequence[np.ndarray], labels: Sequence[str], kind: str) -> 
 
 def _data(pixels: np.ndarray, exact: bool) -> str:
     """An image inside its address: a crop as PNG, a panel as JPEG that is reduced where it is large."""
-    image, buffer = Image.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
-    if exact:
-        image.save(buffer, "PNG")
-    else:
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if not exact:
         image.thumbnail((PANEL, PANEL), Image.Resampling.LANCZOS)
-        image.save(buffer, "JPEG", quality=95, subsampling=0)
-    return f"data:image/{'png' if exact else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    data = encode_image(image, "PNG") if exact else encode_image(image, "JPEG", quality=95, subsampling=0)
+    return f"data:image/{'png' if exact else 'jpeg'};base64,{base64.b64encode(data).decode()}"

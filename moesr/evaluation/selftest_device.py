@@ -16,13 +16,13 @@ import torch
 
 from ..errors import SettingError
 from ..model import find_device
-from ..runtime import PlainRuntime
+from ..runtime import Runtime
 from .speed.measure import wait_for
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
     """Versions of this package, Python, torch and the device's driver; the device's name; memory in MiB."""
-    free = PlainRuntime().free_memory(device)
+    free = Runtime().free_memory(device)
     values: dict[str, str | int] = {
         "moesr": _version("moesr"),
         "python": platform.python_version(),
@@ -74,7 +74,7 @@ def release(device: torch.device) -> None:
     """Free unused memory, on the device and in this process."""
     wait_for(device)
     gc.collect()
-    PlainRuntime().release()
+    Runtime().release()
 
 
 def check_device(name: str) -> torch.device:

@@ -58,8 +58,8 @@ class ModelFacts:
     def __init__(self, default: str = DEFAULT) -> None:
         self.default = default
         self._lock = threading.Lock()
-        self._opened: dict[tuple[object, ...], tuple[ModelConfig, tuple[str, ...]]] = {}
-        self._hashes: dict[tuple[object, ...], str] = {}
+        self._opened: dict[str, tuple[ModelConfig, tuple[str, ...]]] = {}
+        self._hashes: dict[str, str] = {}
         self.find_path(default)
 
     def list_names(self) -> list[str]:
@@ -84,7 +84,7 @@ class ModelFacts:
 
     def compute_hash(self, name: str) -> str:
         path = self.find_path(name)
-        key = _file_states(path)
+        key = read_file_states(path)
         with self._lock:
             if key not in self._hashes:
                 self._hashes[key] = compute_fingerprint(path)
@@ -92,7 +92,7 @@ class ModelFacts:
 
     def _open(self, name: str) -> tuple[ModelConfig, tuple[str, ...]]:
         path = self.find_path(name)
-        key = _file_states(path)
+        key = read_file_states(path)
         with self._lock:
             if key not in self._opened:
                 try:
@@ -103,7 +103,7 @@ class ModelFacts:
             return self._opened[key]
 
 
-def _file_states(path: Path) -> tuple[object, ...]:
-    """A value that changes when the files do."""
+def read_file_states(path: Path) -> str:
+    """A text that changes when the file does, or those in a folder."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return tuple((str(p), (stat := p.stat()).st_size, stat.st_mtime_ns) for p in files)
+    return "|".join(f"{p}:{p.stat().st_mtime_ns}:{p.stat().st_size}" for p in files)

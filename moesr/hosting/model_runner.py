@@ -13,27 +13,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from ..errors import MoESRError
 from ..model import SRModel
 from ..pipeline import upscale
-from ..progress import Event
-from ..settings import resolve, result_size
+from ..progress import Callback, Event
 from ..settings_record import describe_run
 from .model_facts import ModelFacts
-from .time_left import Costs, RunClock
 
 
 class Stopped(MoESRError):
     """The run ends here: it was cancelled, its client has left, or its time is up. The message says which."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the run of one picture is."""
-
-    #: What the pipeline is about to do.
-    event: Event
-    #: Fraction of the run that is done, 0 to 1.
-    fraction: float
-    #: Seconds to go; None while it is too early to tell.
-    seconds_left: float | None
 
 
 @dataclass(frozen=True)
@@ -60,25 +46,6 @@ class ModelSource(Protocol):
         ...
 
 
-class Runner:
-    """Runs pictures on one device, one at a time. Stops between two layers: on a slow machine a tile takes long."""
-
-    def __init__(self, source: ModelSource) -> None:
-        self.source = source
-        self._costs: Costs = {}
-
-    @contextmanager
-    def open(self, name: str, *, side: int, check: Callable[[], None]) -> Iterator[OpenModel]:
-        """The model of that name, ready to run inside the block. side: the longest side of its results, in pixels.
-
-        check: called before every layer that this thread runs; what it raises ends the run. Raises MoESRError for a
-        model that is not there, or broken.
-        """
-        check()
-        with self.source.use(name, side=side) as model, _check_layers(check):
-            yield OpenModel(name, self.source.facts.compute_hash(name), model, self._costs)
-
-
 @dataclass(frozen=True)
 class OpenModel:
     """A model that is ready to run."""
@@ -88,26 +55,24 @@ class OpenModel:
     #: The fingerprint of its files.
     hash: str
     model: SRModel
-    #: Of earlier runs.
-    costs: Costs
 
-    def start_clock(self, width: int, height: int, settings: Mapping[str, Any]) -> RunClock:
-        used = resolve(self.model.config, **settings)
-        rows, columns = result_size(height, width, used.scale)
-        return RunClock(self.costs, self.name, rows * columns, used.steps)
-
-    def upscale(
-        self, picture: Any, settings: Mapping[str, Any], *, clock: RunClock, show: Callable[[Progress], None]
-    ) -> Result:
+    def upscale(self, picture: Any, settings: Mapping[str, Any], show: Callback) -> Result:
         """The picture, larger, and how it was made. settings: see settings.read_settings. Raises MoESRError."""
-
-        def report(event: Event) -> None:
-            fraction = clock.fraction(event)
-            show(Progress(event, fraction, clock.seconds_left(fraction)))
-
-        larger = upscale(self.model, picture, **settings, callback=report)
-        report(Event("save"))
+        larger = upscale(self.model, picture, **settings, callback=show)
+        show(Event("save"))
         return Result(larger, describe_run(self.name, self.hash, self.model.config, settings))
+
+
+@contextmanager
+def use_model(source: ModelSource, name: str, *, side: int, check: Callable[[], None]) -> Iterator[OpenModel]:
+    """The model of that name, ready to run inside the block. side: the longest side of its results, in pixels.
+
+    check: called before every layer that this thread runs, since on a slow machine a tile takes long; what it raises
+    ends the run. Raises MoESRError for a model that is not there, or broken.
+    """
+    check()
+    with source.use(name, side=side) as model, _check_layers(check):
+        yield OpenModel(name, source.facts.compute_hash(name), model)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..runtime import PlainRuntime
+from ..runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class NetworkSource:
     build: Callable[[torch.device], nn.Module]
 
 
-class Keeper(PlainRuntime, ABC):
+class Keeper(Runtime, ABC):
     """The host's memory manager as `Networks` uses it. Each host has a subclass, which says what differs there.
 
     device: where networks compute. offload_device: where they wait.
@@ -64,7 +64,7 @@ class Keeper(PlainRuntime, ABC):
         """A run has ended. Networks stay until the host wants their room."""
 
 
-class Networks(PlainRuntime):
+class Networks(Runtime):
     """The networks of one model by number, the decoder last, and the `Runtime` of that model's runs.
 
     residency: "auto" loads the network at work, and the next one if there is room; "all" loads all experts together;

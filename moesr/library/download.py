@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..atomic_files import check_room, update_digest
 from ..checkpoints.weight_reading import Weights
-from ..errors import CheckpointError, SettingError, explain, find_reason, format_size
+from ..errors import CheckpointError, SettingError, explain, find_reason
 from . import model_folders as library
 from .catalogue import CATALOGUE, Entry, HubFile, RemoteFile
 
@@ -132,11 +133,7 @@ def _fetch_all(entry: Entry, root: Path, roots: list[Path], progress: Progress |
         if not (roots and _is_right(root / place, file)) and not _is_right(target, file)
     ]
     wanted = [(file, target) for file, target in missing if not _take(file, target, roots)]
-    needed, free = sum(file.size or 0 for file, _ in wanted), shutil.disk_usage(gathering).free
-    if free < needed:
-        raise CheckpointError(
-            f"{root}: {format_size(needed)} are needed, {format_size(free)} are free; make room or name another folder"
-        )
+    check_room(root, sum(file.size or 0 for file, _ in wanted), "make room or name another folder")
     for file, target in wanted:
         _fetch(file, target, progress)
     return Downloaded(_settle(entry, root, gathering), tuple(file.name for file, _ in wanted))
@@ -230,7 +227,6 @@ def _watch(
 
 
 def _measure(folder: Path) -> int:
-    """Bytes of all files in a folder that another process writes to."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -253,11 +249,7 @@ def find_problem(path: Path, file: RemoteFile) -> str | None:
             return f"{size} bytes instead of {file.size}"
         if file.sha256 is None:
             return None
-        digest = hashlib.sha256()
-        with path.open("rb") as content:
-            while piece := content.read(2**20):
-                digest.update(piece)
-        found = digest.hexdigest()
+        found = update_digest(hashlib.sha256(), path)
         return None if found == file.sha256 else f"its SHA-256 is {found[:12]}... instead of {file.sha256[:12]}..."
     except CheckpointError as error:
         return str(error).removeprefix(f"{path}: ").split("; ")[0]

@@ -35,7 +35,9 @@ def folders() -> list[Path]:
     MOESR_HOME (several, separated as in PATH), folders given to `add_folder`, the folder of the host that the package
     sits in, the user's data folder, the models inside the package.
     """
-    own = [*_read_home_folders(), *_added, *host_folders(_PACKAGE), *user_folders()]
+    parts = os.environ.get("MOESR_HOME", "").split(os.pathsep)
+    home = [Path(os.path.expanduser(part)).absolute() for part in parts if part.strip()]
+    own = [*home, *_added, *host_folders(_PACKAGE), *user_folders()]
     return list(dict.fromkeys([*own, EMBEDDED]))
 
 
@@ -131,11 +133,6 @@ def user_folders(platform: str = sys.platform) -> list[Path]:
     except RuntimeError:
         log.info("no home folder: models are not looked for in it")
         return []
-
-
-def _read_home_folders() -> list[Path]:
-    parts = os.environ.get("MOESR_HOME", "").split(os.pathsep)
-    return [Path(os.path.expanduser(part)).absolute() for part in parts if part.strip()]
 
 
 def _list_models(folder: Path) -> list[Path]:

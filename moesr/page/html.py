@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
+from ..errors import format_size
 from ..evaluation.invented_detail import TICKS, VISIBLE, place_on_scale
 from ..hosting.model_facts import Plan
 from ..images.expert_timeline import palette
-from ..library.download import format_size
 from .job import Job, JobProgress
 
 Url = Callable[[Path], str]

@@ -45,7 +45,7 @@ class JobQueue:
     ) -> None:
         self.host, self.limits = host, limits
         self.results = host.folder / "results"
-        self._workers = [Worker(host, limits, self.results, host.make_runner(device, dtype)) for device in devices]
+        self._workers = [Worker(host, limits, self.results, host.make_source(device, dtype)) for device in devices]
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._ready = threading.Condition()

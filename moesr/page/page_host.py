@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from ..atomic_files import TemporaryFolder
 from ..hosting.model_facts import ModelFacts
-from ..hosting.model_runner import Runner
+from ..hosting.model_runner import ModelSource
 from ..library import DEFAULT
 from ..model import SRModel, load
 from .job import FinishedPicture, Job
@@ -69,9 +69,9 @@ class PageHost:
     def keep(self, job: Job, result: FinishedPicture) -> None:
         """A picture is finished: put it where the host keeps its own."""
 
-    def make_runner(self, device: str, dtype: str) -> Runner:
-        """What runs the jobs of a device."""
-        return Runner(LoadedModels(self.facts, device, dtype))
+    def make_source(self, device: str, dtype: str) -> ModelSource:
+        """Where the jobs of a device get their models."""
+        return LoadedModels(self.facts, device, dtype)
 
     def url(self, path: Path) -> str:
         """Where a browser gets a file below `folder`, relative to the page."""

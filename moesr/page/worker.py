@@ -16,10 +16,10 @@ from PIL import Image
 
 from ..errors import ImageError, MoESRError, SettingError
 from ..evaluation.invented_detail import invention
-from ..hosting.model_runner import OpenModel, Progress, Result, Runner, Stopped
+from ..hosting.model_runner import ModelSource, OpenModel, Result, Stopped, use_model
 from ..images.files import WRITE_SUFFIXES, Picture, to_pil, write_image
 from ..images.write import check_size, encode_image
-from ..progress import Event
+from ..progress import Event, estimate_seconds_left
 from ..result_files import Target
 from ..result_sizes import TargetSize
 from ..settings import result_size
@@ -42,8 +42,8 @@ VIEW_PIXELS = 40_000_000
 class Worker:
     """Runs jobs on one device, in one thread."""
 
-    def __init__(self, host: PageHost, limits: Limits, results: Path, runner: Runner) -> None:
-        self._host, self._limits, self._results, self._runner = host, limits, results, runner
+    def __init__(self, host: PageHost, limits: Limits, results: Path, source: ModelSource) -> None:
+        self._host, self._limits, self._results, self._source = host, limits, results, source
 
     def run(self, job: Job) -> tuple[str, str]:
         """Do the job: its state at the end, and what to say. What is wrong with one picture is noted in its failures.
@@ -62,12 +62,13 @@ class Worker:
             if size is None:
                 scale = job.settings.get("scale") or self._host.facts.read_config(job.model).scale
                 size = TargetSize("Times", float(scale))
-            with self._runner.open(job.model, side=self._longest_side(job, size), check=check) as model:
+            with use_model(self._source, job.model, side=self._longest_side(job, size), check=check) as model:
                 folder = new_folder(self._results)
                 targets = plan_results(folder, [upload.name for upload in job.uploads], size.tag, job.format)
+                began = time.monotonic()
                 try:
                     for number, target in enumerate(targets, 1):
-                        reporter = _Reporter(job, self._host, number)
+                        reporter = _Reporter(job, self._host, number, began)
                         if job.seeds:
                             run = partial(self._inspect, job, model, reporter, folder, size)
                         else:
@@ -83,7 +84,7 @@ class Worker:
 
     def close(self) -> None:
         """Let go of the models."""
-        self._runner.source.close()
+        self._source.close()
 
     def _upscale(self, job: Job, model: OpenModel, reporter: _Reporter, target: Target, size: TargetSize) -> None:
         upload = job.uploads[reporter.number - 1]
@@ -91,12 +92,10 @@ class Worker:
         height, width = picture.rgb.shape[:2]
         kind = WRITE_SUFFIXES[target.path.suffix.lower()]
         check_size(upload.name, kind, *result_size(height, width, settings["scale"]))
-        clock = model.start_clock(width, height, settings)
-        result = model.upscale(picture, settings, clock=clock, show=reporter.show)
+        result = model.upscale(picture, settings, reporter.show)
         job.check()  # the last time: from here on the picture is finished and kept
         job.results.append(save_result(result, picture, upload.path, target, protect=job.protect))
         self._host.keep(job, job.results[-1])
-        clock.finish()
 
     def _inspect(self, job: Job, model: OpenModel, reporter: _Reporter, folder: Path, size: TargetSize) -> None:
         """What is invented in the result of a picture; see invented_detail.invention."""
@@ -109,12 +108,7 @@ class Worker:
                 f"{upload.name}: results of {format_megapixels(rows * columns)} are not compared on this page, but of "
                 f"{format_megapixels(VIEW_PIXELS)} at most; cut out a part, or use python -m moesr invention"
             )
-        clock = model.start_clock(width, height, settings)
-
-        def show(event: Event) -> None:
-            reporter.show(Progress(event, event.fraction, clock.seconds_left(event.fraction)))
-
-        found = invention(model.model, picture, job.seeds, callback=show, **settings)
+        found = invention(model.model, picture, job.seeds, callback=reporter.show, **settings)
         job.check()
         path = folder / "invented.png"
         Image.fromarray(found.draw()[0, :rows]).save(path)  # the page draws the scale itself
@@ -161,9 +155,10 @@ class Worker:
 class _Reporter:
     """Turns the progress of a picture into that of its job."""
 
-    def __init__(self, job: Job, host: PageHost, number: int) -> None:
+    def __init__(self, job: Job, host: PageHost, number: int, began: float) -> None:
+        """number: of the picture, from 1. began: when the first one did, of time.monotonic."""
         count = len(job.uploads)
-        self._job, self._host, self.number = job, host, number
+        self._job, self._host, self.number, self._began = job, host, number, began
         self._start = JobProgress(
             picture=number, pictures=count, name=job.uploads[number - 1].name, fraction=(number - 1) / count
         )
@@ -171,9 +166,9 @@ class _Reporter:
         self._preview: bytes | None = None
         job.show(self._start)
 
-    def show(self, progress: Progress) -> None:
+    def show(self, event: Event) -> None:
         """The picture has come so far."""
-        event, start, left = progress.event, self._start, progress.seconds_left
+        start = self._start
         if event.note and event.note not in self._job.notes:
             self._job.notes.append(event.note)
         if self._job.preview and event.preview is not None and time.monotonic() - self._drawn_at > PREVIEW_SECONDS:
@@ -181,10 +176,8 @@ class _Reporter:
             image.thumbnail((PREVIEW, PREVIEW))
             self._preview = encode_image(image, "JPEG", quality=80)
             self._drawn_at = time.monotonic()
-        following = start.pictures - start.picture
-        if left is not None and following:
-            left = left + following * left / (1 - progress.fraction) if progress.fraction < 1 else None
-        fraction = start.fraction + progress.fraction / start.pictures
+        fraction = start.fraction + event.fraction / start.pictures
+        left = estimate_seconds_left(self._began, fraction)
         self._job.show(replace(start, event=event, fraction=fraction, seconds_left=left, preview=self._preview))
         self._host.show(self._job)
 

@@ -23,12 +23,13 @@ from .engine import Engine
 from .file_parts import PARTS, find_parts, join_parts, split_file
 from .loop import Budget, Done, LoopConfig, Task
 from .lr_cleaner import CleanerTask
+from .perceptual import FeatureLosses
 from .restore_estimator import EstimatorTask
 from .stages import TRUNK, Stages, write_model
 from .unrolled import Unrolled
 
 #: Side in pixels of the HR crops whose LR images the cleaner is trained on.
-_CLEANER_CROP = 160
+_CLEANER_CROP = 192
 #: Key of a file's header under which a run says how it was made.
 TRAINING = "moesr.training"
 
@@ -77,7 +78,10 @@ class Recipe(Stages):
             share -= stage.cleaner_share
             loop = self.adapt_loop(stage.cleaner, stage.cleaner.batch)
             estimator = _select(autoencoder, "estimator.")
-            task = CleanerTask(loop, self.make_engine(loop), wanted.cleaner_channels, estimator, cleaner)
+            task = CleanerTask(
+                loop, self.make_engine(loop), FeatureLosses(stage.cleaner_lpips, stage.cleaner_adversary, 200),
+                channels=wanted.cleaner_channels, estimator=estimator, start=cleaner, metrics=self.metrics,
+            )  # fmt: skip
             autoencoder |= self._train_part("cleaner", task, _CLEANER_CROP, stage.cleaner_share)
         if model is None:
             share -= stage.first_stage_share + stage.experts_share
@@ -91,7 +95,8 @@ class Recipe(Stages):
             model, replace(stage, loop=loop), self.make_engine(loop), experts=experts, autoencoder=autoencoder,
             metrics=self.metrics, on_export=lambda: self._export(last, model),
         )  # fmt: skip
-        done = self.run(last, self.open_batches(self.expert_crop, last), "unrolled", self._budget(share))
+        batches = self.open_batches(self.expert_crop, last, smooth=stage.smooth_places)
+        done = self.run(last, batches, "unrolled", self._budget(share))
         return self._export(last, model, done)
 
     def adapt_loop(self, loop: LoopConfig, batch_gpu: int = 64) -> LoopConfig:
@@ -107,7 +112,7 @@ class Recipe(Stages):
 
     def _train_part(self, name: str, task: Task, crop: int, share: float) -> dict[str, Tensor]:
         """Train a part of the autoencoder in the folder of its name. Returns its weights, by their keys there."""
-        self.run(task, self.open_batches(crop, task), name, self._budget(share))
+        self.run(task, self.open_batches(crop, task, smooth=name == "cleaner"), name, self._budget(share))
         return {f"{name}.{k}": v for k, v in weight_files.load(self.out / name / f"{name}.safetensors").items()}
 
     def _open_start(self, start: str) -> tuple[ModelConfig, list[Mapping[str, Tensor]], dict[str, Tensor]]:

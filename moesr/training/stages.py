@@ -90,17 +90,17 @@ class Stages:
         """The engine of a stage."""
         return self._engine or LaunchedEngine(loop.accumulate, loop.precision)
 
-    def open_source(self, crop: int, loop: LoopConfig) -> BatchSource:
+    def open_source(self, crop: int, loop: LoopConfig, smooth: bool = False) -> BatchSource:
         """Crops of `crop` pixels: in batches on the device, or in batches of one for loaders."""
         device, batch = (self._engine.device, loop.batch) if self._engine else ("cpu", 1)
         return BatchSource(
             self.images, crop=crop, scale=self.config.model.scale, batch=batch, recipe=self.config.degradation,
-            device=device, seed=loop.seed,
+            device=device, seed=loop.seed, smooth=smooth,
         )  # fmt: skip
 
-    def open_batches(self, crop: int, task: Task) -> NextBatch:
+    def open_batches(self, crop: int, task: Task, smooth: bool = False) -> NextBatch:
         """Batches of crops of `crop` pixels, in the parts that this process computes."""
-        source = self.open_source(crop, task.loop)
+        source = self.open_source(crop, task.loop, smooth)
         if self._engine:
             return PreparedBatches(source) if source.device.type == "cuda" else lambda step: [source.next(step)]
         return Loader(lambda k: {name: value[0] for name, value in source.next(k).items()}, task.loop, task.engine)

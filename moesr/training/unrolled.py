@@ -16,22 +16,19 @@ from ..diffusion.experts import All, ExpertBank
 from ..diffusion.process import from_config
 from ..diffusion.samplers import sample
 from ..errors import SettingError
-from ..evaluation.lpips import LPIPS
 from ..images.resize import resize
 from ..networks.autoencoder import Autoencoder
 from ..networks.denoiser import denoiser
 from ..networks.space_moe import average_experts, repeat_expert
 from . import losses
-from .adversary import FeatureDiscriminator, augment_pair
 from .decoder import freeze_norms
 from .engine import Engine
 from .experts import predict_x0
 from .first_stage import enlarge, resize_condition
-from .loop import Batch, LoopConfig, Losses, Task, autocast
+from .loop import Batch, LoopConfig, Losses, autocast
+from .perceptual import FeatureLosses, PerceptualTask
 from .run_log import join_images
 
-#: Taps of LPIPS's VGG whose features the adversary judges, at 1/2 to 1/8 of the resolution, and their widths.
-TAPS, VGG_WIDTHS = slice(1, 4), (128, 256, 512)
 #: Part of the key of every weight of an adapter.
 _ADAPTER = "adapter"
 
@@ -72,12 +69,17 @@ class UnrolledConfig:
     adversary: float = 0.12
     #: Step from which the adversary counts.
     adversary_start: int = 200
+    #: The same for the cleaner, where L1 has the weight 1. Its images are compared at the size of the LR image.
+    cleaner_lpips: dict[str, float] = field(default_factory=lambda: {"alex": 0.3, "vgg": 0.6})
+    cleaner_adversary: float = 0.03
     #: Of L1 between result and HR image, both reduced to the size of the LR image.
     consistency: float = 0.15
     frequency: float = 0.05
     grid: float = 0.5
     #: Of L1 between a bicubic image and its own decoded latent, so that detail comes from the experts alone.
     smooth: float = 1.0
+    #: Prefer smooth places of photographs as often as detailed ones, as for the cleaner.
+    smooth_places: bool = False
     #: Shares of batches at fidelity 0 and at fidelity 1; the others have a random fidelity.
     generative: float = 0.55
     faithful: float = 0.15
@@ -90,7 +92,7 @@ class UnrolledConfig:
     gamma: float = 0.999
 
 
-class Unrolled(Task):
+class Unrolled(PerceptualTask):
     """Trains every expert and the decoder. Batches hold hr, lr and restore.
 
     experts, autoencoder: averaged weights to start from. Parts that an older model lacks (adapters, LR fusion,
@@ -126,12 +128,10 @@ class Unrolled(Task):
                 parameter.requires_grad_(_ADAPTER in name)
         if model.autoencoder.cleaner_channels:
             self.autoencoder.cleaner.requires_grad_(True)
-        self.distances = {name: LPIPS(name, metrics) for name in config.lpips}
         super().__init__(
-            config.loop, engine, networks, ema=config.ema, betas=(0.9, 0.99),
+            config.loop, engine, networks, FeatureLosses(config.lpips, config.adversary, config.adversary_start),
+            metrics=metrics, ema=config.ema, gamma=config.gamma,
             parameters=[p for p in networks.parameters() if p.requires_grad],
-            adversary=FeatureDiscriminator(VGG_WIDTHS) if "vgg" in config.lpips else None,
-            measures=list(self.distances.values()), gamma=config.gamma,
         )  # fmt: skip
         if config.compile:
             for network in self.experts:
@@ -163,11 +163,11 @@ class Unrolled(Task):
         report: Losses = {name: value.detach() for name, (_, value) in values.items()}
         against = None
         if fidelity < 1:
-            perceptual, against = self._perceptual_loss(out, hr, index, report)
+            perceptual, against = self.compare_features(out, hr, index, report)
             loss = loss + (1 - fidelity) * perceptual
         self.engine.backward(loss)
         if against is not None:
-            report["adversary"] = self.oppose([torch.cat(pair) for pair in against])
+            report["adversary"] = self.oppose(against)
         self.finish(against is not None)
         return report
 
@@ -231,30 +231,6 @@ class Unrolled(Task):
         if not self.model.autoencoder.estimator:
             return truth
         return torch.where(torch.rand_like(truth) < 0.5, truth, self.autoencoder.estimate_restore(batch["lr"]))
-
-    def _perceptual_loss(
-        self, out: Tensor, hr: Tensor, index: int, report: Losses
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]] | None]:
-        """LPIPS at a random offset minus the adversary's score, and the features, true and fake, for the adversary.
-
-        Both images go through the same DiffAugment before VGG, so that the adversary cannot memorise the training
-        images. LPIPS-vgg uses these features too, so it costs nothing more.
-        """
-        config, loss, against = self.config, out.new_zeros(()), None
-        shifted, real = losses.crop_randomly(out, hr)
-        with autocast(config.loop, hr.device):
-            for name, distance in self.distances.items():
-                pair = augment_pair(shifted, real) if name == "vgg" else (shifted, real)
-                fake = distance.embed(pair[0])
-                with torch.no_grad():
-                    true = distance.embed(pair[1])
-                value = distance.distance(fake, true).mean()
-                loss = loss + config.lpips[name] * value
-                report[name] = value.detach()
-                if name == "vgg" and self.adversary is not None and index >= config.adversary_start:
-                    loss = loss - config.adversary * self.judge(fake[TAPS])
-                    against = [(x, y.detach()) for x, y in zip(true[TAPS], fake[TAPS])]
-        return loss, against
 
     def pictures(self, batch: Batch) -> Tensor:
         """LR images, results at fidelity 0 and 1, HR images: [B, 3, H, 4 W]."""

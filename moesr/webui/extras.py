@@ -26,7 +26,6 @@ class MoESRExtras(webui_api.scripts_postprocessing.ScriptPostprocessing):
     order = 1100
 
     def ui(self) -> dict[str, Any]:
-        """Controls by the names of process()'s arguments."""
         default = engine().choose_default()
         config = engine().facts.read_config(default)
         own = {**list_own_values(config), "scale": {"value": config.scale}, "restore": {}}
@@ -44,7 +43,6 @@ class MoESRExtras(webui_api.scripts_postprocessing.ScriptPostprocessing):
         return controls
 
     def process_firstpass(self, pp: Any, enabled: bool = False, scale: float | None = None, **_: Any) -> None:
-        """Tells other scripts the size to come."""
         if enabled and scale:
             width, height = pp.shared.target_width or pp.image.width, pp.shared.target_height or pp.image.height
             pp.shared.target_width, pp.shared.target_height = int(width * scale + 0.5), int(height * scale + 0.5)

@@ -15,15 +15,12 @@ class MoESRGeneration(webui_api.scripts.Script):
     """Adds to the generation parameters; it changes no pixel."""
 
     def title(self) -> str:
-        """Its name for the host."""
         return "MoESR"
 
     def show(self, is_img2img: bool) -> Any:
-        """Always at work, without controls."""
         return webui_api.scripts.AlwaysVisible
 
     def process(self, p: Any, *_: Any) -> None:
-        """Before sampling."""
         p.extra_generation_params.update(sd15_decoder.list_facts(p.sd_model))
         used = p.hr_upscaler if getattr(p, "enable_hr", False) else None
         if is_ours(used):

@@ -41,7 +41,6 @@ class A1111Keeper(Keeper):
             self._loaded.add(network)
 
     def unload(self, handles: Sequence[Any]) -> None:
-        """To system memory."""
         for network in handles:
             network.to(self.offload_device)
             self._loaded.discard(network)
@@ -68,24 +67,19 @@ class ForgeKeeper(A1111Keeper):
         self._patcher = Whole
 
     def register(self, network: nn.Module) -> Any:
-        """A patcher."""
         return self._patcher(network, self.device, self.offload_device)
 
     def load(self, handles: Sequence[Any], *, others: Sequence[Any], working: int) -> None:
-        """The host unloads what it has to."""
         webui_api.forge_memory().load_models_gpu(list(handles), memory_required=working)
 
     def make_room(self, needed: int) -> None:
-        """On the CPU nothing would be gained."""
         if self.device.type != "cpu":
             webui_api.forge_memory().free_memory(needed, self.device)
 
     def measure_free_memory(self) -> int:
-        """What the host counts as free."""
         return int(webui_api.forge_memory().get_free_memory(self.device))
 
     def unload(self, handles: Sequence[Any]) -> None:
-        """All models of the host leave the device."""
         webui_api.forge_memory().unload_all_models()
         webui_api.empty_cache()
 

@@ -9,12 +9,11 @@ from functools import lru_cache
 
 from ..errors import CheckpointError, MoESRError, SettingError
 from ..hosting.hosted_model import HostedModel, open_hosted
-from ..hosting.model_facts import ModelFacts
-from ..hosting.model_runner import Runner
+from ..hosting.model_facts import ModelFacts, read_file_states
 from ..hosting.networks import Keeper, Networks
 from ..library import DEFAULT, add_folder, installed
 from ..model import DTYPES, SRModel
-from ..runtime import PlainRuntime
+from ..runtime import Runtime
 from ..sd15_decoder import LatentDecoder, open_decoder
 from ..tiling import LARGEST_TILE
 from . import webui_api
@@ -28,7 +27,7 @@ NO_DECODER = "None"
 class Engine:
     """One model and one decoder of SD latents in memory at a time. Runs are the host's: they never overlap.
 
-    It is the `ModelSource` of the runner.
+    It is the `ModelSource` (hosting/model_runner.py) of the tab, the upscalers, Extras and HTTP requests.
     """
 
     def __init__(self, keeper: Keeper) -> None:
@@ -38,7 +37,7 @@ class Engine:
         #: Networks of the model that was used last.
         self.networks: Networks | None = None
         self._opened: dict[tuple[str, str], HostedModel] = {}
-        self._decoder: tuple[object, HostedModel] | None = None
+        self._decoder: tuple[str, HostedModel] | None = None
 
     def choose_default(self) -> str:
         """The model that our setting names, or the embedded one if that is not there any more."""
@@ -59,7 +58,7 @@ class Engine:
         self.networks = networks
         hosted.begin_run(side, side)
         device = self.keeper.device
-        short = device.type != "cpu" and PlainRuntime().free_memory(device) < networks.needed
+        short = device.type != "cpu" and Runtime().free_memory(device) < networks.needed
         with webui_api.move_checkpoint_aside(short), webui_api.disable_autocast():
             try:
                 yield hosted.assemble()
@@ -72,7 +71,7 @@ class Engine:
         if path is None or open_decoder(path) is None:
             folder = webui_api.find_model_folders()[-1]
             raise SettingError(f"decoder {name!r} is not in the library: put its file into {folder}")
-        key = (name, path.stat().st_mtime_ns, path.stat().st_size)
+        key = read_file_states(path)
         if self._decoder is None or self._decoder[0] != key:
             self._decoder = (key, open_hosted(name, path, self.keeper))
         hosted = self._decoder[1]
@@ -81,12 +80,10 @@ class Engine:
         return hosted.decoder
 
     def end_decoder_run(self) -> None:
-        """A picture has been decoded."""
         if self._decoder is not None:
             self._decoder[1].networks.end_run(webui_api.get_option("moesr_keep"))
 
     def close(self) -> None:
-        """Let go of everything."""
         opened = [*self._opened.values(), *([self._decoder[1]] if self._decoder else [])]
         for hosted in opened:
             hosted.networks.end_run(keep=False)
@@ -114,17 +111,10 @@ def engine() -> Engine:
     return Engine(ForgeKeeper() if webui_api.FORGE else A1111Keeper(webui_api.choose_device()))
 
 
-@lru_cache(maxsize=1)
-def runner() -> Runner:
-    """What runs every picture of this process, for the tab, the upscalers, Extras and HTTP requests."""
-    return Runner(engine())
-
-
 def stop() -> None:
     """Let go of everything; the next call of `engine` begins anew."""
     engine().close()
     engine.cache_clear()
-    runner.cache_clear()
 
 
 def list_decoders() -> list[str]:

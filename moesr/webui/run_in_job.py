@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..hosting.model_runner import Progress
+from ..hosting.model_runner import use_model
 from ..page.controls import read_form
+from ..progress import Event
 from ..settings import result_size
 from . import webui_api
-from .opened_models import runner
+from .opened_models import engine
 
 
 def upscale_now(image: Image.Image, model: str, settings: Mapping[str, Any]) -> tuple[Image.Image, dict[str, Any]]:
@@ -21,14 +22,12 @@ def upscale_now(image: Image.Image, model: str, settings: Mapping[str, Any]) -> 
     Modes L, RGB and RGBA stay as they are. Its progress is the host's. Raises Stopped if the host's user interrupts,
     and MoESRError.
     """
-    scale = settings.get("scale") or runner().source.facts.read_config(model).scale
+    scale = settings.get("scale") or engine().facts.read_config(model).scale
     side = max(result_size(image.height, image.width, scale))
     # The host means pixels as they lie there, whatever EXIF says of turning them.
     pixels = np.asarray(image) if image.mode in ("L", "RGB", "RGBA") else image
-    with webui_api.keep_progress(), runner().open(model, side=side, check=webui_api.check) as opened:
-        clock = opened.start_clock(image.width, image.height, settings)
-        result = opened.upscale(pixels, settings, clock=clock, show=_show)
-        clock.finish()
+    with webui_api.keep_progress(), use_model(engine(), model, side=side, check=webui_api.check) as opened:
+        result = opened.upscale(pixels, settings, _show)
     larger = result.picture if isinstance(result.picture, Image.Image) else Image.fromarray(result.picture)
     if "icc_profile" in image.info:
         larger.info["icc_profile"] = image.info["icc_profile"]
@@ -40,5 +39,5 @@ def read_options() -> dict[str, Any]:
     return read_form({name: webui_api.get_option(f"moesr_{name}") for name in webui_api.RUN_OPTIONS})
 
 
-def _show(progress: Progress) -> None:
-    webui_api.show_progress(progress.fraction, f"MoESR: {progress.event.text}")
+def _show(event: Event) -> None:
+    webui_api.show_progress(event.fraction, f"MoESR: {event.text}")

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from ..atomic_files import TemporaryFolder
 from ..errors import MoESRError
-from ..hosting.model_runner import Runner
+from ..hosting.model_runner import ModelSource
 from ..page.job import FinishedPicture, Job
 from ..page.page_host import PageHost
 from ..result_files import save_new
 from ..settings_record import KEYWORD, to_texts
 from . import webui_api
 from .infotext import join_facts, list_facts
-from .opened_models import engine, runner
+from .opened_models import engine
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +39,12 @@ class TabHost(PageHost):
         self._sources: dict[Path, Path] = {}
 
     def begin_job(self, job: Job) -> AbstractContextManager[None]:
-        """The host's queue."""
         return webui_api.begin_job(len(job.uploads))
 
     def check(self) -> None:
-        """Raises Stopped if Interrupt was pressed anywhere in the host."""
         webui_api.check()
 
     def show(self, job: Job) -> None:
-        """To the host's bar."""
         at = job.progress
         webui_api.shared.state.job_no = at.picture - 1
         new = at.preview if at.preview is not self._preview else None
@@ -55,9 +52,9 @@ class TabHost(PageHost):
         fraction = min(1.0, max(0.0, at.fraction * at.pictures - (at.picture - 1)))
         webui_api.show_progress(fraction, f"MoESR: {at.name}, {at.event.text}", new)
 
-    def make_runner(self, device: str, dtype: str) -> Runner:
+    def make_source(self, device: str, dtype: str) -> ModelSource:
         """The one of all doors; precision and device are the host's."""
-        return runner()
+        return engine()
 
     def read_parameters(self, result: Path) -> str:
         """Generation parameters of the picture that a result was made from; empty if it had none."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moesr.runtime import PlainRuntime
+from moesr.runtime import Runtime
 from moesr.sd15_decoder import LatentDecoder, open_decoder
 from tests.checkpoint_files import read_key_table
 from tests.hosts.comfyui import Comfy
@@ -37,7 +37,7 @@ def expected(comfy: Comfy, latent: torch.Tensor) -> np.ndarray:
     parts = open_decoder(comfy.base / "models" / "moesr" / "fa_vae.safetensors")
     assert parts is not None
     network = parts.autoencoder(torch.float32, torch.device("cpu"))
-    decoder = LatentDecoder(network, torch.device("cpu"), torch.float32, PlainRuntime())
+    decoder = LatentDecoder(network, torch.device("cpu"), torch.float32, Runtime())
     return (decoder.decode(latent)[0] * 255).byte().numpy()
 
 

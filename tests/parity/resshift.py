@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moesr.config import ProcessConfig
 from moesr.diffusion.process import CLEAN, Process, residual_shift
-from moesr.diffusion.samplers import ddpm
+from moesr.diffusion.samplers import ddim
 
 from .case import Case
 from .sampling import posterior_mean
@@ -51,8 +51,8 @@ class Chain:
             k = int(t[i])
             drawn = (none if noise is None else noise)[i : i + 1]
             known = x0[i : i + 1]
-            last = self.before[k]
-            return ddpm(lambda *_: known, self.process, [self.kept[k]], z[i : i + 1], last=last, noise=lambda _: drawn)
+            run = {"last": self.before[k], "noise": lambda _: drawn, "y": none[:1]}  # y has no part in such a step
+            return ddim(lambda *_: known, self.process, [self.kept[k]], z[i : i + 1], **run)
 
         return torch.cat([one(i) for i in range(len(z))])
 

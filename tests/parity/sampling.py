@@ -12,7 +12,7 @@ from torch import Tensor
 from moesr.config import ProcessConfig, uniform_stages
 from moesr.diffusion.experts import All, ExpertBank
 from moesr.diffusion.process import CLEAN, Process, from_config
-from moesr.diffusion.samplers import ddim, ddpm
+from moesr.diffusion.samplers import ddim
 from moesr.errors import SettingError
 
 from . import recipe
@@ -51,7 +51,8 @@ def buffers(case: Case) -> None:
 def posterior_mean(process: Process, t: int, prev: int) -> Tensor:
     """What one ancestral step without noise takes of the predicted x0 and of the state: float64 [2]."""
     x0, z = torch.eye(2, dtype=torch.float64)
-    return ddpm(lambda *_: x0, process, [t], z, last=prev, noise=lambda _: torch.zeros_like(z))
+    nothing = torch.zeros_like(z)  # y has no part in such a step
+    return ddim(lambda *_: x0, process, [t], z, last=prev, noise=lambda _: nothing, y=nothing)
 
 
 def schedule(case: Case) -> None:
@@ -118,7 +119,7 @@ def _count(case: Case, process: Process, count: int, record: dict[str, Any]) -> 
 
 @torch.no_grad()
 def sampler(case: Case) -> None:
-    """Runs from recorded x_T and noises, at every state that was recorded: ddim, and ddpm too where eta is 1."""
+    """Runs from recorded x_T and noises, at every state that was recorded."""
     experts = [
         averaged_unet(case.config, recipe.weights(case.meta["weights"], e["salt"], e.get("gain")))
         for e in case.meta["experts"]
@@ -144,5 +145,3 @@ def sampler(case: Case) -> None:
     run: dict[str, Any] = {"noise": lambda i: case.inputs["noise"][i], "last": last, "callback": compare}
     z = case.inputs["x_T"]
     case.compare("latent", ddim(predict, process, timesteps, z, eta=eta, **run), rtol=SAMPLER)
-    if eta == 1:
-        case.compare("latent", ddpm(predict, process, timesteps, z, **run), rtol=SAMPLER)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from ...checkpoints.weight_reading import DTYPES
+from ...model import load
+from ...pipeline import upscale
 from ..parity import synthetic_picture
 from .measure import (
     DEVICE_MATRIX,
@@ -40,9 +42,13 @@ def choose_sections(device: torch.device, quick: bool) -> tuple[str, ...]:
     return ("matrix", "copy", "step", "image") if quick else SECTIONS
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is measured, and how often."""
+@dataclass
+class Bench:
+    """Measures rows.
+
+    The yardstick (a matrix product), a part by the plain networks and by ours run in turn. Every figure is the median
+    of its rounds. Networks of full size have random weights: their speed does not depend on them.
+    """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     #: "wall", or "cpu" for CPU time.
@@ -57,20 +63,11 @@ class Plan:
     #: The model of whole images and scaling.
     model: str = "tiny"
 
-
-class Bench:
-    """Measures the rows of a plan.
-
-    The yardstick (a matrix product), a part by the plain networks and by ours run in turn. Every figure is the median
-    of its rounds. Networks of full size have random weights: their speed does not depend on them.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.device = plan, plan.device
-        self.watch = Stopwatch(plan.device, plan.clock)
+    def __post_init__(self) -> None:
+        self.watch = Stopwatch(self.device, self.clock)
 
     def rows(self) -> Iterator[Row]:
-        for section in self.plan.sections:
+        for section in self.sections:
             yield from getattr(self, f"_{section}")()
 
     def _dtypes(self) -> list[str]:
@@ -81,7 +78,7 @@ class Bench:
         for name, dtype in DTYPES.items():
             side = self._side(dtype)
             product, count = prepare_matrix_product(dtype, self.device, side), side**3 / 1e12
-            seconds = median(self.watch.alternating([product], self.plan.rounds)[0])
+            seconds = median(self.watch.alternating([product], self.rounds)[0])
             yield Row(f"matrix product {side}, {name}", seconds, count, 1.0)
 
     def _side(self, dtype: torch.dtype) -> int:
@@ -92,26 +89,26 @@ class Bench:
     def _copy(self) -> Iterator[Row]:
         source = torch.ones(COPY_BYTES // 4, device=self.device)
         target = torch.empty_like(source)
-        seconds = median(self.watch.alternating([lambda: target.copy_(source)], self.plan.rounds)[0])
+        seconds = median(self.watch.alternating([lambda: target.copy_(source)], self.rounds)[0])
         yield Row(f"copy of {COPY_BYTES // 2**20} MiB", seconds, gb_per_second=2 * COPY_BYTES / 1e9 / seconds)
 
     @torch.inference_mode()
     def _step(self) -> Iterator[Row]:
-        latent = 64 if self.plan.quick and self.device.type == "cpu" else 128
+        latent = 64 if self.quick and self.device.type == "cpu" else 128
         before: Part | None = None
         for name in self._dtypes():
             part = expert_step(latent, DTYPES[name], self.device)
             yield self._row(part, name)
             if before is not None:
-                ours, theirs = self.watch.alternating([part.run, before.run], self.plan.rounds)
+                ours, theirs = self.watch.alternating([part.run, before.run], self.rounds)
                 speedup = median_ratio(theirs, ours)
                 yield Row(f"  {name} against our fp32", median(ours), speedup_over_reference=speedup)
             before = before or part
 
     @torch.inference_mode()
     def _decode(self) -> Iterator[Row]:
-        side = 128 if self.plan.quick else self.plan.side
-        rounds = max(1, self.plan.rounds - 1)
+        side = 128 if self.quick else self.side
+        rounds = max(1, self.rounds - 1)
         exact: Part | None = None
         for name in self._dtypes():
             whole, *parts = decoder_parts(side, DTYPES[name], self.device)
@@ -123,52 +120,44 @@ class Bench:
                 yield self._row(part, name, rounds)
 
     def _image(self) -> Iterator[Row]:
-        from ...model import load
-        from ...pipeline import upscale
-
-        sides: tuple[int, ...] = (min(256, self.plan.side) if self.plan.quick else self.plan.side,)
+        sides: tuple[int, ...] = (min(256, self.side) if self.quick else self.side,)
         if self.device.type != "cpu":
-            sides = DEVICE_SIDES[:1] if self.plan.quick else DEVICE_SIDES
-        model = load(self.plan.model, device=self.device)
+            sides = DEVICE_SIDES[:1] if self.quick else DEVICE_SIDES
+        model = load(self.model, device=self.device)
         for side in sides:
             picture = synthetic_picture(side // model.scale)
             runs: list[Run] = [lambda p=picture: upscale(model, p)]
-            seconds = median(self.watch.alternating(runs, self.plan.rounds)[0])
+            seconds = median(self.watch.alternating(runs, self.rounds)[0])
             with peak(self.device) as used:
                 runs[0]()
             steps = model.config.steps
-            yield Row(f"{self.plan.model}, {side} x {side}, {steps} steps", seconds, peak_mib=used.mib)
+            yield Row(f"{self.model}, {side} x {side}, {steps} steps", seconds, peak_mib=used.mib)
 
     def _full(self) -> Iterator[Row]:
         """Whole images by full-size networks; the first in turn with the plain networks."""
-        from ...pipeline import upscale
-
         name = self._dtypes()[-1]
         product = prepare_matrix_product(DTYPES[name], self.device, self._side(DTYPES[name]))
         for kind, steps in FULL_RUNS:
             model = full_size_model(kind, steps, DTYPES[name], self.device)
-            picture = synthetic_picture(self.plan.side // model.scale)
-            latent = self.plan.side // model.config.autoencoder.factor
+            picture = synthetic_picture(self.side // model.scale)
+            latent = self.side // model.config.autoencoder.factor
             runs: list[Run] = [product, lambda m=model, p=picture, n=steps: upscale(m, p, steps=n, tile=0)]
             if (kind, steps) == FULL_RUNS[0]:
                 runs.append(plain_run(model, steps, latent))
-            times = self.watch.alternating(runs, 1 if self.plan.quick else max(1, self.plan.rounds - 1))
+            times = self.watch.alternating(runs, 1 if self.quick else max(1, self.rounds - 1))
             with peak(self.device) as used:
                 runs[1]()
             count = count_run(model.config, steps, latent)
             share = median_ratio(times[0], times[1]) * count / (self._side(DTYPES[name]) ** 3 / 1e12)
             speedup = median_ratio(times[2], times[1]) if len(times) == 3 else None
-            row = f"full-size {kind}, {self.plan.side} x {self.plan.side}, {steps} steps, {name}"
+            row = f"full-size {kind}, {self.side} x {self.side}, {steps} steps, {name}"
             yield Row(row, median(times[1]), count, share, speedup, used.mib)
 
     def _scaling(self) -> Iterator[Row]:
         """Seconds per megapixel, and memory beyond the result, from one tile to many. Two steps are enough to see."""
-        from ...model import load
-        from ...pipeline import upscale
-
-        model = load(self.plan.model, device=self.device)
+        model = load(self.model, device=self.device)
         upscale(model, synthetic_picture(64 // model.scale), steps=2)  # weights that are converted come into memory
-        for side in SIDES[:2] if self.plan.quick else SIDES:
+        for side in SIDES[:2] if self.quick else SIDES:
             picture = synthetic_picture(side // model.scale)
 
             def run(side: int = side, picture: Any = picture) -> None:
@@ -177,7 +166,7 @@ class Bench:
             with peak(self.device) as used:
                 seconds = self.watch(run)
             beyond = None if used.bytes is None else max(0, used.bytes - side * side * 3) / 2**20
-            name = f"{self.plan.model}, {side} x {side}, 2 steps, tiles of 512: seconds per megapixel"
+            name = f"{self.model}, {side} x {side}, 2 steps, tiles of 512: seconds per megapixel"
             yield Row(name, seconds / (side * side / 1e6), peak_mib=beyond)
 
     def _row(self, part: Part, dtype: str, rounds: int | None = None, memory: bool = False) -> Row:
@@ -185,7 +174,7 @@ class Bench:
         yardstick = prepare_matrix_product(DTYPES[dtype], self.device, side)
         # The first round warms the caches of kernels; a run of many seconds needs no round for that alone.
         runs = [yardstick, part.run, part.plain]
-        times = self.watch.alternating(runs, rounds or self.plan.rounds, warm=rounds is None)
+        times = self.watch.alternating(runs, rounds or self.rounds, warm=rounds is None)
         count = count_products(part.count)
         share = median_ratio(times[0], times[1]) * count / (side**3 / 1e12)
         speedup, mib = median_ratio(times[2], times[1]), None

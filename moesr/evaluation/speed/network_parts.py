@@ -127,7 +127,6 @@ def decoder_parts(side: int, dtype: torch.dtype, device: torch.device) -> list[P
 
 
 def _build(kind: Callable[..., nn.Module], config: object, dtype: torch.dtype, device: torch.device) -> Any:
-    """A network with random weights, ready to run."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return kind(config).to(device, dtype).eval().requires_grad_(False)

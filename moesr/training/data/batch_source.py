@@ -39,13 +39,15 @@ class BatchSource:
         shrink: an image is reduced by a factor from 1 to this before a crop is taken, evenly in its logarithm.
         colour: probability that brightness, contrast and saturation are changed; a twentieth of these crops also have
             their channels permuted.
+        smooth: prefer smooth places as often as detailed ones, to learn that nothing is left of noise there.
 
     `next(step)` is a function of (seed, step) on one kind of device, so a resumed run sees the same batches:
     hr [batch, 3, crop, crop] and lr [batch, 3, crop / scale, crop / scale], float32 in [-1, 1]; restore [batch], how
     degraded each LR is, 0 to 1 (see restore_value.py). Another kind of device has other noise, and all else equal.
 
     Places are drawn evenly over all pixels. In two thirds of the cases three are drawn, and the one with most detail
-    is taken, but never one of the hardest 3 per cent (pebbles, noise). Raises SettingError for a crop that the scale
+    is taken, but never one of the hardest 3 per cent (pebbles, noise); with `smooth` in a third the one with most, in a
+    third the one with least. Raises SettingError for a crop that the scale
     does not divide, or a negative seed; ImageError for images that are missing, damaged or smaller than the crop.
     """
 
@@ -61,6 +63,7 @@ class BatchSource:
         seed: int = 0,
         shrink: float = 2.5,
         colour: float = 0.5,
+        smooth: bool = False,
     ) -> None:
         if scale < 1 or crop < scale or crop % scale:
             nearest = max(1, crop // max(scale, 1)) * scale
@@ -68,7 +71,7 @@ class BatchSource:
         if seed < 0:
             raise SettingError(f"seed {seed}: must not be negative; choose 0 or more")
         self.crop, self.scale, self.batch, self.seed = crop, scale, batch, seed
-        self.shrink, self.colour, self.device = shrink, colour, torch.device(device)
+        self.shrink, self.colour, self.smooth, self.device = shrink, colour, smooth, torch.device(device)
         self.degradation = degradation(recipe, scale)
         found = images if isinstance(images, Images) else read_images(images, self.device)
         found.check_sizes(crop)
@@ -113,12 +116,16 @@ class BatchSource:
 
     def _choose(self, rng: np.random.Generator, count: int) -> list[_Place]:
         places = self._places(rng, count * _PLACES)
-        prefer = rng.random(count) < 2 / 3
+        draw = rng.random(count)
         chosen = []
         for k in range(count):
             group = places[k * _PLACES : (k + 1) * _PLACES]
             good = [place for place in group if place[-1] <= self._hardest]
-            chosen.append(max(good, key=lambda place: place[-1]) if good and prefer[k] else group[0])
+            if self.smooth and draw[k] > 2 / 3:
+                chosen.append(min(group, key=lambda place: place[-1]))
+            else:
+                prefer = draw[k] < (1 / 3 if self.smooth else 2 / 3)
+                chosen.append(max(good, key=lambda place: place[-1]) if good and prefer else group[0])
         return chosen
 
     def _cut_all(self, places: list[_Place], rng: np.random.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""One small file with the most detailed parts of many photographs: all that a training run needs.
+"""One small file with the best parts of many photographs: all that a training run needs.
 
 A pack is a ZIP file without further compression. Its first entry, pack.json, says how it was made and which
 photographs it is from; every other entry is one part of 256 x 256 pixels as WebP of quality 85. Of what Pillow
@@ -81,14 +81,15 @@ class Part:
 
 
 def write_pack(photos: Sequence[Photo], path: Path, *, max_mb: float, leave_out: Collection[str] = ()) -> Pack:
-    """Write the most detailed parts of photographs into a pack of at most `max_mb` MB (10^6 bytes).
+    """Write the most detailed and some smooth parts of photographs into a pack of at most `max_mb` MB (10^6 bytes).
 
     How they are chosen: every photograph is first reduced by the smallest of 1, 1.25, 1.5, 2, 2.5, 3, 4 at which it is
     sharp (squared differences grow by less than 2.9 times from 1 to 2 pixels of distance: about 2 where edges
     are steps, 4 where all is smooth). Its most detailed 256 x 256 pixels are a part, then the most detailed that do not
-    overlap it, and so on. The parts of one photograph are ordered by detail; those above the 97th percentile of all
-    parts come last. The k-th part (from 0) goes in at rank k / sqrt(pixels of the photograph): every photograph has
-    one before a large one has many. Files whose names differ only in two numbers at their end are one photograph.
+    overlap it, and so on. The parts of one photograph are ordered by detail, but the second, fifth ... is the smoothest
+    that is left, so that skies are learned too; those above the 97th percentile of all parts come last. The k-th part
+    (from 0) goes in at rank k / sqrt(pixels of the photograph): every photograph has one before a large one has many.
+    Files whose names differ only in two numbers at their end are one photograph.
 
     leave_out: file names, or stems of these. The same photographs give the same bytes. Raises SettingError where
     nothing is left or fits; an existing file stays until the pack is whole.
@@ -166,9 +167,11 @@ def _order(parts: list[Part], names: list[str]) -> list[Part]:
         groups.setdefault(_photograph(names[part.photo]), []).append(part)
     ranked: list[tuple[float, float, Part]] = []
     for group in groups.values():
-        group.sort(key=lambda part: (part.detail > hardest, -part.detail))
+        rest = sorted((part for part in group if part.detail <= hardest), key=lambda part: -part.detail)
+        chosen = [rest.pop(-1 if k % 3 == 1 else 0) for k in range(len(rest))]
+        chosen += [part for part in group if part.detail > hardest]
         area = sum((p.box[2] - p.box[0]) * (p.box[3] - p.box[1]) for p in group)
-        ranked += [(rank / area**0.5, -part.detail, part) for rank, part in enumerate(group)]
+        ranked += [(rank / area**0.5, -part.detail, part) for rank, part in enumerate(chosen)]
     return [part for _, _, part in sorted(ranked, key=lambda item: item[:2])]
 
 
