@@ -123,7 +123,6 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """True when nothing more will come."""
         return self.state in ("done", "failed", "cancelled")
 
     @property
@@ -174,12 +173,10 @@ class Job:
             )
 
     def show(self, progress: JobProgress) -> None:
-        """The worker has come so far."""
         self.progress = progress
         self._notify()
 
     def end(self, state: str, error: str = "") -> None:
-        """Nothing more will come."""
         self.state, self.error = state, error
         self._notify()
 

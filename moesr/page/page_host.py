@@ -33,7 +33,6 @@ class LoadedModels:
         yield self._loaded[2]
 
     def close(self) -> None:
-        """Let go of the model."""
         if self._loaded is not None:
             self._loaded[2].close()
         self._loaded = None

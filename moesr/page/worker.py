@@ -83,7 +83,6 @@ class Worker:
         return "failed", job.failures[0] if len(job.failures) == 1 else "none of the pictures could be done"
 
     def close(self) -> None:
-        """Let go of the models."""
         self._source.close()
 
     def _upscale(self, job: Job, model: OpenModel, reporter: _Reporter, target: Target, size: TargetSize) -> None:
