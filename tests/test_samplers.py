@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moesr.config import ProcessConfig
 from moesr.diffusion.process import Process, from_config
-from moesr.diffusion.samplers import SAMPLERS, Predict, ddim, dpmpp_2m, sample
+from moesr.diffusion.samplers import Predict, ddim, dpmpp_2m, sample
 from moesr.errors import SettingError
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -142,22 +142,6 @@ def test_noise_is_asked_for_in_order_and_only_where_it_is_added(paper: Process) 
     assert asked == [0, 1, 2, 3, 4]  # the sixth step ends clean
     sample("ddim", predictor(paper), paper, timesteps, start(), noise=never, eta=0.0)
     sample("dpmpp_2m", predictor(paper), paper, timesteps, start(), noise=never)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_callback_sees_every_step_and_the_state_after_it(paper: Process, name: str) -> None:
-    seen: list[tuple[int, int, Tensor]] = []
-    timesteps, noise = paper.timesteps(5, "trailing"), noises(5).float().__getitem__
-
-    def note(i: int, t: int, z: Tensor, _: Tensor) -> None:
-        seen.append((i, t, z))
-
-    z = sample(name, predictor(paper), paper, timesteps, start().float(), noise=noise, callback=note)
-    assert z.dtype == torch.float32
-    assert [(i, t) for i, t, _ in seen] == list(enumerate(timesteps))
-    assert torch.equal(seen[-1][2], z)
-    half = sample(name, predictor(paper), paper, timesteps[:2], start().float(), noise=noise, last=timesteps[2])
-    assert torch.equal(seen[1][2], half)
 
 
 def test_bad_settings_are_named(paper: Process) -> None:
