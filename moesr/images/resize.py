@@ -29,14 +29,7 @@ def resize(image: Tensor, size: tuple[int, int], matrices: Matrices | None = Non
     height, width = image.shape[-2:]
     if not image.numel():
         raise ImageError(f"image of {width} x {height} pixels: nothing to resize; give at least one pixel")
-    if min(size) < 1:
-        raise SettingError(f"size {size[1]} x {size[0]}: an image has at least one pixel; use a larger scale")
-    result = image.float() if image.dtype in (torch.float16, torch.bfloat16) else image
-    scales = (size[0] / height, size[1] / width)
-    # The smaller scale first: MATLAB's order, and less work. Rows first where they are equal.
-    for axis in (0, 1) if scales[0] <= scales[1] else (1, 0):
-        result = _resample_axis(result, axis, size[axis], scales[axis], matrices)
-    return result.to(image.dtype)
+    return _resample(image, size, (size[0] / height, size[1] / width), matrices)
 
 
 def resize_rows(
@@ -65,7 +58,21 @@ def resize_uint8(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(result.reshape(*size, *array.shape[2:]).numpy())
 
 
-def _resample_axis(image: Tensor, axis: int, count: int, scale: float, matrices: Matrices | None = None) -> Tensor:
+def _resample(
+    image: Tensor, size: tuple[int, int], scales: tuple[float, float], matrices: Matrices | None = None
+) -> Tensor:
+    if min(size) < 1:
+        raise SettingError(f"size {size[1]} x {size[0]}: an image has at least one pixel; use a larger scale")
+    result = image.float() if image.dtype in (torch.float16, torch.bfloat16) else image
+    # The smaller scale first: MATLAB's order, and less work. Rows first where they are equal.
+    for axis in (0, 1) if scales[0] <= scales[1] else (1, 0):
+        result = _resample_axis(result, axis, size[axis], scales[axis], matrices)
+    return result.to(image.dtype)
+
+
+def _resample_axis(
+    image: Tensor, axis: int, count: int, scale: float, matrices: Matrices | None = None
+) -> Tensor:  # fmt: skip
     """One 1-D pass along rows (axis 0) or columns (axis 1), by products with small blocks of the banded matrix."""
     dim = image.ndim - 2 + axis
     length = image.shape[dim]
