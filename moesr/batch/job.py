@@ -257,8 +257,8 @@ def _prepare_manifest(
     """
     own = {"inputs": names, "column": options.column, "format": options.format, **asdict(work)}
     before: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        before = json.loads((folder / "job.json").read_bytes())
+    with suppress(OSError, ValueError, TypeError):
+        before = dict(json.loads((folder / "job.json").read_bytes()))
     if before:
         for name in ("format", "model_hash", "settings", "quality", "metadata", "threads", "settings_hash"):
             if before.get(name) != own[name]:

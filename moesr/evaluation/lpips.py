@@ -17,7 +17,7 @@ from .metric_files import find_weights
 
 #: Widths of VGG16's convolutions; "M" is a 2 x 2 max pool.
 _VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
-_FEATURES = {"alex": "alexnet_features", "vgg": "vgg16_features"}
+_FEATURES = {"alex": "alexnet_features.safetensors", "vgg": "vgg16_features.safetensors"}
 #: Indices of the ReLUs whose outputs are compared.
 _TAPS = {"alex": (1, 4, 7, 9, 11), "vgg": (3, 8, 15, 22, 29)}
 
@@ -32,7 +32,7 @@ class LPIPS(nn.Module):
 
     def __init__(self, net: str = "alex", weights: str | Path | None = None) -> None:
         super().__init__()
-        files = [find_weights(weights, word) for word in (_FEATURES[net], "lpips_heads")]
+        files = [find_weights(weights, word) for word in (_FEATURES[net], "lpips_heads.safetensors")]
         with torch.device("meta"):  # the network never has random weights, which take time
             self.features = _alexnet() if net == "alex" else _vgg16()
         tensors = load_file(files[0])

@@ -30,7 +30,7 @@ class NIQE:
     """
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        path = find_weights(weights, "niqe_pris_params")
+        path = find_weights(weights, "niqe_pris_params.npz")
         try:
             with np.load(path) as file:
                 values = {name: torch.from_numpy(file[name].astype(np.float64)) for name in _SHAPES}

@@ -22,10 +22,12 @@ TAPS, VGG_WIDTHS = slice(1, 4), (128, 256, 512)
 
 @dataclass(frozen=True)
 class FeatureLosses:
-    """Weights of LPIPS by network and of the adversary, which counts from a step on."""
+    """Weights of the losses of features."""
 
+    #: Of LPIPS, by network.
     lpips: Mapping[str, float]
     adversary: float
+    #: Step from which the adversary counts.
     adversary_start: int
 
 
@@ -47,10 +49,11 @@ class PerceptualTask(Task):
     def compare_features(
         self, out: Tensor, hr: Tensor, index: int, report: Losses
     ) -> tuple[Tensor, list[Tensor] | None]:
-        """LPIPS at a random offset minus the adversary's score, and the features, true and fake, for the adversary.
+        """Of images [B, 3, H, W] in [-1, 1]: LPIPS at a random offset minus the adversary's score, weighted.
 
-        Both images go through the same DiffAugment before VGG, so that the adversary cannot memorise the training
-        images. LPIPS-vgg uses these features too, so it costs nothing more.
+        Also the features that the adversary learns from, true ones before fake ones; None before it counts. Both images
+        go through the same DiffAugment before VGG, so that the adversary cannot memorise the training images.
+        LPIPS-vgg uses these features too, so it costs nothing more.
         """
         loss, against = out.new_zeros(()), None
         shifted, real = losses.crop_randomly(out, hr)

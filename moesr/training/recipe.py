@@ -78,8 +78,9 @@ class Recipe(Stages):
             share -= stage.cleaner_share
             loop = self.adapt_loop(stage.cleaner, stage.cleaner.batch)
             estimator = _select(autoencoder, "estimator.")
+            features = FeatureLosses(stage.cleaner_lpips, stage.cleaner_adversary, stage.adversary_start)
             task = CleanerTask(
-                loop, self.make_engine(loop), FeatureLosses(stage.cleaner_lpips, stage.cleaner_adversary, 200),
+                loop, self.make_engine(loop), features,
                 channels=wanted.cleaner_channels, estimator=estimator, start=cleaner, metrics=self.metrics,
             )  # fmt: skip
             autoencoder |= self._train_part("cleaner", task, _CLEANER_CROP, stage.cleaner_share)

@@ -67,9 +67,9 @@ class UnrolledConfig:
     l1_faithful: float = 4.0
     lpips: dict[str, float] = field(default_factory=lambda: {"alex": 1.4, "vgg": 2.4})
     adversary: float = 0.12
-    #: Step from which the adversary counts.
+    #: Step from which the adversary counts, also in the training of the cleaner.
     adversary_start: int = 200
-    #: The same for the cleaner, where L1 has the weight 1. Its images are compared at the size of the LR image.
+    #: Weights for the cleaner, where L1 has the weight 1. Its images are compared at the size of the LR image.
     cleaner_lpips: dict[str, float] = field(default_factory=lambda: {"alex": 0.3, "vgg": 0.6})
     cleaner_adversary: float = 0.03
     #: Of L1 between result and HR image, both reduced to the size of the LR image.

@@ -46,9 +46,9 @@ class BatchSource:
     degraded each LR is, 0 to 1 (see restore_value.py). Another kind of device has other noise, and all else equal.
 
     Places are drawn evenly over all pixels. In two thirds of the cases three are drawn, and the one with most detail
-    is taken, but never one of the hardest 3 per cent (pebbles, noise); with `smooth` in a third the one with most, in a
-    third the one with least. Raises SettingError for a crop that the scale
-    does not divide, or a negative seed; ImageError for images that are missing, damaged or smaller than the crop.
+    is taken, but never one of the hardest 3 per cent (pebbles, noise); with `smooth`, in half of these cases the one
+    with least detail. Raises SettingError for a crop that the scale does not divide, or a negative seed; ImageError for
+    images that are missing, damaged or smaller than the crop.
     """
 
     def __init__(
@@ -121,11 +121,12 @@ class BatchSource:
         for k in range(count):
             group = places[k * _PLACES : (k + 1) * _PLACES]
             good = [place for place in group if place[-1] <= self._hardest]
-            if self.smooth and draw[k] > 2 / 3:
-                chosen.append(min(group, key=lambda place: place[-1]))
-            else:
-                prefer = draw[k] < (1 / 3 if self.smooth else 2 / 3)
-                chosen.append(max(good, key=lambda place: place[-1]) if good and prefer else group[0])
+            place = group[0]
+            if self.smooth and draw[k] < 1 / 3:
+                place = min(group, key=lambda place: place[-1])
+            elif good and draw[k] < 2 / 3:
+                place = max(good, key=lambda place: place[-1])
+            chosen.append(place)
         return chosen
 
     def _cut_all(self, places: list[_Place], rng: np.random.Generator) -> Tensor:

@@ -167,9 +167,10 @@ def _order(parts: list[Part], names: list[str]) -> list[Part]:
         groups.setdefault(_photograph(names[part.photo]), []).append(part)
     ranked: list[tuple[float, float, Part]] = []
     for group in groups.values():
-        rest = sorted((part for part in group if part.detail <= hardest), key=lambda part: -part.detail)
-        chosen = [rest.pop(-1 if k % 3 == 1 else 0) for k in range(len(rest))]
-        chosen += [part for part in group if part.detail > hardest]
+        group.sort(key=lambda part: -part.detail)
+        hard = [part for part in group if part.detail > hardest]
+        rest = group[len(hard) :]
+        chosen = [rest.pop(-1 if k % 3 == 1 else 0) for k in range(len(rest))] + hard
         area = sum((p.box[2] - p.box[0]) * (p.box[3] - p.box[1]) for p in group)
         ranked += [(rank / area**0.5, -part.detail, part) for rank, part in enumerate(chosen)]
     return [part for _, _, part in sorted(ranked, key=lambda item: item[:2])]
